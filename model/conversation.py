@@ -1,0 +1,50 @@
+"""What is said: turns, videos and the rendered prompt of a conversation. Text only: no tokens, no tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One thing said, by the user or by the model."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """What a prompt says of one video: which frames were sampled, and the rate that turns indices into seconds."""
+
+    frame_indices: tuple[int, ...]
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """Everything the model is to see before it answers; the last turn is the user's question."""
+
+    clips: tuple[Clip, ...]
+    turns: tuple[Turn, ...]
+    system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSlot:
+    """The place in a prompt where the video tokens of `clips[clip]` go."""
+
+    clip: int
+
+
+class Template(Protocol):
+    """How a family writes a conversation down."""
+
+    @property
+    def stop(self) -> Sequence[str]:
+        """Strings at which an answer ends; they are never part of it."""
+
+    def render(self, conversation: Conversation) -> tuple[str | VideoSlot, ...]:
+        """The prompt as text segments and video slots, in order. Text typed by a user can forge neither."""

@@ -1,0 +1,53 @@
+"""How the tokens of one answer are chosen. Every field is finite and bounded; no torch here."""
+
+import math
+from dataclasses import dataclass
+
+MAX_TOKENS = 8192
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256
+MAX_SEED = 2**63 - 1
+
+
+class InvalidSampling(ValueError):
+    """A sampling field is out of its bounds; `param` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `repetition_penalty` 1 are off.
+
+    Random numbers are keyed by (seed, position), so neither batch mates nor a resumption change a token.
+
+    Raises:
+        InvalidSampling: a field is not finite or out of bounds.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0.0, 5.0)
+        _check("top_k", self.top_k, 0, 1_000_000)
+        _check("top_p", self.top_p, 1e-6, 1.0)
+        _check("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
+        _check("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _check("seed", self.seed, 0, MAX_SEED)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidSampling("stop", f"At most {MAX_STOP_STRINGS} stop strings are allowed.")
+        if any(not 1 <= len(text) <= MAX_STOP_LENGTH for text in self.stop):
+            raise InvalidSampling("stop", f"A stop string has 1 to {MAX_STOP_LENGTH} characters.")
+
+
+def _check(param: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidSampling(param, f"{param} must be between {low} and {high}.")

@@ -1,0 +1,214 @@
+"""One answer while this replica gives it: what it has said, what is not yet in the store, how it ends. No I/O."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from model.conversation import Turn
+from model.engine.sampling_params import SamplingParams
+from model.features import PackedFeatures
+from service.errors import ServiceError
+from service.ids import new_id
+from service.metrics import Metrics
+from service.store.answers import AnswerWrite, Ending
+from service.store.event_log import LogEvent
+from service.store.records import (
+    AnswerRecord,
+    AnswerStatus,
+    FinishReason,
+    MessageRecord,
+    Problem,
+    SampledFrame,
+    SessionRecord,
+    Timings,
+    Usage,
+    VideoFrames,
+    VideoRecord,
+)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class LiveAnswer:
+    """An answer in the making. Methods change state only; the owner writes it out with `take_unwritten`."""
+
+    tenant: str
+    record: AnswerRecord
+    session: SessionRecord
+    videos: tuple[VideoRecord, ...]
+    turns: tuple[Turn, ...]
+    params: SamplingParams
+    num_messages: int
+    """Messages in the session's history before this turn."""
+
+    num_readers: int = 0
+    work: "asyncio.Task[None] | None" = None
+    absence: "asyncio.Task[None] | None" = None
+    deadline: asyncio.TimerHandle | None = None
+
+    _frames: tuple[VideoFrames, ...] | None = None
+    _text: list[str] = field(default_factory=list)
+    _num_events: int = 0
+    _unwritten: list[LogEvent] = field(default_factory=list)
+    _ending: Ending | None = None
+    _finish_reason: str | None = None
+    _num_tokens: int = 0
+    _num_prompt_tokens: int = 0
+    _started_at: float = field(default_factory=time.monotonic)
+    _first_token_at: float | None = None
+    _last_token_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The answer's id, which is also its job's."""
+        return self.record.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be added any more."""
+        return self._ending is not None
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether a worker has the question, so that the end must come from there."""
+        return self._frames is not None and not self.ended
+
+    def opening(self) -> LogEvent:
+        """The first event of the log."""
+        return self._event("answer", {"id": self.id, "session_id": self.session.id})
+
+    def add_progress(self, video_id: str, stage: str, fraction: float) -> None:
+        """A video is being prepared for this answer."""
+        if not self.ended:
+            data = {"video_id": video_id, "stage": stage, "fraction": round(fraction, 4)}
+            self._unwritten.append(self._event("progress", data))
+
+    def set_frames(self, features: list[PackedFeatures]) -> None:
+        """The frames the answer is given on; from now on a worker has the question."""
+        self._frames = tuple(
+            VideoFrames(
+                video_id=video.id,
+                frames=tuple(
+                    SampledFrame(index=index, timestamp=timestamp)
+                    for index, timestamp in zip(packed.frame_indices, packed.timestamps, strict=True)
+                ),
+            )
+            for video, packed in zip(self.videos, features, strict=True)
+        )
+
+    def add_delta(self, text: str, *, num_tokens: int, metrics: Metrics) -> None:
+        """Tokens were generated; their text may still be held back."""
+        now = time.monotonic()
+        if num_tokens:
+            if self._last_token_at is not None:
+                metrics.inter_token_latency.observe((now - self._last_token_at) / num_tokens)
+            else:
+                self._first_token_at = now
+                metrics.time_to_first_token.observe(now - self._started_at)
+            self._last_token_at = now
+            self._num_tokens += num_tokens
+        if text:
+            self._text.append(text)
+            self._unwritten.append(self._event("delta", {"text": text}))
+
+    def finish(self, finish_reason: str, *, num_prompt_tokens: int) -> None:
+        """The answer ends; its turn enters the history, unless it was stopped before its first word."""
+        self._num_prompt_tokens = num_prompt_tokens
+        self._finish_reason = finish_reason
+        message = self._message(finish_reason)
+        status: AnswerStatus = "cancelled" if finish_reason == "abort" else "completed"
+        record = self.record.model_copy(update={"status": status, "message": message})
+        asked = MessageRecord(
+            id=new_id("msg"),
+            role="user",
+            content=self.record.question,
+            created_at=self.record.created_at,
+            answer_id=self.id,
+        )
+        self._unwritten.append(
+            self._event(
+                "done",
+                {
+                    "id": self.id,
+                    "message_id": message.id,
+                    **message.model_dump(include={"finish_reason", "usage", "timings", "frames"}, mode="json"),
+                },
+            )
+        )
+        is_heard = bool(message.content) or finish_reason != "abort"
+        self._ending = Ending(record=record, number=self.num_messages, turn=(asked, message) if is_heard else ())
+
+    def fail(self, error: ServiceError) -> None:
+        """The answer ends without one: the log says why, and the history stays as it was."""
+        self._finish_reason = "error"
+        problem = Problem(code=error.code, message=error.message)
+        record = self.record.model_copy(update={"status": "failed", "error": problem})
+        self._unwritten.append(self._event("error", error.envelope()))
+        self._ending = Ending(record=record, number=self.num_messages, turn=())
+
+    def take_unwritten(self) -> AnswerWrite | None:
+        """What has to go to the store since the last call; None if nothing."""
+        if not self._unwritten:
+            return None
+        events, self._unwritten = tuple(self._unwritten), []
+        return AnswerWrite(
+            tenant=self.tenant,
+            answer_id=self.id,
+            session_id=self.session.id,
+            events=events,
+            ending=self._ending,
+        )
+
+    def close(self) -> None:
+        """Let go of timers and tasks."""
+        for handle in (self.work, self.absence, self.deadline):
+            if handle is not None:
+                handle.cancel()
+
+    def observe(self, metrics: Metrics) -> None:
+        """Count the ended answer."""
+        metrics.request_success.labels(self._finish_reason or "error").inc()
+        metrics.e2e_request_latency.observe(time.monotonic() - self._started_at)
+        metrics.prompt_tokens.inc(self._num_prompt_tokens)
+        metrics.generation_tokens.inc(self._num_tokens)
+
+    def _event(self, name: str, data: Mapping[str, object]) -> LogEvent:
+        self._num_events += 1
+        return LogEvent(self._num_events, name, data)
+
+    def _message(self, finish_reason: str) -> MessageRecord:
+        reason: FinishReason = "abort"
+        if finish_reason in {"stop", "length"}:
+            reason = "stop" if finish_reason == "stop" else "length"
+        return MessageRecord(
+            id=new_id("msg"),
+            role="assistant",
+            content="".join(self._text),
+            created_at=time.time(),
+            answer_id=self.id,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=self._num_prompt_tokens,
+                completion_tokens=self._num_tokens,
+                total_tokens=self._num_prompt_tokens + self._num_tokens,
+            ),
+            timings=self._timings(),
+            frames=self._frames,
+        )
+
+    def _timings(self) -> Timings:
+        now = time.monotonic()
+        first, last = self._first_token_at, self._last_token_at
+        generating = (last - first) if first is not None and last is not None else 0.0
+        gaps = self._num_tokens - 1
+        return Timings(
+            time_to_first_token_ms=None if first is None else _ms(first - self._started_at),
+            generation_time_ms=_ms(generating),
+            mean_itl_ms=_ms(generating / gaps) if gaps > 0 else None,
+            tokens_per_second=round(gaps / generating, 2) if gaps > 0 and generating > 0 else None,
+            total_time_ms=_ms(now - self._started_at),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,1 @@
+"""HTTP in and out: translation only. Nothing here decides anything."""

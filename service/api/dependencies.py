@@ -1,0 +1,43 @@
+"""What the routes share: the running service, the caller's tenant, the cursor of a list."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from service.chat import Chat
+from service.encoding import Encoding
+from service.ingest import Ingest
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store.connection import StoreClient
+from service.workers.pool import Pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """The parts of a running replica, put together by `app`."""
+
+    settings: Settings
+    ingest: Ingest
+    encoding: Encoding
+    chat: Chat
+    pool: Pool
+    redis: StoreClient
+    metrics: Metrics
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _tenant() -> str:
+    return "local"  # one tenant until there are API keys
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+TenantDep = Annotated[str, Depends(_tenant)]
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="The most items of a page.")]
+AfterQuery = Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")]
+EVENT_NUMBER = Query(ge=0, le=2**53, description="The number of the last event that was read.")

@@ -1,0 +1,67 @@
+"""Errors on their way out: one envelope, whatever raised them, and never the text of an unexpected exception."""
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.api.schemas import ErrorReply
+from service.errors import InternalError, InvalidRequest, ServiceError
+
+_log = structlog.get_logger(__name__)
+
+_CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field", "json_invalid": "malformed_json"}
+_HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error leave the app in the envelope."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """The `responses` of a route that may fail with these."""
+    return {status: {"model": ErrorReply} for status in statuses}
+
+
+def _reply(error: ServiceError, *, status: int | None = None) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse(error.envelope(), status_code=status or error.status, headers=headers)
+
+
+async def _service_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return _reply(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    code = _CODES.get(first["type"], "invalid_value")
+    where = [str(part) for part in first["loc"][1:]] if code != "malformed_json" else []
+    message = "The body is not JSON." if code == "malformed_json" else f"{first['msg']}."
+    return _reply(InvalidRequest(code, message, param=".".join(where) or None))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    reply = _reply(InvalidRequest(code, f"{error.detail}."), status=error.status_code)
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+async def _disconnected(_: Request, __: Exception) -> JSONResponse:
+    # nobody reads this; it gives the log a status
+    return _reply(InvalidRequest("client_disconnected", "The connection was closed in mid-upload."), status=400)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request_failed", path=request.url.path, exc_info=error)
+    return _reply(InternalError("internal_error", "Something went wrong on our side."))

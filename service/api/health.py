@@ -1,0 +1,57 @@
+"""Alive, ready, measured, and which model: what operators and their machines look at."""
+
+import asyncio
+
+from fastapi import APIRouter, Response
+
+from service.api.dependencies import ServiceDep
+from service.api.errors import documented
+from service.api.schemas import Health, Model, ModelList
+from service.errors import Unavailable
+
+router = APIRouter(tags=["operation"])
+
+_PING_TIMEOUT = 2.0
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """The process is alive."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": Health, "description": "A question would not be answered."}})
+async def readyz(response: Response, service: ServiceDep) -> Health:
+    """Whether a question would be answered now."""
+    missing = []
+    try:
+        await asyncio.wait_for(service.redis.ping(), _PING_TIMEOUT)
+    except (Unavailable, TimeoutError):
+        missing.append("store")
+    if not service.pool.ready:
+        missing.append("model")
+    if missing:
+        response.status_code = 503
+        response.headers["Retry-After"] = "1"
+        return Health(status="unavailable", missing=tuple(missing))
+    return Health(status="ok")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: ServiceDep) -> Response:
+    """Everything measured, in Prometheus' text format."""
+    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models", responses=documented(503))
+async def list_models(service: ServiceDep) -> ModelList:
+    """The model this server answers with."""
+    info = await service.encoding.model()
+    model = Model(
+        id=info.name,
+        created=0,
+        family=info.family,
+        max_model_len=info.max_model_len,
+        num_video_tokens=info.num_video_tokens,
+    )
+    return ModelList(data=[model])

@@ -1,0 +1,28 @@
+"""`/`: the chat page and the sample clips, as static files of this package."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+_WEB = Path(__file__).parent.parent / "web"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/", response_class=FileResponse)
+async def page() -> FileResponse:
+    """The chat page."""
+    return FileResponse(_WEB / "index.html", headers=_HEADERS)
+
+
+def mount_static_files(app: FastAPI) -> None:
+    """Serve the page's scripts, styles and samples under `/static`."""
+    app.mount("/static", StaticFiles(directory=_WEB), name="static")

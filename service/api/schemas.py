@@ -1,0 +1,236 @@
+"""The contract's documents: what a client sends and gets. Unknown fields are refused, types are strict."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from model.engine.sampling_params import MAX_SEED, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKENS
+from service.chat import Question
+from service.store.records import (
+    AnswerRecord,
+    FinishReason,
+    FrameRequest,
+    MessageRecord,
+    Problem,
+    SampledFrame,
+    SessionRecord,
+    Timings,
+    Usage,
+    VideoFrames,
+    VideoRecord,
+    VideoStatus,
+)
+
+_StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+_StopStrings = Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)]
+VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
+SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
+AnswerId = Annotated[str, StringConstraints(pattern=r"^ans_[0-9a-f]{32}$")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class ErrorDetail(_Reply):
+    """What went wrong: a sentence for people, a code for programs, the field it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(_Reply):
+    """Every error, as a JSON body or as the data of an SSE `error` event."""
+
+    error: ErrorDetail
+
+
+class Video(_Reply):
+    """An uploaded video; `frames` are the ones the model sees by default."""
+
+    id: str
+    object: Literal["video"] = "video"
+    sha256: str
+    bytes: int
+    filename: str
+    created_at: int
+    expires_at: int | None = None
+    duration: float | None
+    width: int | None
+    height: int | None
+    fps: float | None
+    num_frames: int | None
+    codec: str | None
+    status: VideoStatus
+    error: Problem | None
+    frames: tuple[SampledFrame, ...]
+
+    @classmethod
+    def of(cls, record: VideoRecord) -> "Video":
+        """The public form of a record."""
+        fields = record.model_dump(exclude={"content_type", "created_at"})
+        return cls(created_at=int(record.created_at), **fields)
+
+
+class VideoList(_Reply):
+    """A page of videos, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    has_more: bool
+
+
+class Deleted(_Reply):
+    """Something was erased."""
+
+    id: str
+    object: Literal["video", "session"]
+    deleted: Literal[True] = True
+
+
+class FramesField(_Request):
+    """Which frames the model is to see: how many, from and to which second."""
+
+    count: int | None = Field(default=None, ge=1, le=1024)
+    start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class SessionRequest(_Request):
+    """Open a session about one or more videos."""
+
+    video_ids: list[VideoId] = Field(min_length=1, max_length=64)
+    model: str | None = Field(default=None, max_length=200)
+    system: str = Field(default="", max_length=8_000)
+    frames: FramesField | None = None
+
+
+class Session(_Reply):
+    """A conversation about videos."""
+
+    id: str
+    object: Literal["session"] = "session"
+    video_ids: tuple[str, ...]
+    model: str
+    system: str
+    frames: FrameRequest
+    created_at: int
+
+    @classmethod
+    def of(cls, record: SessionRecord) -> "Session":
+        """The public form of a record."""
+        return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
+
+
+class SessionList(_Reply):
+    """A page of sessions, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Session]
+    has_more: bool
+
+
+class MessageRequest(_Request):
+    """Ask a question. Sampling fields that are not given take the model's defaults."""
+
+    content: str = Field(min_length=1, max_length=32_000)
+    stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
+    temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    stop: _StopString | _StopStrings | None = None
+
+    def question(self) -> Question:
+        """What is asked of the service."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        return Question(
+            stop=None if stop is None else tuple(stop),
+            **self.model_dump(exclude={"stream", "stop"}),
+        )
+
+
+class Message(_Reply):
+    """One turn of a session; the last four fields are an answer's."""
+
+    id: str
+    object: Literal["message"] = "message"
+    role: Literal["user", "assistant"]
+    content: str
+    answer_id: str
+    created_at: int
+    finish_reason: FinishReason | None
+    usage: Usage | None
+    timings: Timings | None
+    frames: tuple[VideoFrames, ...] | None
+
+    @classmethod
+    def of(cls, record: MessageRecord) -> "Message":
+        """The public form of a record."""
+        return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
+
+
+class MessageList(_Reply):
+    """All turns of a session, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Message]
+    has_more: Literal[False] = False
+
+
+class Answer(_Reply):
+    """An answer; `message` is there once it has ended well."""
+
+    id: str
+    object: Literal["answer"] = "answer"
+    session_id: str
+    created_at: int
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    message: Message | None
+    error: Problem | None
+
+    @classmethod
+    def of(cls, record: AnswerRecord) -> "Answer":
+        """The public form of a record."""
+        return cls(
+            id=record.id,
+            session_id=record.session_id,
+            created_at=int(record.created_at),
+            status=record.status,
+            message=None if record.message is None else Message.of(record.message),
+            error=record.error,
+        )
+
+
+class Model(_Reply):
+    """A model this server answers with."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["reeltalk"] = "reeltalk"
+    family: str
+    max_model_len: int
+    num_video_tokens: int
+
+
+class ModelList(_Reply):
+    """The models this server answers with."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(_Reply):
+    """Whether a replica is alive or ready, and what is missing if it is not."""
+
+    status: Literal["ok", "unavailable"]
+    missing: tuple[str, ...] = ()

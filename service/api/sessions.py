@@ -1,0 +1,124 @@
+"""`/v1/sessions`: conversations about videos, and the questions asked in them."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from service.api.dependencies import AfterQuery, LimitQuery, Service, ServiceDep, TenantDep
+from service.api.errors import documented
+from service.api.schemas import (
+    Deleted,
+    Message,
+    MessageList,
+    MessageRequest,
+    Session,
+    SessionId,
+    SessionList,
+    SessionRequest,
+)
+from service.api.sse import event_stream
+from service.errors import InvalidRequest, NotFound, from_code
+from service.store.event_log import LogEvent
+from service.store.records import FrameRequest
+
+MAX_JSON_BYTES = 1 << 20
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], max_body_size=MAX_JSON_BYTES)
+
+ANSWER_EVENTS = (
+    "Events, each with an `id`: `answer` {id, session_id}; `progress` {video_id, stage, fraction}; `delta` {text}; "
+    "at last `done` {id, message_id, finish_reason, usage, timings, frames} or `error` {error}."
+)
+_REPLY: dict[int | str, dict[str, object]] = {
+    200: {
+        "description": f"The whole message, or with `stream` a stream. {ANSWER_EVENTS}",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post("", status_code=201, responses=documented(404, 413, 422, 503))
+async def open_session(service: ServiceDep, tenant: TenantDep, body: SessionRequest) -> Session:
+    """Open a conversation about videos; they need not be ready yet."""
+    _check_bounds(service, body)
+    frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
+    record = await service.chat.create_session(
+        tenant, video_ids=tuple(dict.fromkeys(body.video_ids)), model=body.model, system=body.system, frames=frames
+    )
+    return Session.of(record)
+
+
+@router.get("", responses=documented(422, 503))
+async def list_sessions(
+    service: ServiceDep, tenant: TenantDep, limit: LimitQuery = 20, after: AfterQuery = None
+) -> SessionList:
+    """Sessions, newest first."""
+    records, page = await service.chat.list_sessions(tenant, limit=limit, after=after)
+    return SessionList(data=[Session.of(record) for record in records], has_more=page.has_more)
+
+
+@router.get("/{session_id}", responses=documented(404, 422, 503))
+async def get_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Session:
+    """A session."""
+    return Session.of(await service.chat.session(tenant, session_id))
+
+
+@router.delete("/{session_id}", responses=documented(404, 422, 503))
+async def delete_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Deleted:
+    """Erase a session with its messages; an answer that is being given is stopped."""
+    await service.chat.erase_session(tenant, session_id)
+    return Deleted(id=session_id, object="session")
+
+
+@router.get("/{session_id}/messages", responses=documented(404, 422, 503))
+async def list_messages(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> MessageList:
+    """All turns of a session, oldest first."""
+    records = await service.chat.messages(tenant, session_id)
+    return MessageList(data=[Message.of(record) for record in records])
+
+
+@router.post(
+    "/{session_id}/messages", response_model=Message, responses=_REPLY | documented(404, 409, 410, 413, 422, 500, 503)
+)
+async def ask(
+    request: Request, service: ServiceDep, tenant: TenantDep, session_id: SessionId, body: MessageRequest
+) -> StreamingResponse | Message:
+    """Ask a question. The reply is the answer as a message or, with `stream`, as Server-Sent Events."""
+    answer = await service.chat.ask(tenant, session_id, body.question())
+    events = service.chat.follow(tenant, answer.id, after=0)
+    if body.stream:
+        return event_stream(events)
+    await _until_done(request, events)
+    record = await service.chat.answer(tenant, answer.id)
+    if record.error is not None:
+        raise from_code(record.error.code, record.error.message)
+    if record.message is None:
+        raise NotFound("answer_not_found", "The answer was erased while it was given.")
+    return Message.of(record.message)
+
+
+async def _until_done(request: Request, events: AsyncGenerator[LogEvent | None, None]) -> None:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if event is None and await request.is_disconnected():
+                return  # leaving the log starts the grace period after which the answer is stopped
+
+
+def _check_bounds(service: Service, body: SessionRequest) -> None:
+    settings = service.settings
+    if len(body.video_ids) > settings.max_videos_per_session:
+        raise InvalidRequest(
+            "too_many_videos",
+            f"A session talks about at most {settings.max_videos_per_session} videos.",
+            param="video_ids",
+        )
+    frames = body.frames
+    if frames is None:
+        return
+    if frames.count is not None and frames.count > settings.max_frame_count:
+        raise InvalidRequest(
+            "too_many_frames", f"At most {settings.max_frame_count} frames are sampled.", param="frames.count"
+        )
+    if frames.start is not None and frames.end is not None and frames.end <= frames.start:
+        raise InvalidRequest("empty_interval", "`end` must come after `start`.", param="frames.end")

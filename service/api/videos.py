@@ -1,0 +1,126 @@
+"""`/v1/videos`: upload, look, follow the preparation, erase."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, ServiceDep, TenantDep
+from service.api.errors import documented
+from service.api.schemas import Deleted, Video, VideoId, VideoList
+from service.api.sse import event_stream
+from service.errors import Gone, NotFound
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+_UNTRUSTED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "additionalProperties": False,
+                }
+            },
+            "video/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+_KNOWN: dict[int | str, dict[str, object]] = {200: {"model": Video, "description": "These bytes are known."}}
+_EVENTS: dict[int | str, dict[str, object]] = {
+    200: {
+        "description": "Events `decode`, `encode` {video_id, fraction}; at last `ready`, or `failed` with an error.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=_KNOWN | documented(413, 415, 422, 503),
+    openapi_extra=_UPLOAD,
+)
+async def upload_video(
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    tenant: TenantDep,
+    filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
+) -> Video:
+    """Upload a video, as the field `file` of a form or as the raw body. Its preparation begins at once."""
+    length = request.headers.get("content-length", "")
+    record, is_new = await service.ingest.receive(
+        tenant,
+        request.stream(),
+        content_type=request.headers.get("content-type", ""),
+        content_length=int(length) if length.isdecimal() else None,
+        filename=filename,
+    )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/videos/{record.id}"
+    return Video.of(record)
+
+
+@router.get("", responses=documented(422, 503))
+async def list_videos(
+    service: ServiceDep, tenant: TenantDep, limit: LimitQuery = 20, after: AfterQuery = None
+) -> VideoList:
+    """Videos, newest first."""
+    records, page = await service.ingest.page(tenant, limit=limit, after=after)
+    return VideoList(data=[Video.of(record) for record in records], has_more=page.has_more)
+
+
+@router.get("/{video_id}", responses=documented(404, 422, 503))
+async def get_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Video:
+    """A video and how far its preparation is."""
+    return Video.of(await service.ingest.get(tenant, video_id))
+
+
+@router.delete("/{video_id}", responses=documented(404, 422, 503))
+async def delete_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Deleted:
+    """Erase a video everywhere: its file, features, and the sessions that talk about it."""
+    await service.ingest.get(tenant, video_id)
+    await service.chat.erase_sessions_of_video(tenant, video_id)
+    await service.ingest.erase(tenant, video_id)
+    return Deleted(id=video_id, object="video")
+
+
+@router.get("/{video_id}/events", response_class=StreamingResponse, responses=_EVENTS | documented(404, 422, 503))
+async def follow_video(
+    service: ServiceDep,
+    tenant: TenantDep,
+    video_id: VideoId,
+    last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0,
+    after: Annotated[int, EVENT_NUMBER] = 0,
+) -> StreamingResponse:
+    """Follow a video's preparation by Server-Sent Events."""
+    await service.ingest.get(tenant, video_id)
+    return event_stream(service.ingest.follow(tenant, video_id, after=max(after, last_event_id)))
+
+
+@router.get("/{video_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
+async def get_content(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> FileResponse:
+    """The uploaded file; `Range` requests are honoured."""
+    record = await service.ingest.get(tenant, video_id)
+    path = service.ingest.file_path(tenant, record)
+    if not path.is_file():
+        raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_id")
+    kind = record.content_type if record.content_type.startswith("video/") else "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers=_UNTRUSTED)
+
+
+@router.get("/{video_id}/frames/{index}.jpg", response_class=FileResponse, responses=documented(404, 422, 503))
+async def get_frame(
+    service: ServiceDep, tenant: TenantDep, video_id: VideoId, index: Annotated[int, Path(ge=0, le=1023)]
+) -> FileResponse:
+    """A small picture of one of the frames the model sees."""
+    record = await service.ingest.get(tenant, video_id)
+    path = service.ingest.frame_path(tenant, record, index)
+    if not path.is_file():
+        raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
+    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

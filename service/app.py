@@ -1,0 +1,127 @@
+"""The composition root: puts the parts of a replica together, starts them in order and stops them in reverse."""
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from service.api import answers, health, page, sessions, videos
+from service.api.dependencies import Service
+from service.api.errors import install_error_handlers
+from service.chat import Chat
+from service.decoding import Decoder
+from service.encoding import Encoding
+from service.ingest import Ingest
+from service.metrics import Metrics
+from service.middleware import ObserveRequests
+from service.settings import Settings
+from service.store.answers import AnswerStore
+from service.store.connection import connect
+from service.store.features import FeatureCache
+from service.store.leases import Leases
+from service.store.media import MediaStore
+from service.store.redis_server import embedded_redis
+from service.store.sessions import SessionStore
+from service.store.videos import VideoStore
+from service.workers.pool import Pool
+from service.workers.protocol import WorkerConfig
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The web application of one replica; everything it needs starts and ends with its lifespan."""
+    metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(settings, metrics) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="Reeltalk",
+        summary="Upload a video, then talk about it.",
+        version=importlib.metadata.version("reeltalk"),
+        lifespan=lifespan,
+    )
+    app.add_middleware(ObserveRequests, metrics=metrics)
+    install_error_handlers(app)
+    for router in (videos.router, sessions.router, answers.router, health.router, page.router):
+        app.include_router(router)
+    page.mount_static_files(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service]:
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.redis_url is None:
+            url = stack.enter_context(embedded_redis(settings.data_dir))
+        else:
+            url = settings.redis_url.get_secret_value()
+        redis = connect(url)
+        stack.push_async_callback(redis.aclose)
+        media = MediaStore(settings.media_path)
+        media.open()
+
+        pool = Pool(
+            _worker_config(settings),
+            num_workers=settings.workers,
+            encode_timeout=settings.encode_timeout,
+            metrics=metrics,
+        )
+        stack.push_async_callback(pool.close)
+        pool.start()
+        decoder = Decoder(
+            settings.video_limits, timeout=settings.decode_timeout, concurrency=settings.decode_concurrency
+        )
+        stack.push_async_callback(decoder.close)
+        await decoder.start()
+
+        videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
+        leases = Leases(redis, seconds=settings.lease_seconds)
+        encoding = Encoding(
+            pool=pool,
+            decoder=decoder,
+            videos=videos_store,
+            features=FeatureCache(redis, ttl=settings.feature_ttl, metrics=metrics),
+            media=media,
+            leases=leases,
+            metrics=metrics,
+        )
+        stack.push_async_callback(encoding.close)
+        chat = Chat(
+            settings=settings,
+            pool=pool,
+            encoding=encoding,
+            videos=videos_store,
+            sessions=sessions_store,
+            answers=AnswerStore(redis),
+            leases=leases,
+            metrics=metrics,
+        )
+        stack.push_async_callback(chat.close)
+        chat.start()
+        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        yield Service(
+            settings=settings,
+            ingest=ingest,
+            encoding=encoding,
+            chat=chat,
+            pool=pool,
+            redis=redis,
+            metrics=metrics,
+        )
+
+
+def _worker_config(settings: Settings) -> WorkerConfig:
+    return WorkerConfig(
+        name=settings.model,
+        family=settings.family,
+        checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+    )

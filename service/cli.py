@@ -1,0 +1,72 @@
+"""The command `reeltalk`: serve, demo, settings."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.logging import configure_logging
+from service.settings import PREFIX, Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it."
+)
+_console = Console()
+_errors = Console(stderr=True)
+
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+PortOption = Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Where uploads and Redis live.", show_default=".data")]
+FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show_default="videochat")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="Its published files.", show_default="a small model")]
+
+
+@app.command()
+def serve(
+    host: HostOption = None,
+    port: PortOption = None,
+    data_dir: DataDirOption = None,
+    family: FamilyOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Run the service in the foreground; Ctrl-C stops it and everything it started."""
+    from service.server import serve as run  # imports the whole service: not for `--help`
+
+    settings = _settings(host=host, port=port, data_dir=data_dir, family=family, checkpoint=checkpoint)
+    configure_logging(level=settings.log_level, style=settings.log_format)
+    sys.exit(run(settings, console=_console))
+
+
+@app.command()
+def demo() -> None:
+    """Start a service, upload a bundled clip over HTTP, ask two questions, stop."""
+    from service.demo import run
+
+    sys.exit(run(console=_console))
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default; set them as environment variables."""
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else field.default
+        _console.print(f"{PREFIX}{name.upper()}={default}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(**overrides: object) -> Settings:
+    try:
+        return load_settings(overrides)
+    except SettingsError as error:
+        _errors.print(f"reeltalk: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def main() -> None:
+    """The entry point of the `reeltalk` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The decode child, `python -m service.decode_child`: decodes one upload within limits, answers, and ends.
+
+It is started before it is needed, waits for its one request on stdin and replies on stdout. It touches a
+stranger's file and nothing else: it holds no secret, no socket, no cache; imports neither torch nor the web
+framework; and whoever started it may kill it at any moment.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model.pixels import resize
+from model.video import VideoError
+from model.video_reader import opened
+from service.decode_protocol import (
+    DecodeRequest,
+    Probed,
+    Progress,
+    Rejected,
+    Reply,
+    Sampled,
+    read_request,
+    write_reply,
+)
+
+MAX_REQUEST = 1 << 16
+MAX_OPEN_FILES = 16
+# From Linux's <sched.h> and <sys/prctl.h>.
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+
+
+def main() -> None:
+    """Wait for a request, answer it, end. Ends silently when stdin closes without one."""
+    Image.preinit()  # now, not at the first thumbnail
+    replies = _private_stdout()
+    _leave_network_and_end_with_parent()
+    line = sys.stdin.buffer.readline(MAX_REQUEST)
+    if not line.endswith(b"\n"):
+        return
+    request = read_request(line)
+    _silence_stderr()
+    _limit(request)
+    for reply in answer(request):
+        replies.write(write_reply(reply))
+        replies.flush()
+
+
+def answer(request: DecodeRequest) -> Iterator[Reply]:
+    """The facts, the progress, and then the frames; or a rejection."""
+    try:
+        with opened(Path(request.path), request.limits) as video:
+            yield Probed(facts=video.facts)
+            frames: list[npt.NDArray[np.uint8]] = []
+            indices: list[int] = []
+            timestamps: list[float] = []
+            thumbnails: list[bytes] = []
+            for frame in video.frames(request.frame_spec):
+                frames.append(resize(frame.rgb, request.pixel_spec))
+                thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
+                indices.append(frame.index)
+                timestamps.append(frame.timestamp)
+                yield Progress(done=len(frames), total=request.frame_spec.count)
+        yield Sampled(
+            indices=tuple(indices),
+            timestamps=tuple(timestamps),
+            frames=np.stack(frames).tobytes(),
+            thumbnails=tuple(thumbnails),
+        )
+    except VideoError as error:
+        yield Rejected(code=error.code, message=str(error))
+    except MemoryError:
+        yield Rejected(code="too_large", message="Decoding the video takes more memory than is allowed.")
+
+
+def thumbnail(rgb: npt.NDArray[np.uint8], side: int) -> bytes:
+    """A JPEG of a picture [height, width, 3] whose longest side is at most `side` pixels."""
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((side, side))
+    jpeg = BytesIO()
+    picture.save(jpeg, "JPEG", quality=85)
+    return jpeg.getvalue()
+
+
+def _private_stdout() -> BinaryIO:
+    """Stdout under a number that no C library knows; what they print goes to stderr."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return replies
+
+
+def _silence_stderr() -> None:
+    """Only Python's own tracebacks reach the log from here on: C libraries quote the file they read."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def _leave_network_and_end_with_parent() -> None:
+    """Linux only. The kernel may refuse a network of one's own, as in most containers; it grants the rest."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
+        # After `unshare`: a change of credentials clears the signal.
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _limit(request: DecodeRequest) -> None:
+    """Bounds that hold even if a decoder is taken over. All imports are done by now."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_seconds = int(used.ru_utime + used.ru_stime) + 1 + request.cpu_seconds
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, request.memory_bytes, request.memory_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),  # SIGXCPU first: it tells the parent why
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES, MAX_OPEN_FILES),
+    ):
+        _, ceiling = resource.getrlimit(kind)
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)  # noqa: PLW2901
+        resource.setrlimit(kind, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()

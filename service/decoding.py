@@ -1,0 +1,274 @@
+"""Decoding an upload in a sandboxed child: one process each, started before it is needed, never reused.
+
+The API process keeps its hands off the file. What a child may spend is bounded in the child (memory, CPU time,
+files) and here (wall time, length of replies). However a decode ends, the child's whole process group is killed
+and reaped.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from model.pixels import PixelSpec
+from model.video import FrameSpec, VideoErrorCode, VideoFacts, VideoLimits
+from service.decode_protocol import (
+    PREFIX,
+    DecodeRequest,
+    Probed,
+    Progress,
+    ProtocolBreach,
+    Rejected,
+    Reply,
+    Sampled,
+    read_lengths,
+    read_reply,
+    write_request,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where `service` and `model` are imported from."""
+
+Child = asyncio.subprocess.Process
+DecodeEvent = Probed | Progress
+
+READ_AHEAD = 1 << 20
+"""Bytes of a child's replies that wait in this process before the child is made to wait."""
+REAP_TIMEOUT = 10.0
+"""Seconds that a killed child may take to be gone before it is left to the operating system."""
+PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
+"""All that a child sees of the environment: it must hold no secret."""
+
+
+class VideoRejected(Exception):
+    """The file is at fault; code and message as in `VideoError`."""
+
+    def __init__(self, code: VideoErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: VideoErrorCode = code
+
+
+class DecodeFailed(Exception):
+    """Decoding took too long or broke down, which may or may not be the file's fault."""
+
+    def __init__(self, code: Literal["decode_timeout", "decode_crashed"], message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedVideo:
+    """A video's facts and its sampled frames, resized but not normalised."""
+
+    facts: VideoFacts
+    indices: tuple[int, ...]
+    timestamps: tuple[float, ...]
+    """Seconds after the first frame."""
+    frames: bytes
+    """Raw uint8 pixels of `shape`, row after row."""
+    shape: tuple[int, int, int, int]
+    """[frames, size, size, 3]."""
+    thumbnails: tuple[bytes, ...]
+    """A JPEG of each frame, whole and upright."""
+    seconds: float
+    """How long decoding took."""
+
+
+class Decoder:
+    """Decodes uploads, at most `concurrency` at a time; others wait their turn."""
+
+    def __init__(
+        self,
+        limits: VideoLimits,
+        timeout: float,
+        *,
+        concurrency: int = 2,
+        memory_bytes: int = 2 << 30,
+        thumbnail_side: int = 320,
+    ) -> None:
+        self._limits, self._timeout = limits, timeout
+        self._memory_bytes, self._thumbnail_side = memory_bytes, thumbnail_side
+        self._turns = asyncio.Semaphore(concurrency)
+        self._spare: Child | None = None
+        self._children: set[Child] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Have a first child ready."""
+        self._spare = await self._spawn()
+
+    async def close(self) -> None:
+        """Kill and reap every child. A decode that is under way fails."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.gather(*(self._end(child) for child in tuple(self._children)))
+        self._spare = None
+
+    async def decode(
+        self,
+        path: Path,
+        frame_spec: FrameSpec,
+        pixel_spec: PixelSpec,
+        on_event: Callable[[DecodeEvent], None],
+    ) -> DecodedVideo:
+        """The frames of `path` that `frame_spec` asks for, as `pixel_spec` wants them.
+
+        `on_event` hears the facts as soon as they are known, then the progress.
+
+        Raises:
+            VideoRejected: the file cannot be used.
+            DecodeFailed: `decode_timeout` or `decode_crashed`.
+        """
+        request = self._request(path, frame_spec, pixel_spec)
+        async with self._turns:
+            child = await self._take()
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    facts, sampled = await _converse(child, request, on_event)
+            except TimeoutError:
+                raise _timed_out() from None
+            except ProtocolBreach:
+                raise await _autopsy(child) from None
+            finally:
+                await self._end(child)
+        return DecodedVideo(
+            facts=facts,
+            indices=sampled.indices,
+            timestamps=sampled.timestamps,
+            frames=sampled.frames,
+            shape=request.shape,
+            thumbnails=sampled.thumbnails,
+            seconds=time.monotonic() - started,
+        )
+
+    def _request(self, path: Path, frame_spec: FrameSpec, pixel_spec: PixelSpec) -> DecodeRequest:
+        return DecodeRequest(
+            path=str(path.absolute()),
+            frame_spec=frame_spec,
+            pixel_spec=pixel_spec,
+            limits=self._limits,
+            thumbnail_side=self._thumbnail_side,
+            memory_bytes=self._memory_bytes,
+            cpu_seconds=ceil(self._timeout),
+        )
+
+    async def _take(self) -> Child:
+        """A child of one's own; the next one is started at once."""
+        if self._closed:
+            raise DecodeFailed("decode_crashed", "The service is shutting down.")
+        child, self._spare = self._spare, None
+        if child is not None and child.returncode is not None:  # it died while it waited
+            await self._end(child)
+            child = None
+        self._in_background(self._start_spare())
+        return child or await self._spawn()
+
+    async def _start_spare(self) -> None:
+        with suppress(DecodeFailed):  # the decode that finds no spare tries again, and tells
+            child = await self._spawn()
+            if self._closed or self._spare is not None:
+                await self._end(child)
+            else:
+                self._spare = child
+
+    async def _spawn(self) -> Child:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.decode_child",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=READ_AHEAD,
+                start_new_session=True,
+                cwd=ROOT,
+                # One thread: OpenBLAS would reserve more address space than the child may have.
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                | {"OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError:
+            raise DecodeFailed("decode_crashed", "No process could be started to decode the video.") from None
+        self._children.add(child)
+        return child
+
+    async def _end(self, child: Child) -> None:
+        """Kill the child's process group at once, and reap it even if the caller is cancelled meanwhile."""
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        await asyncio.shield(self._in_background(self._reap(child)))
+
+    async def _reap(self, child: Child) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(child.communicate(), REAP_TIMEOUT)  # closes its pipes, too
+        self._children.discard(child)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _converse(
+    child: Child, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
+) -> tuple[VideoFacts, Sampled]:
+    """Ask, and listen until the frames are there: facts first, each progress further than the one before."""
+    await _send(child, write_request(request))
+    facts: VideoFacts | None = None
+    done = 0
+    while True:
+        match await _receive(child, request):
+            case Rejected(code=code, message=message):
+                raise VideoRejected(code, message)
+            case Probed() as event if facts is None:
+                facts = event.facts
+                on_event(event)
+            case Progress() as event if facts is not None and event.done == done + 1 <= event.total:
+                done = event.done
+                on_event(event)
+            case Sampled() as sampled if facts is not None and max(sampled.indices) < facts.num_frames:
+                return facts, sampled
+            case _:
+                raise ProtocolBreach("A reply is out of order.")
+
+
+async def _send(child: Child, request: bytes) -> None:
+    assert child.stdin is not None
+    try:
+        child.stdin.write(request)
+        await child.stdin.drain()
+    except OSError:
+        raise ProtocolBreach("The child has gone.") from None
+
+
+async def _receive(child: Child, request: DecodeRequest) -> Reply:
+    assert child.stdout is not None
+    try:
+        header, payload = read_lengths(await child.stdout.readexactly(PREFIX.size), request)
+        return read_reply(await child.stdout.readexactly(header), await child.stdout.readexactly(payload), request)
+    except (asyncio.IncompleteReadError, OSError):
+        raise ProtocolBreach("The child has gone.") from None
+
+
+async def _autopsy(child: Child) -> DecodeFailed:
+    """What to say of a child that fell silent."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), 1.0)
+    if child.returncode == -signal.SIGXCPU:
+        return _timed_out()
+    return DecodeFailed("decode_crashed", "Decoding the video broke down.")
+
+
+def _timed_out() -> DecodeFailed:
+    return DecodeFailed("decode_timeout", "Decoding the video took too long.")

@@ -1,0 +1,112 @@
+"""Every error a client can meet: class -> HTTP status and type, in one place, in one envelope for JSON and SSE.
+
+ServiceError
+|-- InvalidRequest    422   fields, prompts and videos that cannot be used
+|-- NotFound          404
+|-- Conflict          409
+|-- Gone              410
+|-- TooLarge          413
+|-- UnsupportedMedia  415
+|-- Overloaded        503   our capacity; carries Retry-After
+|-- Unavailable       503   something of ours is missing; carries Retry-After
+`-- InternalError     500   never carries the text of an unexpected exception
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """An error with a code that programs read, a sentence that people read, and a place in HTTP."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    retry_after: ClassVar[int | None] = None
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """The body of the HTTP response and the data of an SSE `error` event."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ServiceError):
+    """What was sent is understood and cannot be used."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
+class NotFound(ServiceError):
+    """No such thing, or none that the caller may see."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class Conflict(ServiceError):
+    """The thing exists and is busy or in another state."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class Gone(ServiceError):
+    """It was here and is no more."""
+
+    status = 410
+    type = "gone_error"
+
+
+class TooLarge(ServiceError):
+    """More bytes than this server takes."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class UnsupportedMedia(ServiceError):
+    """Not a video, or not one this server opens."""
+
+    status = 415
+    type = "invalid_request_error"
+
+
+class Overloaded(ServiceError):
+    """Our capacity is used up; the same request may succeed a little later."""
+
+    status = 503
+    type = "overloaded_error"
+    retry_after = 2
+
+
+class Unavailable(ServiceError):
+    """A part of the service is missing: the store, the model."""
+
+    status = 503
+    type = "unavailable_error"
+    retry_after = 1
+
+
+class InternalError(ServiceError):
+    """Our fault. The log has the details; the client gets a code."""
+
+
+_UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
+_INTERNAL = {"decode_crashed", "decode_timeout", "worker_lost", "encode_failed", "engine_error", "answer_lost"}
+
+
+def from_code(code: str, message: str) -> ServiceError:
+    """The error that a code from a decode child, a worker or a stored record stands for."""
+    if code in _UNSUPPORTED_MEDIA:
+        return UnsupportedMedia(code, message, param="file")
+    if code in _INTERNAL:
+        return InternalError(code, message)
+    if code in {"store_unavailable", "model_unavailable"}:
+        return Unavailable(code, message)
+    if code == "deadline_exceeded":
+        return Overloaded(code, message)
+    return InvalidRequest(code, message)

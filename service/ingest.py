@@ -1,0 +1,179 @@
+"""Flow 1: a file becomes a video. Receives uploads, keeps their records, and starts their preparation at once."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from service import uploads
+from service.encoding import Encoding, is_our_fault
+from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.ids import video_id
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store import keys
+from service.store.event_log import LogEvent
+from service.store.listing import Page
+from service.store.media import MediaStore
+from service.store.records import VideoRecord
+from service.store.videos import VideoStore
+
+_IDLE = 1.0  # seconds between two signs of life of a progress stream
+
+
+class Ingest:
+    """Videos, from their first byte on."""
+
+    def __init__(
+        self, *, settings: Settings, encoding: Encoding, videos: VideoStore, media: MediaStore, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._encoding = encoding
+        self._videos = videos
+        self._media = media
+        self._metrics = metrics
+        self._num_receiving = 0
+
+    # -- uploads
+
+    async def receive(
+        self,
+        tenant: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        content_length: int | None,
+        filename: str | None,
+    ) -> tuple[VideoRecord, bool]:
+        """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
+
+        Raises:
+            ServiceError: the upload cannot be used, or there is no room for it now.
+        """
+        max_bytes = self._settings.max_upload_bytes
+        uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
+        if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:
+            self._metrics.admission_rejections.labels("max_pending_videos").inc()
+            raise Overloaded("overloaded", "Too many videos are being prepared; try again in a moment.")
+        self._num_receiving += 1
+        try:
+            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
+        finally:
+            self._num_receiving -= 1
+        if record.num_frames is None:
+            record = await self._probed(tenant, record)
+        return record, is_new
+
+    async def _store(
+        self, tenant: str, chunks: AsyncIterator[bytes], *, content_type: str, filename: str | None
+    ) -> tuple[VideoRecord, bool]:
+        start = time.perf_counter()
+        async with self._media.spool() as spool:
+            header = await uploads.receive(
+                chunks,
+                spool,
+                content_type=content_type,
+                filename=filename,
+                max_bytes=self._settings.max_upload_bytes,
+            )
+            sha256 = await self._media.commit(spool, tenant)
+        self._metrics.video_upload.observe(time.perf_counter() - start)
+        record = VideoRecord(
+            id=video_id(tenant, sha256),
+            sha256=sha256,
+            bytes=spool.num_bytes,
+            filename=header.filename,
+            content_type=header.content_type,
+            created_at=time.time(),
+        )
+        if await self._videos.create(tenant, record):
+            return record, True
+        known = await self._videos.get(tenant, record.id)
+        if known is None:  # erased this very moment
+            raise Unavailable("try_again", "The same video was erased while it was uploaded; send it again.")
+        if known.status == "failed":  # another try of the same bytes
+            await self._videos.update(tenant, record)
+            return record, True
+        return known, False
+
+    async def _probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
+        flight = await self._encoding.begin(tenant, record)
+        assert flight.task is not None
+        either: set[asyncio.Future[Any]] = {flight.task, flight.probed}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if flight.probed.done():
+            return flight.probed.result()
+        error = flight.task.exception()
+        if isinstance(error, ServiceError) and not is_our_fault(error.code):
+            with contextlib.suppress(NotFound):  # another upload of the same bytes was quicker
+                await self.erase(tenant, record.id)  # not a video at all: nothing to keep
+        if error is not None:
+            raise error
+        return await self.get(tenant, record.id)  # another replica has filled it, or its features were still there
+
+    # -- records
+
+    async def get(self, tenant: str, video_id: str) -> VideoRecord:
+        """A video's record; takes up its preparation if a crash left it lying.
+
+        Raises:
+            NotFound: there is no such video.
+        """
+        record = await self._videos.get(tenant, video_id)
+        if record is None:
+            raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
+        if record.status in {"uploaded", "processing"} and self._encoding.ready:
+            await self._encoding.begin(tenant, record)
+        return record
+
+    async def page(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[VideoRecord], Page]:
+        """Videos, newest first."""
+        page = await self._videos.page(tenant, limit=limit, after=after)
+        return await self._videos.get_many(tenant, page.ids), page
+
+    async def erase(self, tenant: str, video_id: str) -> None:
+        """Erase a video's file, pictures, features and record. Its sessions are the caller's.
+
+        Raises:
+            NotFound: there is no such video.
+        """
+        record = await self._videos.get(tenant, video_id)
+        if record is None:
+            raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
+        await self._videos.erase(tenant, video_id)
+        await self._media.erase(tenant, record.sha256)
+
+    def file_path(self, tenant: str, record: VideoRecord) -> Path:
+        """Where a video's file lies."""
+        return self._media.path(tenant, record.sha256)
+
+    def frame_path(self, tenant: str, record: VideoRecord, index: int) -> Path:
+        """Where the picture of a video's sampled frame lies."""
+        return self._media.frame_path(tenant, record.sha256, index)
+
+    async def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent | None, None]:
+        """A video's progress events up to `ready` or `failed`; None now and then while nothing happens."""
+        while True:
+            record = await self.get(tenant, video_id)
+            key = keys.video_events(tenant, video_id)
+            events = await self._videos.events.read(key, after=after, block=_IDLE)
+            for event in events:
+                yield event
+                after = event.number
+                if event.name in {"ready", "failed"}:
+                    return
+            if events:
+                continue
+            if record.status in {"ready", "failed"}:  # its events have expired, or a reader has them all
+                yield _ending(record, number=after + 1)
+                return
+            yield None
+
+
+def _ending(record: VideoRecord, *, number: int) -> LogEvent:
+    data: dict[str, object] = {"video_id": record.id, "fraction": 1.0}
+    if record.error is not None:
+        data |= from_code(record.error.code, record.error.message).envelope()
+    return LogEvent(number, record.status, data)

@@ -1,0 +1,20 @@
+"""Writes the contract: `python -m service.openapi [FILE]` puts the app's OpenAPI document into openapi/openapi.json."""
+
+import json
+import sys
+from pathlib import Path
+
+from service.app import create_app
+from service.settings import Settings
+
+CONTRACT = Path(__file__).parent.parent / "openapi" / "openapi.json"
+
+
+def document() -> str:
+    """The OpenAPI document of the app, as it is committed."""
+    return json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else CONTRACT
+    target.write_text(document(), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Runs the app in the foreground: one uvicorn server that tells the terminal when a question would be answered."""
+
+import asyncio
+import socket
+
+import uvicorn
+from rich.console import Console
+
+from service.api.dependencies import Service
+from service.app import create_app
+from service.settings import Settings
+from service.store.redis_server import RedisServerError
+
+
+class ReeltalkServer(uvicorn.Server):
+    """A server that announces its start, its readiness and its end."""
+
+    def __init__(self, settings: Settings, *, console: Console) -> None:
+        self._app = create_app(settings)
+        self._console = console
+        self._host = settings.host
+        self._announcement: asyncio.Task[None] | None = None
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.shutdown_timeout,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the socket, then watch for the model."""
+        self._console.print("[dim]Starting Redis and loading the model …[/dim]")
+        await super().startup(sockets)
+        if self.started:
+            self._announcement = asyncio.create_task(self._announce())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking requests, let the running ones end within bounds, then end every child."""
+        self._console.print("[dim]Stopping …[/dim]")
+        if self._announcement is not None:
+            self._announcement.cancel()
+        await super().shutdown(sockets)
+
+    async def _announce(self) -> None:
+        service: Service = self._app.state.service
+        info = await service.pool.info(timeout=24 * 3600)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        size = f"{info.num_parameters / 1e6:.1f} M parameters"
+        ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
+        self._console.print(ready, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"\n  curl -sF file=@clip.mp4 {url}/v1/videos\n"
+            f'  curl -s {url}/v1/sessions --json \'{{"video_ids": ["vid_…"]}}\'\n'
+            f"  curl -sN {url}/v1/sessions/ses_…/messages --json "
+            '\'{"content": "What happens?", "stream": true}\'\n',
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def serve(settings: Settings, *, console: Console) -> int:
+    """Run a replica until it is told to stop; returns the exit status."""
+    server = ReeltalkServer(settings, console=console)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn has shut down in order and only passes the signal on
+    except RedisServerError as error:
+        console.print(f"[red]{error}[/red]")
+        return 1
+    return 0 if server.started else 1

@@ -1,0 +1,133 @@
+"""Configuration: read once from the environment (`REELTALK_*`) and the command line, then frozen."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from model.video import VideoLimits
+
+PREFIX = "REELTALK_"
+_FOREIGN = {"REELTALK_GOLDEN"}  # read by the test suite, not by the service
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message is one sentence for the operator."""
+
+
+class Settings(BaseModel):
+    """Every knob of a replica. Sizes are in bytes, times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    allow_unauthenticated: bool = False
+    """Listen beyond loopback although nobody has to prove who they are (behind a gateway that does)."""
+    data_dir: Path = Path(".data")
+    """Uploads and the embedded Redis live here."""
+    media_dir: Path | None = None
+    """Uploaded files, when several replicas share one directory; default: `media` in the data directory."""
+    redis_url: SecretStr | None = None
+    """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
+
+    family: str = "videochat"
+    checkpoint: Path | None = None
+    """A folder with the family's published files; without it the family's small model is served."""
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    workers: int = Field(default=1, ge=1, le=64)
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of each worker; 0 lets torch choose."""
+    max_num_seqs: int = Field(default=32, ge=1, le=4096)
+    max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+
+    max_upload_bytes: int = Field(default=2 << 30, ge=1)
+    max_video_seconds: float = Field(default=4 * 3600, gt=0)
+    max_video_side: int = Field(default=8192, ge=1)
+    max_video_pixels: int = Field(default=4096 * 2304, ge=1)
+    max_video_frames: int = Field(default=2_000_000, ge=1)
+    max_frame_count: int = Field(default=64, ge=1, le=1024)
+    """The most frames a session may ask to sample."""
+    max_videos_per_session: int = Field(default=4, ge=1, le=64)
+    decode_timeout: float = Field(default=60.0, gt=0)
+    decode_concurrency: int = Field(default=2, ge=1, le=64)
+    max_pending_videos: int = Field(default=64, ge=1)
+    """Videos being received, decoded or encoded at once; more are refused with 503."""
+
+    max_pending_answers: int = Field(default=128, ge=1)
+    """Answers running or waiting at once; more are refused with 503."""
+    answer_timeout: float = Field(default=600.0, gt=0)
+    encode_timeout: float = Field(default=600.0, gt=0)
+    disconnect_grace: float = Field(default=10.0, ge=0)
+    """How long an answer runs on after its last reader left."""
+    lease_seconds: float = Field(default=10.0, gt=0.5)
+    feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
+    shutdown_timeout: int = Field(default=10, ge=1)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @property
+    def model(self) -> str:
+        """The public name of what is served."""
+        return "tiny" if self.checkpoint is None else self.checkpoint.resolve().name
+
+    @property
+    def video_limits(self) -> VideoLimits:
+        """What a file may declare before it is opened any further."""
+        return VideoLimits(
+            max_side=self.max_video_side,
+            max_pixels=self.max_video_pixels,
+            max_frames=self.max_video_frames,
+            max_duration=self.max_video_seconds,
+        )
+
+    @property
+    def media_path(self) -> Path:
+        """The directory of the uploaded files."""
+        return self.media_dir or self.data_dir / "media"
+
+
+def load_settings(
+    overrides: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings of this process: the command line's overrides, then the environment, then the defaults.
+
+    Raises:
+        SettingsError: an unknown `REELTALK_*` variable, a value out of bounds, or an open door without a lock.
+    """
+    names = os.environ if environ is None else environ
+    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    unknown = sorted(n for n in names if n.upper().startswith(PREFIX) and n.upper() not in known | _FOREIGN)
+    if unknown:
+        raise SettingsError(f"{unknown[0]} is not a setting of Reeltalk; see `reeltalk settings` for the list.")
+    given = {k: v for k, v in (overrides or {}).items() if v is not None}
+    try:
+        settings = Settings.model_validate(_from_environ(names) | given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg']}.") from None
+    if not settings.allow_unauthenticated and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Listen on 127.0.0.1, or "
+            "put the service behind a gateway that authenticates and set REELTALK_ALLOW_UNAUTHENTICATED=true."
+        )
+    return settings
+
+
+def _from_environ(names: Mapping[str, str]) -> dict[str, str]:
+    fields = {PREFIX + field.upper(): field for field in Settings.model_fields}
+    return {fields[n.upper()]: value for n, value in names.items() if n.upper() in fields and value != ""}
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

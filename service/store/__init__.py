@@ -1,0 +1,1 @@
+"""What outlives a process: Redis and the media store. The only room that speaks Redis."""

@@ -1,0 +1,122 @@
+"""Answer records and their event logs: what a reader needs to follow an answer from any replica."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from service.store import keys
+from service.store.connection import StoreClient
+from service.store.event_log import EventLog, LogEvent
+from service.store.records import AnswerRecord, MessageRecord
+
+_CANCEL_TTL = 600
+_READER_TTL = 5  # seconds a reader at another replica counts as present after its last look
+
+# Appends events and, at the end, the record and the turn; gives the session free in the same moment. Does nothing to an
+# answer that was erased, and may be repeated: an event whose number is in the log already is refused by XADD.
+_WRITE = """
+if redis.call('exists', KEYS[1]) == 0 then return 0 end
+local at = 3
+for _ = 1, tonumber(ARGV[2]) do
+  redis.pcall('xadd', KEYS[2], ARGV[at] .. '-0', 'name', ARGV[at + 1], 'data', ARGV[at + 2])
+  at = at + 3
+end
+if at <= #ARGV then
+  redis.call('set', KEYS[1], ARGV[at])
+  for i = at + 1, #ARGV, 2 do redis.call('hset', KEYS[3], ARGV[i], ARGV[i + 1]) end
+  if redis.call('get', KEYS[4]) == ARGV[1] then redis.call('del', KEYS[4]) end
+end
+return 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How an answer ended: its final record, and the turn that enters the history (none after an error).
+
+    `number` is the place of the turn's first message in the session's history.
+    """
+
+    record: AnswerRecord
+    number: int
+    turn: tuple[MessageRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerWrite:
+    """What one answer gained since the last write."""
+
+    tenant: str
+    answer_id: str
+    session_id: str
+    events: tuple[LogEvent, ...]
+    ending: Ending | None = None
+
+
+class AnswerStore:
+    """The answers of all tenants."""
+
+    def __init__(self, redis: StoreClient) -> None:
+        self._redis = redis
+        self._log = EventLog(redis)
+
+    async def create(self, tenant: str, record: AnswerRecord, *, opening: LogEvent) -> None:
+        """Keep a new answer, with the first event of its log."""
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.set(keys.answer(tenant, record.id), record.model_dump_json())
+            transaction.sadd(keys.session_answers(tenant, record.session_id), record.id)
+            self._log.queue(transaction, keys.answer_events(tenant, record.id), opening)
+            await transaction.execute()
+
+    async def get(self, tenant: str, answer_id: str) -> AnswerRecord | None:
+        """The record, if there is one."""
+        document = await self._redis.get(keys.answer(tenant, answer_id))
+        return AnswerRecord.model_validate_json(document) if document else None
+
+    async def write(self, writes: Sequence[AnswerWrite]) -> list[bool]:
+        """Append the events of many answers in one round trip; false for those that were erased meanwhile.
+
+        May be repeated after an error: event numbers and message numbers are the writer's.
+        """
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for write in writes:
+                names = (
+                    keys.answer(write.tenant, write.answer_id),
+                    keys.answer_events(write.tenant, write.answer_id),
+                    keys.messages(write.tenant, write.session_id),
+                    keys.session_lease(write.tenant, write.session_id),
+                )
+                pipeline.eval(_WRITE, len(names), *names, *_arguments(write))
+            return [bool(is_there) for is_there in await pipeline.execute()]
+
+    async def read(self, tenant: str, answer_id: str, *, after: int, block: float) -> list[LogEvent]:
+        """Events with a number greater than `after`; waits up to `block` seconds for the first of them."""
+        return await self._log.read(keys.answer_events(tenant, answer_id), after=after, block=block)
+
+    async def ask_to_cancel(self, tenant: str, answer_id: str) -> None:
+        """Leave word for whichever replica owns the answer that it shall stop."""
+        await self._redis.set(keys.answer_cancel(tenant, answer_id), b"1", ex=_CANCEL_TTL)
+
+    async def is_cancelled(self, tenant: str, answer_id: str) -> bool:
+        """Whether somebody left word that the answer shall stop."""
+        return bool(await self._redis.exists(keys.answer_cancel(tenant, answer_id)))
+
+    async def mark_read(self, tenant: str, answer_id: str) -> None:
+        """Leave word for the answer's owner that somebody follows it at another replica."""
+        await self._redis.set(keys.answer_reader(tenant, answer_id), b"1", ex=_READER_TTL)
+
+    async def was_read(self, tenant: str, answer_id: str) -> bool:
+        """Whether somebody followed the answer at another replica a moment ago."""
+        return bool(await self._redis.exists(keys.answer_reader(tenant, answer_id)))
+
+
+def _arguments(write: AnswerWrite) -> list[str | bytes | int]:
+    arguments: list[str | bytes | int] = [write.answer_id, len(write.events)]
+    for event in write.events:
+        arguments += [event.number, event.name, orjson.dumps(event.data)]
+    if write.ending is not None:
+        arguments.append(write.ending.record.model_dump_json())
+        for number, message in enumerate(write.ending.turn, start=write.ending.number):
+            arguments += [number, message.model_dump_json()]
+    return arguments

@@ -1,0 +1,59 @@
+"""The feature cache: sealed blobs under the video's hash. A value that is not exactly what was asked for is a miss."""
+
+import structlog
+
+from model.features import CorruptFeatures, PackedFeatures
+from service.errors import Unavailable
+from service.metrics import Metrics
+from service.store.connection import StoreClient
+
+_log = structlog.get_logger(__name__)
+
+
+class FeatureCache:
+    """Reads and writes features. Fails open: without the store, a look-up is a miss and a write is dropped."""
+
+    def __init__(self, redis: StoreClient, *, ttl: int, metrics: Metrics) -> None:
+        self._redis = redis
+        self._ttl = ttl
+        self._metrics = metrics
+
+    async def get(self, key: str, *, shape: tuple[int, ...]) -> PackedFeatures | None:
+        """The features under `key`, checked; None is a miss. A corrupt value is removed and counted."""
+        self._metrics.feature_cache_queries.inc()
+        try:
+            blob = await self._redis.getex(key, ex=self._ttl)
+            if blob is None:
+                return None
+            assert isinstance(blob, bytes)
+            packed = PackedFeatures.checked(blob, key=key, shape=shape)
+        except CorruptFeatures as corrupt:
+            _log.warning("feature_cache_corrupt", reason=str(corrupt))
+            self._metrics.feature_cache_corrupt.inc()
+            await self._discard(key)
+            return None
+        except Unavailable:
+            self._metrics.feature_cache_errors.inc()
+            return None
+        self._metrics.feature_cache_hits.inc()
+        return packed
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a value, unchecked and uncounted."""
+        try:
+            return bool(await self._redis.exists(key))
+        except Unavailable:
+            return False
+
+    async def put(self, key: str, features: PackedFeatures) -> None:
+        """Keep features under `key` for the cache's time to live."""
+        try:
+            await self._redis.set(key, features.blob, ex=self._ttl)
+        except Unavailable:
+            self._metrics.feature_cache_errors.inc()
+
+    async def _discard(self, key: str) -> None:
+        try:
+            await self._redis.delete(key)
+        except Unavailable:
+            self._metrics.feature_cache_errors.inc()

@@ -1,0 +1,81 @@
+"""The names of everything in Redis. Every key of a tenant carries the tenant, so that none can reach another's."""
+
+
+def features(tenant: str, fingerprint: str, sha256: str) -> str:
+    """The cached features of one video's bytes under one encoder and frame spec."""
+    return f"features:{tenant}:{fingerprint}:{sha256}"
+
+
+def video(tenant: str, video_id: str) -> str:
+    """A video's record."""
+    return f"video:{tenant}:{video_id}"
+
+
+def videos(tenant: str) -> str:
+    """Sorted set of video ids by time of creation."""
+    return f"videos:{tenant}"
+
+
+def video_events(tenant: str, video_id: str) -> str:
+    """Stream of a video's progress."""
+    return f"video:{tenant}:{video_id}:events"
+
+
+def video_sessions(tenant: str, video_id: str) -> str:
+    """Set of the sessions that talk about a video."""
+    return f"video:{tenant}:{video_id}:sessions"
+
+
+def video_features(tenant: str, video_id: str) -> str:
+    """Set of the feature keys that were filled for a video."""
+    return f"video:{tenant}:{video_id}:features"
+
+
+def session(tenant: str, session_id: str) -> str:
+    """A session's record."""
+    return f"session:{tenant}:{session_id}"
+
+
+def sessions(tenant: str) -> str:
+    """Sorted set of session ids by time of creation."""
+    return f"sessions:{tenant}"
+
+
+def messages(tenant: str, session_id: str) -> str:
+    """Hash of a session's messages: number -> record."""
+    return f"session:{tenant}:{session_id}:messages"
+
+
+def session_answers(tenant: str, session_id: str) -> str:
+    """Set of the answers given in a session."""
+    return f"session:{tenant}:{session_id}:answers"
+
+
+def session_lease(tenant: str, session_id: str) -> str:
+    """Lease of the answer that is being given in a session: its value is the answer's id."""
+    return f"session:{tenant}:{session_id}:lease"
+
+
+def answer(tenant: str, answer_id: str) -> str:
+    """An answer's record."""
+    return f"answer:{tenant}:{answer_id}"
+
+
+def answer_events(tenant: str, answer_id: str) -> str:
+    """Stream of an answer's events: the log."""
+    return f"answer:{tenant}:{answer_id}:events"
+
+
+def answer_cancel(tenant: str, answer_id: str) -> str:
+    """Flag: somebody asked for the answer to stop."""
+    return f"answer:{tenant}:{answer_id}:cancel"
+
+
+def fill_lease(features_key: str) -> str:
+    """Lease of whoever computes the features of a key."""
+    return f"lease:{features_key}"
+
+
+def answer_reader(tenant: str, answer_id: str) -> str:
+    """Flag: somebody follows the answer at a replica that is not its owner."""
+    return f"answer:{tenant}:{answer_id}:reader"

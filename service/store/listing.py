@@ -1,0 +1,23 @@
+"""Cursor lists: ids in a sorted set by time of creation, newest first."""
+
+from dataclasses import dataclass
+
+from service.store.connection import StoreClient, text
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some ids of a list, and whether more follow."""
+
+    ids: tuple[str, ...]
+    has_more: bool
+
+
+async def list_page(redis: StoreClient, key: str, *, limit: int, after: str | None) -> Page:
+    """Up to `limit` ids that come after the id `after` (from the start if that is None or gone)."""
+    start = 0
+    if after is not None:
+        rank = await redis.zrevrank(key, after)
+        start = rank + 1 if isinstance(rank, int) else 0
+    members = await redis.zrevrange(key, start, start + limit)
+    return Page(tuple(text(member) for member in members[:limit]), has_more=len(members) > limit)

@@ -1,0 +1,110 @@
+"""The media store: uploaded files and the pictures taken from them, in a directory that replicas may share."""
+
+import asyncio
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_STALE_SPOOL_SECONDS = 24 * 3600
+
+
+class SpoolFile:
+    """An upload that is still coming in: hashed while it is written, gone unless it is committed."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.num_bytes = 0
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk."""
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.num_bytes += len(chunk)
+
+    def sync(self) -> str:
+        """Put everything on disk; returns the SHA-256 of the bytes, hex."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._hash.hexdigest()
+
+
+class MediaStore:
+    """Files under `root`: a file by its SHA-256, and beside it the pictures of its default frames."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._spool = root / "spool"
+
+    def open(self) -> None:
+        """Make the directories and sweep out what crashed uploads left behind."""
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        oldest = time.time() - _STALE_SPOOL_SECONDS
+        for leftover in self._spool.iterdir():
+            if leftover.stat().st_mtime < oldest:
+                leftover.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def spool(self) -> AsyncIterator[SpoolFile]:
+        """A file to receive an upload in; removed at the end unless it was committed."""
+        path = self._spool / secrets.token_hex(16)
+        with path.open("wb") as file:
+            try:
+                yield SpoolFile(path, file)
+            finally:
+                path.unlink(missing_ok=True)
+
+    async def commit(self, upload: SpoolFile, tenant: str) -> str:
+        """Make a received upload permanent: on disk before this returns. Returns its SHA-256, hex."""
+        sha256 = await asyncio.to_thread(upload.sync)
+        await asyncio.to_thread(self._rename, upload.path, self.path(tenant, sha256))
+        return sha256
+
+    def path(self, tenant: str, sha256: str) -> Path:
+        """Where the file with these bytes lies, or would lie."""
+        return self._root / tenant / sha256[:2] / sha256
+
+    async def exists(self, tenant: str, sha256: str) -> bool:
+        """Whether the file is here."""
+        return await asyncio.to_thread(self.path(tenant, sha256).is_file)
+
+    async def put_frames(self, tenant: str, sha256: str, pictures: Sequence[bytes]) -> None:
+        """Keep the JPEG pictures of a video's sampled frames."""
+        await asyncio.to_thread(self._write_frames, self._frames(tenant, sha256), pictures)
+
+    def frame_path(self, tenant: str, sha256: str, index: int) -> Path:
+        """Where picture `index` of the sampled frames lies, or would lie."""
+        return self._frames(tenant, sha256) / f"{index}.jpg"
+
+    async def erase(self, tenant: str, sha256: str) -> None:
+        """Remove the file and its pictures."""
+        await asyncio.to_thread(self.path(tenant, sha256).unlink, missing_ok=True)
+        await asyncio.to_thread(shutil.rmtree, self._frames(tenant, sha256), ignore_errors=True)
+
+    def _frames(self, tenant: str, sha256: str) -> Path:
+        return self._root / tenant / sha256[:2] / f"{sha256}.frames"
+
+    @staticmethod
+    def _rename(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        source.replace(target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the name, too, must survive a power cut
+        finally:
+            os.close(directory)
+
+    @staticmethod
+    def _write_frames(directory: Path, pictures: Sequence[bytes]) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for index, picture in enumerate(pictures):
+            part = directory / f".{index}.{secrets.token_hex(4)}"
+            part.write_bytes(picture)
+            part.replace(directory / f"{index}.jpg")

@@ -1,0 +1,63 @@
+"""Session records and their messages."""
+
+from collections.abc import Sequence
+
+from service.store import keys
+from service.store.connection import StoreClient, text
+from service.store.listing import Page, list_page
+from service.store.records import MessageRecord, SessionRecord
+
+
+class SessionStore:
+    """The sessions of all tenants."""
+
+    def __init__(self, redis: StoreClient) -> None:
+        self._redis = redis
+
+    async def create(self, tenant: str, record: SessionRecord) -> None:
+        """Keep a new session and link it to its videos."""
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.set(keys.session(tenant, record.id), record.model_dump_json())
+            transaction.zadd(keys.sessions(tenant), {record.id: record.created_at})
+            for video_id in record.video_ids:
+                transaction.sadd(keys.video_sessions(tenant, video_id), record.id)
+            await transaction.execute()
+
+    async def get(self, tenant: str, session_id: str) -> SessionRecord | None:
+        """The record, if there is one."""
+        document = await self._redis.get(keys.session(tenant, session_id))
+        return SessionRecord.model_validate_json(document) if document else None
+
+    async def get_many(self, tenant: str, session_ids: Sequence[str]) -> list[SessionRecord]:
+        """The records of those ids that exist, in the order asked."""
+        if not session_ids:
+            return []
+        documents = await self._redis.mget([keys.session(tenant, session_id) for session_id in session_ids])
+        return [SessionRecord.model_validate_json(document) for document in documents if document]
+
+    async def page(self, tenant: str, *, limit: int, after: str | None) -> Page:
+        """Ids, newest first."""
+        return await list_page(self._redis, keys.sessions(tenant), limit=limit, after=after)
+
+    async def messages(self, tenant: str, session_id: str) -> list[MessageRecord]:
+        """All messages, oldest first."""
+        numbered = await self._redis.hgetall(keys.messages(tenant, session_id))
+        return [MessageRecord.model_validate_json(numbered[number]) for number in sorted(numbered, key=int)]
+
+    async def erase(self, tenant: str, record: SessionRecord) -> bool:
+        """Erase a session with its messages and answers; false when it was gone already."""
+        answer_ids = await self._redis.smembers(keys.session_answers(tenant, record.id))
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.delete(keys.session(tenant, record.id))
+            transaction.zrem(keys.sessions(tenant), record.id)
+            transaction.delete(
+                keys.messages(tenant, record.id),
+                keys.session_answers(tenant, record.id),
+                keys.session_lease(tenant, record.id),
+            )
+            for answer_id in (text(member) for member in answer_ids):
+                transaction.delete(keys.answer(tenant, answer_id), keys.answer_events(tenant, answer_id))
+            for video_id in record.video_ids:
+                transaction.srem(keys.video_sessions(tenant, video_id), record.id)
+            erased, *_ = await transaction.execute()
+        return bool(erased)

@@ -1,0 +1,83 @@
+"""Video records, their progress and what belongs to them."""
+
+from collections.abc import Sequence
+
+from service.store import keys
+from service.store.connection import StoreClient, text
+from service.store.event_log import EventLog, LogEvent
+from service.store.listing import Page, list_page
+from service.store.records import VideoRecord
+
+_EVENTS_TTL = 24 * 3600
+
+
+class VideoStore:
+    """The videos of all tenants."""
+
+    def __init__(self, redis: StoreClient) -> None:
+        self._redis = redis
+        self.events = EventLog(redis, ttl=_EVENTS_TTL)
+
+    async def create(self, tenant: str, record: VideoRecord) -> bool:
+        """Keep a new record; false when the video is known already."""
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.set(keys.video(tenant, record.id), record.model_dump_json(), nx=True)
+            transaction.zadd(keys.videos(tenant), {record.id: record.created_at}, nx=True)
+            created, _ = await transaction.execute()
+        return bool(created)
+
+    async def get(self, tenant: str, video_id: str) -> VideoRecord | None:
+        """The record, if there is one."""
+        document = await self._redis.get(keys.video(tenant, video_id))
+        return VideoRecord.model_validate_json(document) if document else None
+
+    async def get_many(self, tenant: str, video_ids: Sequence[str]) -> list[VideoRecord]:
+        """The records of those ids that exist, in the order asked."""
+        if not video_ids:
+            return []
+        documents = await self._redis.mget([keys.video(tenant, video_id) for video_id in video_ids])
+        return [VideoRecord.model_validate_json(document) for document in documents if document]
+
+    async def update(self, tenant: str, record: VideoRecord) -> bool:
+        """Replace the record; false when the video was erased meanwhile, which it then stays."""
+        return bool(await self._redis.set(keys.video(tenant, record.id), record.model_dump_json(), xx=True))
+
+    async def page(self, tenant: str, *, limit: int, after: str | None) -> Page:
+        """Ids, newest first."""
+        return await list_page(self._redis, keys.videos(tenant), limit=limit, after=after)
+
+    async def session_ids(self, tenant: str, video_id: str) -> list[str]:
+        """The sessions that talk about the video."""
+        members = await self._redis.smembers(keys.video_sessions(tenant, video_id))
+        return sorted(text(member) for member in members)
+
+    async def remember_features(self, tenant: str, video_id: str, features_key: str) -> None:
+        """Note a feature key, so that erasing the video erases it."""
+        await self._redis.sadd(keys.video_features(tenant, video_id), features_key)
+
+    async def erase(self, tenant: str, video_id: str) -> bool:
+        """Erase the record, its progress and its features; false when there was no record."""
+        feature_keys = await self._redis.smembers(keys.video_features(tenant, video_id))
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.delete(keys.video(tenant, video_id))
+            transaction.zrem(keys.videos(tenant), video_id)
+            transaction.delete(
+                keys.video_events(tenant, video_id),
+                keys.video_sessions(tenant, video_id),
+                keys.video_features(tenant, video_id),
+                *feature_keys,
+            )
+            erased, *_ = await transaction.execute()
+        return bool(erased)
+
+    async def last_progress(self, tenant: str, video_id: str) -> LogEvent | None:
+        """The newest event of the video's progress."""
+        return await self.events.last(keys.video_events(tenant, video_id))
+
+    async def restart_progress(self, tenant: str, video_id: str) -> None:
+        """Forget earlier progress: the video is being prepared anew."""
+        await self._redis.delete(keys.video_events(tenant, video_id))
+
+    async def progress(self, tenant: str, video_id: str, event: LogEvent) -> None:
+        """Add one event to the video's progress."""
+        await self.events.append(keys.video_events(tenant, video_id), event)

@@ -1,0 +1,111 @@
+"""Receiving an upload: a raw body or a multipart form, in constant memory, into a spool file."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from service.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from service.store.media import SpoolFile
+
+_FORM = "multipart/form-data"
+_FORM_OVERHEAD = 64 * 1024  # headers and boundaries around the file
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f/\\]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadHeader:
+    """What the client says of the file it sends. The name is for people; nothing is ever opened by it."""
+
+    filename: str
+    content_type: str
+
+
+def check_headers(content_type: str, *, content_length: int | None, max_bytes: int) -> None:
+    """Refuse before the body is read what its headers already rule out.
+
+    Raises:
+        TooLarge: more bytes are announced than are taken.
+        UnsupportedMedia: neither a form nor a video.
+    """
+    if content_length is not None and content_length > max_bytes + _FORM_OVERHEAD:
+        raise _too_large(max_bytes)
+    kind = parse_options_header(content_type)[0]
+    if not (kind == _FORM or kind.startswith("video/") or kind == "application/octet-stream"):
+        raise UnsupportedMedia(
+            "unsupported_media_type",
+            "Send the video as the field `file` of a multipart form, or as the body with a `video/*` content type.",
+        )
+
+
+async def receive(
+    chunks: AsyncIterator[bytes], spool: SpoolFile, *, content_type: str, filename: str | None, max_bytes: int
+) -> UploadHeader:
+    """Write the file in a request body to the spool.
+
+    Raises:
+        InvalidRequest: the body is empty or not a proper form.
+        TooLarge: more than `max_bytes` arrived.
+    """
+    kind, options = parse_options_header(content_type)
+    if kind == _FORM:
+        header = await _receive_form(chunks, spool, boundary=options.get("boundary", ""), max_bytes=max_bytes)
+    else:
+        header = UploadHeader(filename=_clean(filename), content_type=kind)
+        async for chunk in chunks:
+            _write(spool, chunk, max_bytes=max_bytes)
+    if spool.num_bytes == 0:
+        raise InvalidRequest("empty_upload", "The upload has no bytes.", param="file")
+    return header
+
+
+async def _receive_form(
+    chunks: AsyncIterator[bytes], spool: SpoolFile, *, boundary: str, max_bytes: int
+) -> UploadHeader:
+    header: UploadHeader | None = None
+    inside = False
+    try:
+        parser = PushMultipartParser(boundary, max_segment_count=16, strict=True)
+        async for chunk in chunks:
+            if not chunk:
+                continue
+            for event in parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    header, inside = _field(event, header), event.name == "file"
+                elif event is None:
+                    inside = False
+                elif inside:
+                    _write(spool, bytes(event), max_bytes=max_bytes)
+        parser.close()
+    except MultipartError:
+        raise InvalidRequest("malformed_form", "The multipart form is malformed or incomplete.") from None
+    if header is None:
+        raise InvalidRequest("missing_file", "The form has no field `file`.", param="file")
+    return header
+
+
+def _field(segment: MultipartSegment, header: UploadHeader | None) -> UploadHeader:
+    if segment.name != "file":
+        raise InvalidRequest("unknown_field", "The form takes one field, `file`.", param=_clean(segment.name))
+    if header is not None:
+        raise InvalidRequest("duplicate_field", "The form has more than one field `file`.", param="file")
+    return UploadHeader(
+        filename=_clean(segment.filename), content_type=segment.content_type or "application/octet-stream"
+    )
+
+
+def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:
+    if spool.num_bytes + len(chunk) > max_bytes:
+        raise _too_large(max_bytes)
+    spool.write(chunk)
+
+
+def _clean(filename: str | None) -> str:
+    """A name fit to be shown: no directories, no control characters, bounded."""
+    parts = [part for part in _UNPRINTABLE.split(filename or "") if part.strip(". ")]
+    return parts[-1][-255:] if parts else "video"
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge("upload_too_large", f"An upload may have at most {max_bytes} bytes.", param="file")

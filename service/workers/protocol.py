@@ -1,0 +1,152 @@
+"""What the API process and a worker say to each other: frozen dataclasses over a pipe, errors as code and message."""
+
+from dataclasses import dataclass
+
+from model.conversation import Conversation
+from model.engine.sampling_params import SamplingParams
+from model.pixels import PixelSpec
+from model.video import FrameSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """What a worker loads and how large its batches may grow."""
+
+    name: str
+    """The model's public name."""
+    family: str
+    checkpoint: str | None
+    device: str
+    dtype: str
+    threads: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What the API process has to know of the loaded model."""
+
+    name: str
+    family: str
+    checkpoint_digest: str
+    dtype: str
+    """What the encoder computes in."""
+    frame_spec: FrameSpec
+    pixel_spec: PixelSpec
+    feature_shape: tuple[int, int]
+    num_video_tokens: int
+    num_parameters: int
+    max_model_len: int
+    default_sampling: SamplingParams
+
+
+# -- to the worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encode:
+    """Compute the features of one clip: frames uint8 [T, S, S, 3], row-major."""
+
+    job_id: str
+    key: str
+    frames: bytes
+    shape: tuple[int, int, int, int]
+    frame_indices: tuple[int, ...]
+    timestamps: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckPrompt:
+    """Count a prompt's tokens and refuse what can never run, before any work."""
+
+    job_id: str
+    conversation: Conversation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generate:
+    """Answer a conversation. `features` are packed blobs, one a clip, made under `feature_keys`.
+
+    `output_token_ids` are tokens that the answer has already, from a worker that died.
+    """
+
+    job_id: str
+    conversation: Conversation
+    features: tuple[bytes, ...]
+    feature_keys: tuple[str, ...]
+    params: SamplingParams
+    output_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Abort:
+    """Stop an answer at the next step."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """End the worker."""
+
+
+# -- from the worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """The model is loaded and has answered a question of its own."""
+
+    info: ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """The packed features of a clip, and the seconds the encoder took."""
+
+    job_id: str
+    blob: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptChecked:
+    """The prompt fits."""
+
+    job_id: str
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """What one answer gained in one step."""
+
+    job_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDone:
+    """What all answers gained in one step, and how many sequences run and wait."""
+
+    deltas: tuple[Delta, ...]
+    num_running: int
+    num_waiting: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """A job that cannot be done."""
+
+    job_id: str
+    code: str
+    message: str
+
+
+Command = Encode | CheckPrompt | Generate | Abort | Stop
+Report = Ready | Encoded | PromptChecked | StepDone | Refused
