@@ -69,6 +69,11 @@ class LiveAnswer:
         return self._ending is not None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it has ended and all of it is in the store."""
+        return self.ended and not self._unwritten
+
+    @property
     def is_generating(self) -> bool:
         """Whether a worker has the question, so that the end must come from there."""
         return self._frames is not None and not self.ended
@@ -212,3 +217,16 @@ class LiveAnswer:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def lost_answer(tenant: str, record: AnswerRecord, error: ServiceError, *, number: int) -> AnswerWrite:
+    """The end of an answer whose owner died: event `number` of its log, and no turn."""
+    problem = Problem(code=error.code, message=error.message)
+    failed = record.model_copy(update={"status": "failed", "error": problem})
+    return AnswerWrite(
+        tenant=tenant,
+        answer_id=record.id,
+        session_id=record.session_id,
+        events=(LogEvent(number, "error", error.envelope()),),
+        ending=Ending(record=failed, number=0, turn=()),
+    )

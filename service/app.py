@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
+from service.answering import Answering
 from service.api import answers, health, page, sessions, videos
 from service.api.dependencies import Service
 from service.api.errors import install_error_handlers
@@ -90,24 +91,34 @@ async def _running(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
             metrics=metrics,
         )
         stack.push_async_callback(encoding.close)
-        chat = Chat(
+        answers_store = AnswerStore(redis)
+        answering = Answering(
             settings=settings,
             pool=pool,
             encoding=encoding,
             videos=videos_store,
-            sessions=sessions_store,
-            answers=AnswerStore(redis),
+            answers=answers_store,
             leases=leases,
             metrics=metrics,
         )
-        stack.push_async_callback(chat.close)
-        chat.start()
+        stack.push_async_callback(answering.close)
+        answering.start()
+        chat = Chat(
+            answering=answering,
+            pool=pool,
+            encoding=encoding,
+            videos=videos_store,
+            sessions=sessions_store,
+            answers=answers_store,
+            leases=leases,
+        )
         ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
         yield Service(
             settings=settings,
             ingest=ingest,
             encoding=encoding,
             chat=chat,
+            answering=answering,
             pool=pool,
             redis=redis,
             metrics=metrics,

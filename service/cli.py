@@ -10,9 +10,7 @@ from rich.console import Console
 from service.logging import configure_logging
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it."
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it.")
 _console = Console()
 _errors = Console(stderr=True)
 

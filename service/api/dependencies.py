@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from service.answering import Answering
 from service.chat import Chat
 from service.encoding import Encoding
 from service.ingest import Ingest
@@ -22,6 +23,7 @@ class Service:
     ingest: Ingest
     encoding: Encoding
     chat: Chat
+    answering: Answering
     pool: Pool
     redis: StoreClient
     metrics: Metrics

@@ -86,11 +86,11 @@ async def ask(
 ) -> StreamingResponse | Message:
     """Ask a question. The reply is the answer as a message or, with `stream`, as Server-Sent Events."""
     answer = await service.chat.ask(tenant, session_id, body.question())
-    events = service.chat.follow(tenant, answer.id, after=0)
+    events = service.answering.follow(tenant, answer.id, after=0)
     if body.stream:
         return event_stream(events)
     await _until_done(request, events)
-    record = await service.chat.answer(tenant, answer.id)
+    record = await service.answering.answer(tenant, answer.id)
     if record.error is not None:
         raise from_code(record.error.code, record.error.message)
     if record.message is None:
