@@ -17,10 +17,12 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """What a prompt says of one video: which frames were sampled, and the rate that turns indices into seconds."""
+    """What a prompt says of one video: which frames were sampled, and the rate that gives their seconds."""
 
     frame_indices: tuple[int, ...]
     fps: float
+    media: Literal["video", "image"] = "video"
+    """A still picture has no moments to speak of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

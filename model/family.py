@@ -1,5 +1,7 @@
-"""The contract between a model family and everything that runs one."""
+"""The contract between a model family and what runs one, and how a conversation becomes its prompt."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -7,13 +9,14 @@ from transformers import LlamaForCausalLM
 
 from model.conversation import Conversation, Template, VideoSlot
 from model.engine.sampling_params import SamplingParams
+from model.engine.sequence import TextSegment, VideoSegment
 from model.pixels import PixelSpec
 from model.tokenizer import Tokenizer
 from model.video import FrameSpec
 
 
 class Family(Protocol):
-    """One loaded video-chat model: its encoder, projection and language model, with what it wants to be fed."""
+    """One loaded video-chat model: its encoder, projection, language model, and what it wants to be fed."""
 
     name: str
     """The family, as the registry knows it, e.g. `videochat`."""
@@ -44,3 +47,44 @@ class Family(Protocol):
 
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
         """The rendered prompt in token ids, segment by segment; video slots stay in their places."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedClip:
+    """One clip as the encoder left it: features [*feature_shape], in any dtype, on any device.
+
+    `identity` names their content (fingerprint and content hash), for the prefix cache.
+    """
+
+    features: torch.Tensor
+    identity: str
+
+
+def tokenize_segments(
+    tokenizer: Tokenizer, segments: Sequence[str | VideoSlot]
+) -> tuple[tuple[int, ...] | VideoSlot, ...]:
+    """Each text by itself, with its own dummy prefix; begin-of-sequence before the first one alone."""
+    return tuple(
+        segment if isinstance(segment, VideoSlot) else tuple(tokenizer.encode(segment, bos=place == 0))
+        for place, segment in enumerate(segments)
+    )
+
+
+def build_prompt(
+    family: Family, conversation: Conversation, clips: Sequence[EncodedClip]
+) -> tuple[TextSegment | VideoSegment, ...]:
+    """The prompt as the engine takes it; `clips[i]` are the features of `conversation.clips[i]`."""
+    assert len(clips) == len(conversation.clips), "every clip is encoded"
+    return tuple(
+        VideoSegment(family.project(clips[part.clip].features), clips[part.clip].identity)
+        if isinstance(part, VideoSlot)
+        else TextSegment(part)
+        for part in family.tokenize(conversation)
+    )
+
+
+def count_prompt_tokens(family: Family, conversation: Conversation) -> int:
+    """Positions the prompt takes, video tokens included; needs no features."""
+    return sum(
+        family.num_video_tokens if isinstance(part, VideoSlot) else len(part) for part in family.tokenize(conversation)
+    )

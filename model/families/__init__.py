@@ -1,0 +1,49 @@
+"""The registry of families: every module in this folder is one, under its own name.
+
+A family's module has `load(*, checkpoint, device, dtype) -> Family`.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.family import Family
+
+
+class UnknownFamily(ValueError):
+    """No family has this name; the message lists those there are."""
+
+
+def family_names() -> tuple[str, ...]:
+    """The families that can be loaded, e.g. `videochat`; finding them imports none."""
+    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
+
+
+def load_family(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    device: "torch.device | str" = "cpu",
+    dtype: "torch.dtype | None" = None,
+) -> "Family":
+    """Load one family on one device, ready for inference.
+
+    Args:
+        name: one of `family_names()`.
+        checkpoint: a folder in the family's layout; None takes the family's `tiny` sizes and weights.
+        device: where all weights go.
+        dtype: what everything computes in; None is float32.
+
+    Raises:
+        UnknownFamily: there is no such family.
+        WeightsError, TokenizerError: the checkpoint is incomplete, damaged or another model's.
+    """
+    if name not in family_names():
+        raise UnknownFamily(f"There is no family {name!r}; there are: {', '.join(family_names())}.")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    family: Family = module.load(checkpoint=checkpoint, device=device, dtype=dtype)
+    return family

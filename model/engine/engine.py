@@ -1,0 +1,190 @@
+"""The engine: many requests on one language model, a step at a time. No HTTP, no Redis, no asyncio."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaForCausalLM
+
+from model.engine.config import DuplicateRequest, EngineConfig, InvalidPrompt, PromptTooLong, check_length
+from model.engine.detokenizer import Detokenizer, Vocabulary
+from model.engine.model_runner import ModelRunner
+from model.engine.output import FinishReason, Output
+from model.engine.sampler import sample
+from model.engine.sampling_params import SamplingParams
+from model.engine.scheduler import Schedule, Scheduler
+from model.engine.sequence import Segment, Sequence, TextSegment, VideoSegment
+
+__all__ = [
+    "DuplicateRequest",
+    "Engine",
+    "EngineConfig",
+    "InvalidPrompt",
+    "Output",
+    "PromptTooLong",
+    "Segment",
+    "TextSegment",
+    "VideoSegment",
+    "check_length",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """A sequence and the text it has become so far."""
+
+    sequence: Sequence
+    detokenizer: Detokenizer
+
+    def append(self, token_id: int, eos_id: int) -> tuple[str, FinishReason | None]:
+        """Add one token; returns the text that may leave, and why the answer ends if it does."""
+        self.sequence.output_token_ids.append(token_id)
+        text = "" if token_id == eos_id else self.detokenizer.feed(token_id)
+        reason: FinishReason | None = None
+        if token_id == eos_id or self.detokenizer.stopped:
+            reason = "stop"
+        elif len(self.sequence.output_token_ids) == self.sequence.max_output_tokens:
+            reason = "length"
+        return (text + self.detokenizer.flush() if reason else text), reason
+
+    def output(self, *, text: str = "", token_ids: tuple[int, ...] = ()) -> Output:
+        sequence = self.sequence
+        return Output(
+            request_id=sequence.request_id,
+            text=text,
+            token_ids=token_ids,
+            finish_reason=sequence.finish_reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=len(sequence.output_token_ids),
+        )
+
+
+class Engine:
+    """Continuous batching: requests join and leave between steps, and none changes another's answer.
+
+    Not thread-safe: one thread adds, aborts and steps. An exception out of `step` (no memory left, say) makes
+    it unusable; every answer can go on in a new engine from the token ids that its outputs carried.
+
+    Raises:
+        ValueError: `max_model_len` exceeds the positions the language model was made for.
+    """
+
+    def __init__(self, language_model: LlamaForCausalLM, tokenizer: Vocabulary, config: EngineConfig) -> None:
+        if config.max_model_len > language_model.config.max_position_embeddings:
+            raise ValueError(
+                f"max_model_len is {config.max_model_len}, but the language model has"
+                f" {language_model.config.max_position_embeddings} positions."
+            )
+        self._config = config
+        self._tokenizer = tokenizer
+        self._vocab_size: int = language_model.config.vocab_size
+        self._hidden_size: int = language_model.config.hidden_size
+        self._scheduler = Scheduler(config)
+        self._model_runner = ModelRunner(language_model)
+        self._answers: dict[str, _Answer] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to report."""
+        return self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        """Sequences admitted and not ended."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences not yet admitted."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_cached_sequences(self) -> int:
+        """Sequences that hold room in the KV cache."""
+        return self._model_runner.num_cached_sequences
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Ordered[Segment],
+        params: SamplingParams,
+        *,
+        output_token_ids: Ordered[int] = (),
+    ) -> None:
+        """Queue a request; its outputs come from `step` under its id, free again when it has finished.
+
+        `output_token_ids` are tokens of this answer that outputs elsewhere have carried, with their text. The
+        answer goes on after them exactly as it would have there, and they are not reported again. If they
+        complete it, the next step reports just that.
+
+        Raises:
+            DuplicateRequest: a request of this id has not finished.
+            InvalidPrompt: the prompt is empty, or has ids or video rows that do not fit the model.
+            PromptTooLong: prompt and one token of answer exceed `max_model_len`.
+        """
+        if request_id in self._answers:
+            raise DuplicateRequest(request_id)
+        self._check_prompt(prompt, output_token_ids)
+        num_prompt_tokens = sum(segment.num_tokens for segment in prompt)
+        check_length(num_prompt_tokens, self._config)
+        sequence = Sequence(
+            request_id=request_id,
+            prompt=tuple(prompt),
+            params=params,
+            max_output_tokens=min(params.max_tokens, self._config.max_model_len - num_prompt_tokens),
+        )
+        answer = _Answer(sequence, Detokenizer(self._tokenizer, params.stop))
+        for token_id in output_token_ids:
+            _, sequence.finish_reason = answer.append(token_id, self._tokenizer.eos_id)
+            if sequence.finish_reason:
+                break
+        self._answers[request_id] = answer
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request at the next step, which frees its cache and reports it; False if there is none."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[Output]:
+        """Compute one batch. Returns an output for every sequence that got a token or has ended."""
+        schedule = self._scheduler.schedule()
+        logits = self._model_runner.run(schedule.chunks)
+        return self._postprocess(schedule, logits)
+
+    def _postprocess(self, schedule: Schedule, logits: torch.Tensor) -> list[Output]:
+        outputs = [self._forget(sequence).output() for sequence in schedule.ended]
+        sampled = [chunk.sequence for chunk in schedule.chunks if chunk.sampled]
+        for sequence, token_id in zip(sampled, sample(logits, sampled), strict=True):
+            outputs.append(self._accept(self._answers[sequence.request_id], token_id))
+        return outputs
+
+    def _accept(self, answer: _Answer, token_id: int | None) -> Output:
+        """Give an answer its next token; None, for logits that are not finite, fails it."""
+        if token_id is None:
+            return self._finish(answer, "error").output()
+        text, reason = answer.append(token_id, self._tokenizer.eos_id)
+        if reason:
+            self._finish(answer, reason)
+        return answer.output(text=text, token_ids=(token_id,))
+
+    def _finish(self, answer: _Answer, reason: FinishReason) -> _Answer:
+        self._scheduler.finish(answer.sequence, reason)
+        return self._forget(answer.sequence)
+
+    def _forget(self, sequence: Sequence) -> _Answer:
+        self._model_runner.free(sequence.request_id)
+        return self._answers.pop(sequence.request_id)
+
+    def _check_prompt(self, prompt: Iterable[Segment], output_token_ids: Ordered[int]) -> None:
+        """One bad index would fail the whole batch in the embedding lookup, so it is refused at the door."""
+        segments = [*prompt, TextSegment(tuple(output_token_ids))]
+        if not any(segment.num_tokens for segment in segments[:-1]):
+            raise InvalidPrompt("The prompt is empty.")
+        for segment in segments:
+            if isinstance(segment, VideoSegment):
+                if segment.embeddings.ndim != 2 or segment.embeddings.shape[1] != self._hidden_size:
+                    shape = list(segment.embeddings.shape)
+                    raise InvalidPrompt(f"Video tokens have shape {shape}, not [n, {self._hidden_size}].")
+            elif any(not 0 <= token_id < self._vocab_size for token_id in segment.token_ids):
+                raise InvalidPrompt(f"A token id is not in the vocabulary of {self._vocab_size}.")

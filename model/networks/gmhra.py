@@ -1,0 +1,85 @@
+"""One block of VideoChat's global token: it attends to every token of every frame of its clip.
+
+This is the only place where frames meet before the Q-Former, and its depthwise convolution the only source of
+temporal order. Nothing flows back into the trunk. GMHRA: UniFormerV2's global relation aggregator.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_EPS = 1e-5
+
+
+class GlobalAttention(nn.Module):
+    """Cross-attention of one token, in the parameters of `nn.MultiheadAttention` (rows q | k | v)."""
+
+    def __init__(self, width: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Queries [B, 1, C] over keys and values [B, L, C] to [B, 1, C]."""
+        width = x.shape[-1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        q = functional.linear(x, weight[:width], bias[:width])
+        kv = functional.linear(tokens, weight[width:], bias[width:])
+        q = q.reshape(*q.shape[:2], self.num_heads, -1).transpose(1, 2)  # [B, heads, 1, C/heads]
+        k, v = kv.reshape(*kv.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # [B, heads, L, C/heads]
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = self.out_proj(mixed)
+        return out
+
+
+class GlobalMlp(nn.Module):
+    """Two linear layers around an exact GELU. The original's dropout of 0.5 (training only) is left out."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C]."""
+        out: Tensor = self.c_proj(functional.gelu(self.c_fc(x)))
+        return out
+
+
+class GlobalTokenBlock(nn.Module):
+    """Positions onto the patches (after their norm), cross-attention, MLP; residuals on the token alone."""
+
+    def __init__(self, width: int, *, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.dpe = nn.Conv3d(width, width, kernel_size=3, padding=1, groups=width)
+        self.attn = GlobalAttention(width, num_heads=num_heads)
+        self.ln_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ln_2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ln_3 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = GlobalMlp(width, mlp_width)
+        # A new block changes nothing until it is trained, as in the original.
+        for module in (self.attn.out_proj, self.mlp.c_proj):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        assert self.dpe.bias is not None
+        nn.init.zeros_(self.dpe.bias)
+
+    def forward(self, token: Tensor, frames: Tensor) -> Tensor:
+        """The token [B, 1, C] and the trunk's frames [B, T, 1 + patches, C] to the token [B, 1, C]."""
+        normed = self.ln_3(frames)
+        tokens = torch.cat((normed[:, :, :1], self._with_positions(normed[:, :, 1:])), dim=2).flatten(1, 2)
+        token = token + self.attn(self.ln_1(token), tokens)
+        added: Tensor = self.mlp(self.ln_2(token))
+        return token + added
+
+    def _with_positions(self, patches: Tensor) -> Tensor:
+        num_clips, num_frames, num_patches, width = patches.shape
+        grid = math.isqrt(num_patches)
+        volume = patches.reshape(num_clips, num_frames, grid, grid, width).permute(0, 4, 1, 2, 3)
+        positions: Tensor = self.dpe(volume)  # [B, C, T, grid, grid]
+        return patches + positions.permute(0, 2, 3, 4, 1).flatten(2, 3)

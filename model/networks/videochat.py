@@ -1,0 +1,155 @@
+"""The whole VideoChat network in any sizes: encoder, norm, Q-Former, projection, LLaMA.
+
+Tensors in, tensors out; refuses to know checkpoints, prompts and devices. The Q-Former and LLaMA are
+transformers' own; parameter names are the published ones but for the Q-Former's.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from model.networks.eva_vit import EvaViT, VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QFormerConfig:
+    """Sizes of the Q-Former; every `cross_every`-th layer, from the first on, sees the encoder's tokens."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    num_queries: int = 32
+    num_extra_queries: int = 64
+    cross_every: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    max_positions: int = 2048
+    rms_eps: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoChatConfig:
+    """Every size of a VideoChat network. `num_frames` is what it was trained on; any number from 1 runs."""
+
+    num_frames: int
+    vision: VisionConfig
+    qformer: QFormerConfig
+    decoder: DecoderConfig
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """[query tokens, Q-Former width] of one clip."""
+        return self.qformer.num_queries + self.qformer.num_extra_queries, self.qformer.width
+
+    def to_json(self) -> dict[str, Any]:
+        """The sizes as nested plain values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, sizes: dict[str, Any]) -> "VideoChatConfig":
+        """Sizes as `to_json` wrote them.
+
+        Raises:
+            KeyError, TypeError: a size is missing or unknown.
+        """
+        parts: dict[str, Any] = {
+            "vision": VisionConfig(**sizes["vision"]),
+            "qformer": QFormerConfig(**sizes["qformer"]),
+            "decoder": DecoderConfig(**sizes["decoder"]),
+        }
+        return cls(**{**sizes, **parts})
+
+
+class Float32Norm(nn.LayerNorm):
+    """A layer norm in float32 whatever the encoder computes in, as the original does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C], in the dtype of `x`."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class VideoChatNetwork(nn.Module):
+    """All modules of one VideoChat model, freshly initialised; trainable, without dropout."""
+
+    def __init__(self, config: VideoChatConfig) -> None:
+        super().__init__()
+        width = config.qformer.width
+        self.config = config
+        self.visual_encoder = EvaViT(config.vision)
+        self.ln_vision = Float32Norm(config.vision.width, eps=1e-5)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_queries, width))
+        self.extra_query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_extra_queries, width))
+        self.qformer = Blip2QFormerModel(_qformer_config(config))
+        self.llama_proj = nn.Linear(width, config.decoder.width)
+        self.llama_model = LlamaForCausalLM(_llama_config(config.decoder))
+        nn.init.normal_(self.query_tokens, std=0.02)
+        nn.init.normal_(self.extra_query_tokens, std=0.02)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W], normalised, to features [B, queries, Q-Former width], not projected yet."""
+        tokens = self.ln_vision(self.visual_encoder(pixel_values))  # [B, T * (patches + 1) + 1, C]
+        queries = torch.cat((self.query_tokens, self.extra_query_tokens), dim=1).expand(len(tokens), -1, -1)
+        features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features [..., Q-Former width] to video tokens [..., hidden]."""
+        out: Tensor = self.llama_proj(features)
+        return out
+
+    def restore_rotary(self) -> None:
+        """Compute LLaMA's rotary frequencies anew, in float32.
+
+        No checkpoint holds them, so a network built on the meta device lacks them; and a cast to half
+        precision would spoil them.
+        """
+        self.llama_model.model.rotary_emb = LlamaRotaryEmbedding(config=self.llama_model.config)
+
+
+def _qformer_config(config: VideoChatConfig) -> Blip2QFormerConfig:
+    sizes = config.qformer
+    return Blip2QFormerConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.depth,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.mlp_width,
+        cross_attention_frequency=sizes.cross_every,
+        encoder_hidden_size=config.vision.width,
+        layer_norm_eps=1e-12,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="sdpa",
+    )
+
+
+def _llama_config(sizes: DecoderConfig) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.depth,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.mlp_width,
+        max_position_embeddings=sizes.max_positions,
+        rms_norm_eps=sizes.rms_eps,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )

@@ -1,0 +1,143 @@
+"""Videos as the models see them: which frames, at which moments, within which limits. No torch.
+
+PyAV is imported only when a file is opened, by `model.video_reader`; the words here cost numpy alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_FRAME_COUNT = 64
+
+VideoErrorCode = Literal[
+    "not_a_video",
+    "no_video_stream",
+    "no_frames",
+    "unsupported_codec",
+    "undecodable",
+    "too_large",
+    "too_long",
+    "empty_interval",
+]
+
+
+class VideoError(ValueError):
+    """The file cannot be used; `code` says why, and the message is ours, never a library's."""
+
+    def __init__(self, code: VideoErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: VideoErrorCode = code
+
+
+class InvalidFrameSpec(ValueError):
+    """A field of a frame spec is out of its bounds; `param` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def videochat_indices(num_frames: int, count: int) -> list[int]:
+    """VideoChat's rule (`Chat.get_index`): the start is truncated, the steps are rounded half to even.
+
+    Not the usual middle of each segment. With fewer frames than asked for, frames repeat.
+    """
+    segment = float(num_frames - 1) / count
+    start = int(segment / 2)
+    return [start + int(np.round(segment * step)) for step in range(count)]
+
+
+FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {"videochat": videochat_indices}
+"""Frame rules by name: (num_frames, count) -> `count` frame numbers under `num_frames`, never decreasing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameSpec:
+    """Which frames of a video to take: `count` of those shown from `start` on and before `end`, in seconds.
+
+    Raises:
+        InvalidFrameSpec: a field is not finite, out of bounds, or names no rule.
+    """
+
+    count: int = 8
+    start: float | None = None
+    end: float | None = None
+    rule: str = "videochat"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_FRAME_COUNT:
+            raise InvalidFrameSpec("count", f"count must be between 1 and {MAX_FRAME_COUNT}.")
+        for param, value in (("start", self.start), ("end", self.end)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InvalidFrameSpec(param, f"{param} must be a number of seconds, zero or more.")
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise InvalidFrameSpec("end", "end must be later than start.")
+        if self.rule not in FRAME_RULES:
+            raise InvalidFrameSpec("rule", f"rule must be one of: {', '.join(FRAME_RULES)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoLimits:
+    """What is refused before memory is spent on it. Sides and pixels are those of the stored picture."""
+
+    max_side: int = 8192
+    max_pixels: int = 4096 * 2304
+    max_frames: int = 250_000
+    max_duration: float = 3600.0
+    """Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """What a file is: seconds, pixels as displayed, average frame rate, and how far pictures are turned."""
+
+    duration: float
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    codec: str
+    rotation: int
+    """Degrees counterclockwise from the stored to the displayed picture: 0, 90, 180 or 270."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Frame:
+    """One picture: its number in order of presentation, its seconds after the first one, and its pixels."""
+
+    index: int
+    timestamp: float
+    rgb: npt.NDArray[np.uint8]
+    """uint8 [height, width, 3], the right way up."""
+
+
+class OpenVideo(Protocol):
+    """A video that was opened and found good so far."""
+
+    @property
+    def facts(self) -> VideoFacts:
+        """What the file is."""
+
+    def frames(self, spec: FrameSpec) -> Iterator[Frame]:
+        """The frames that `spec` asks for, in order; one that is asked for twice comes twice.
+
+        Raises:
+            VideoError: `empty_interval`; `undecodable` when a wanted frame cannot be had; `too_large`.
+        """
+
+
+def open_video(path: Path, limits: VideoLimits) -> AbstractContextManager[OpenVideo]:
+    """Open a file of one of the allowed containers and codecs; no other file and no network is ever read.
+
+    Raises:
+        VideoError: on entering, with any code but `empty_interval`.
+    """
+    from model.video_reader import opened
+
+    return opened(path, limits)

@@ -1,0 +1,139 @@
+"""Weights: strict loading through a key map, the digest that names a checkpoint, and seeded stand-ins.
+
+Every parameter must be covered exactly once. A loader that lets a key slip leaves modules silently at their
+initial values (VideoChat's global token would be a no-op), so nothing here is lenient.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+SHOWN_KEYS = 8
+
+
+class WeightsError(ValueError):
+    """A checkpoint does not fit the network it is meant for; the message names the keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyMap:
+    """How a published checkpoint calls the parameters of ours."""
+
+    renames: tuple[tuple[str, str], ...] = ()
+    """Regular expressions and their replacements, applied one after the other to every key."""
+    ignored: tuple[str, ...] = ()
+    """Published keys (regular expressions, whole key) that hold nothing to load, such as buffers."""
+    squeezed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Parameters of ours that may be published with an axis more: the number of axes then, the extra one."""
+
+    def target(self, key: str) -> str | None:
+        """What the published `key` is called here; None where it is ignored."""
+        if any(re.fullmatch(pattern, key) for pattern in self.ignored):
+            return None
+        for pattern, replacement in self.renames:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    def shaped(self, target: str, tensor: Tensor) -> Tensor:
+        """The published `tensor` without the axis that ours has not."""
+        num_axes, extra = self.squeezed.get(target, (0, 0))
+        return tensor.squeeze(extra) if tensor.ndim == num_axes else tensor
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        WeightsError: the file is absent or no safetensors file.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path.name} cannot be read as a safetensors file.") from error
+    return tensors
+
+
+def load_strict(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype | None = None
+) -> None:
+    """Put published tensors in the place of the module's parameters (also of one built on the meta device).
+
+    Args:
+        module: what is to be filled; its parameters and persistent buffers must all be covered.
+        tensors: published key to tensor.
+        key_map: what the published keys are called in `module`.
+        dtype: cast to, where the checkpoint differs; None keeps the checkpoint's.
+
+    Raises:
+        WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
+    """
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    sources: dict[str, list[str]] = {}
+    for key in tensors:
+        if (target := key_map.target(key)) is not None:
+            sources.setdefault(target, []).append(key)
+    _refuse("unknown keys", (key for target, keys in sources.items() if target not in wanted for key in keys))
+    _refuse("keys for one parameter", (key for keys in sources.values() if len(keys) > 1 for key in keys))
+    _refuse("parameters that no key covers", (name for name in wanted if name not in sources))
+    loaded = {target: key_map.shaped(target, tensors[key]) for target, (key,) in sources.items()}
+    _refuse(
+        "shapes that differ",
+        (
+            f"{sources[name][0]} {list(tensor.shape)} for {list(wanted[name])}"
+            for name, tensor in loaded.items()
+            if tensor.shape != wanted[name]
+        ),
+    )
+    cast = {name: tensor.to(dtype or tensor.dtype) for name, tensor in loaded.items()}
+    module.load_state_dict(cast, assign=True)
+
+
+def checkpoint_digest(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
+    """SHA-256, hex, of every tensor (name, dtype, shape, bytes) in the order of names, and of the sizes."""
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{json.dumps(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def seeded(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
+    """Random float32 values for every parameter of `module`: none zero, and the same on every machine.
+
+    Uniform, because torch draws uniform numbers from integers, exactly; normal ones differ in the last bit
+    between CPUs. Each parameter has a generator of its own, named after it, so that their order does not
+    matter. Matrices keep the variance of what passes them; norms stay near 1; other vectors are small.
+    """
+    return {name: _drawn(f"{seed}:{name}", parameter) for name, parameter in module.named_parameters()}
+
+
+def _drawn(name: str, parameter: Tensor) -> Tensor:
+    words = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(words[:8], "big") >> 1)
+    values = torch.rand(parameter.shape, generator=generator) * 2 - 1  # [-1, 1) in steps of 2^-23
+    values = values.masked_fill_(values == 0, 0.5) * 3**0.5  # variance 1
+    if parameter.ndim > 1:
+        spread: float = _fan_in(parameter) ** -0.5
+        return values * spread
+    return 1 + values * 0.1 if name.endswith("weight") else values * 0.05
+
+
+def _fan_in(parameter: Tensor) -> int:
+    return max(1, parameter[0].numel()) if parameter.shape[0] > 1 else parameter.shape[-1]
+
+
+def _refuse(what: str, keys: Iterable[str]) -> None:
+    found = sorted(keys)
+    if found:
+        more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+        raise WeightsError(f"The checkpoint has {what}: {', '.join(found[:SHOWN_KEYS])}{more}.")

@@ -1,0 +1,261 @@
+"""Small real video files for the tests, made with PyAV; the bad ones are bad in one way each."""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+Picture = npt.NDArray[np.uint8]
+
+BITS = 10
+BLOCK = 16
+TIME_BASE = Fraction(1, 12_000)
+"""Fine enough for every frame rate used here, and for moments that follow no rate at all."""
+
+
+def numbered_picture(number: int, width: int = 160, height: int = 96) -> Picture:
+    """A picture [height, width, 3] with its number burnt in: a row of blocks, one per bit, white for 1.
+
+    The block in the top right corner is red, so that a test can tell which way up the picture is.
+    """
+    assert number < 1 << BITS
+    picture = np.full((height, width, 3), 40, np.uint8)
+    picture[BLOCK : height - BLOCK, :, 1] = np.linspace(20, 120, width, dtype=np.uint8)
+    middle = height // 2
+    for bit in range(BITS):
+        shade = 235 if number >> bit & 1 else 16
+        picture[middle - BLOCK // 2 : middle + BLOCK // 2, bit * BLOCK : (bit + 1) * BLOCK] = shade
+    picture[:BLOCK, width - BLOCK :] = (220, 20, 20)
+    return picture
+
+
+def read_number(rgb: Picture) -> int:
+    """The number burnt into an upright picture made by `numbered_picture`."""
+    middle = rgb.shape[0] // 2
+    blocks = [rgb[middle - 4 : middle + 4, bit * BLOCK + 4 : (bit + 1) * BLOCK - 4] for bit in range(BITS)]
+    return sum(1 << bit for bit, block in enumerate(blocks) if block.mean() > 128)
+
+
+def numbered_pictures(count: int, width: int = 160, height: int = 96) -> Iterator[Picture]:
+    """Pictures numbered 0 to count - 1."""
+    return (numbered_picture(number, width, height) for number in range(count))
+
+
+def moving_shapes(count: int, width: int = 160, height: int = 96) -> Iterator[Picture]:
+    """A red disc going right and a blue square going left on a dark background."""
+    rows, columns = np.mgrid[:height, :width]
+    for number in range(count):
+        x = round((width - 1) * number / max(count - 1, 1))
+        picture = np.full((height, width, 3), 24, np.uint8)
+        picture[(columns - x) ** 2 + (rows - height // 3) ** 2 <= 12**2] = (220, 30, 30)
+        square = (abs(columns - (width - x)) <= 10) & (abs(rows - 2 * height // 3) <= 10)
+        picture[square] = (30, 60, 220)
+        yield picture
+
+
+def write_video(
+    path: Path,
+    pictures: Iterable[Picture],
+    *,
+    codec: str = "libx264",
+    fps: int = 24,
+    moments: Sequence[float] | None = None,
+    options: dict[str, str] | None = None,
+    pix_fmt: str | None = None,
+    rotation: int = 0,
+    faststart: bool = False,
+    sound: bool = False,
+) -> Path:
+    """Encode pictures into `path`, whose suffix chooses the container; `moments` (s) replace the fixed rate.
+
+    `rotation` in degrees counterclockwise goes into the display matrix; the pictures are stored as they are.
+    """
+    remaining = iter(pictures)
+    first = next(remaining)
+    with av.open(path, "w", options={"movflags": "faststart"} if faststart else {}) as container:
+        stream = container.add_stream(codec, rate=fps, options={"g": "12"} if options is None else options)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
+        if moments is not None:
+            stream.codec_context.time_base = TIME_BASE
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if sound:
+            _add_silence(container, container.add_stream("aac", rate=16_000, layout="mono"))
+        for number, picture in enumerate(chain([first], remaining)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if moments is not None:
+                frame.time_base, frame.pts = TIME_BASE, round(moments[number] / TIME_BASE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _add_silence(container: av.container.OutputContainer, audio: av.stream.Stream) -> None:
+    assert isinstance(audio, av.AudioStream)
+    for number in range(16):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate, silence.pts = 16_000, number * 1024
+        container.mux(audio.encode(silence))
+    container.mux(audio.encode(None))
+
+
+def h264_mp4(path: Path, *, frames: int = 48, fps: int = 24, width: int = 160, height: int = 96) -> Path:
+    """What most people upload: H.264 with B-frames and a closed GOP of 12, in MP4."""
+    return write_video(path, moving_shapes(frames, width, height), fps=fps)
+
+
+def vp9_webm(path: Path, *, frames: int = 24) -> Path:
+    """VP9 in WebM, whose header does not say how many frames there are."""
+    options = {"g": "8", "deadline": "realtime", "cpu-used": "8"}
+    return write_video(path, moving_shapes(frames), codec="libvpx-vp9", options=options)
+
+
+def mpeg4_avi(path: Path, *, frames: int = 24) -> Path:
+    """MPEG-4 part 2 in AVI."""
+    return write_video(path, moving_shapes(frames), codec="mpeg4", options={"g": "8"})
+
+
+def vfr_mp4(path: Path, *, frames: int = 40) -> Path:
+    """Numbered pictures at an uneven rate: every third one stays four times as long."""
+    moments = np.cumsum([0.0] + [0.04 * (4 if number % 3 == 2 else 1) for number in range(frames - 1)])
+    return write_video(path, numbered_pictures(frames), moments=moments.tolist())
+
+
+def rotated_mp4(path: Path, degrees: int, *, frames: int = 24) -> Path:
+    """Numbered pictures, to be turned counterclockwise by `degrees` before they are shown."""
+    return write_video(path, numbered_pictures(frames), rotation=degrees)
+
+
+def audio_only_mp4(path: Path) -> Path:
+    """One second of silence, and no video stream."""
+    with av.open(path, "w") as container:
+        _add_silence(container, container.add_stream("aac", rate=16_000, layout="mono"))
+    return path
+
+
+def zero_frame_mp4(path: Path) -> Path:
+    """A fragmented MP4 that ends before its first fragment: a video track, and not one frame."""
+    with av.open(path, "w", options={"movflags": "empty_moov+frag_keyframe"}) as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def truncated_mp4(path: Path) -> Path:
+    """The first half of an MP4 whose index stands at its end: nobody can tell where a frame begins."""
+    data = h264_mp4(path).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def cut_mp4(path: Path, *, keep: float = 0.5) -> Path:
+    """An MP4 whose index stands first and promises frames that the file no longer has."""
+    data = write_video(path, numbered_pictures(96), faststart=True).read_bytes()
+    path.write_bytes(data[: round(len(data) * keep)])
+    return path
+
+
+def wide_mp4(path: Path) -> Path:
+    """An honest picture that is wider than is allowed by default."""
+    return write_video(path, moving_shapes(2, width=8256, height=32), options={"preset": "ultrafast"})
+
+
+def swollen_webm(path: Path, *, side: int = 8000) -> Path:
+    """VP8 whose first frame claims `side` x `side` pixels, whatever the container says."""
+    data = bytearray(write_video(path.with_suffix(".webm"), moving_shapes(4), codec="libvpx").read_bytes())
+    # Width and height stand behind the start code of a key frame (RFC 6386, 9.1).
+    size = data.index(b"\x9d\x01\x2a") + 3
+    data[size : size + 4] = side.to_bytes(2, "little") * 2
+    path.write_bytes(data)
+    return path
+
+
+def ffconcat_script(path: Path, target: Path) -> Path:
+    """A playlist that asks the reader to open another file."""
+    path.write_text(f"ffconcat version 1.0\nfile {target.name}\n", encoding="utf-8")
+    return path
+
+
+def text_file(path: Path) -> Path:
+    """Words, whatever the name says."""
+    path.write_text("This is not a film.\n" * 50, encoding="utf-8")
+    return path
+
+
+def hidden_frames_webm(path: Path, *, frames: int, hidden: Container[int]) -> Path:
+    """VP8 in which some of the numbered pictures are decoded but never shown, as encoders do for reference."""
+    shown = write_video(path.with_suffix(".mkv"), numbered_pictures(frames), codec="libvpx", options={"g": "30"})
+    with av.open(shown) as original, av.open(path, "w") as container:
+        stream = original.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        for number, packet in enumerate(original.demux(stream)):
+            if packet.size:
+                data = bytearray(bytes(packet))
+                if number in hidden:
+                    data[0] &= ~0x10  # `show_frame` (RFC 6386, 9.1)
+                again = av.Packet(bytes(data))
+                again.pts, again.dts, again.time_base = packet.pts, packet.dts, packet.time_base
+                again.is_keyframe, again.stream = packet.is_keyframe, copy
+                container.mux(again)
+    return path
+
+
+def empty_file(path: Path) -> Path:
+    """Nothing."""
+    path.touch()
+    return path
+
+
+def song_with_cover(path: Path) -> Path:
+    """Sound whose cover is stored as a video stream of one picture."""
+    with av.open(path, "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        assert isinstance(cover, VideoStream)
+        cover.width, cover.height, cover.pix_fmt = 160, 96, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        audio = container.add_stream("aac", rate=16_000, layout="mono")
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_picture(1), format="rgb24")))
+        container.mux(cover.encode(None))
+        _add_silence(container, audio)
+    return path
+
+
+def unsupported_avi(path: Path) -> Path:
+    """Cinepak is a video codec, though not one that anybody uploads."""
+    written = write_video(path.with_suffix(".avi"), moving_shapes(4), codec="cinepak", pix_fmt="rgb24", options={})
+    return written.rename(path)
+
+
+def trimmed_copy(source: Path, path: Path, *, frames: int, fps: int = 24) -> Path:
+    """The packets of `source` without its first `frames` frames, as editors cut: hidden by an edit list."""
+    with av.open(source) as original, av.open(path, "w") as container:
+        stream = original.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        earlier = round(Fraction(frames, fps) / stream.time_base)
+        for packet in original.demux(stream):
+            if packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, copy
+                container.mux(packet)
+    return path
+
+
+def misindexed_mp4(path: Path) -> Path:
+    """Numbered pictures decoded at a constant rate, but with one of them shown much later than its turn."""
+    data = bytearray(write_video(path, numbered_pictures(48), options={"g": "12", "bf": "3"}).read_bytes())
+    # Composition offsets (ISO/IEC 14496-12, 8.6.1.3): entries of (count, ticks) after version and number of entries.
+    last = data.index(b"ctts") + 12 + 8 * (int.from_bytes(data[data.index(b"ctts") + 8 :][:4], "big") - 1)
+    ticks = int.from_bytes(data[last + 4 : last + 8], "big")
+    data[last + 4 : last + 8] = (ticks + 512 * 100).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path

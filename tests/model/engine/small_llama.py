@@ -1,0 +1,117 @@
+"""A random LLaMA of two layers, a vocabulary of bytes, and the plain loops an engine is held against."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model.engine.engine import Engine, EngineConfig, Output, Segment, TextSegment, VideoSegment
+from model.engine.sampling_params import SamplingParams
+
+EOS = 256
+VOCAB = 258
+HIDDEN = 32
+CONFIG = EngineConfig(max_num_seqs=16, max_model_len=96, max_num_batched_tokens=64)
+
+
+class Bytes:
+    """Token i is the byte i; those beyond are special."""
+
+    eos_id = EOS
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < EOS else b""
+
+
+def small_llama() -> LlamaForCausalLM:
+    """Always the same weights, wide enough apart that the greedy choice is no matter of rounding."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return LlamaForCausalLM(config).eval()
+
+
+def engine(config: EngineConfig = CONFIG) -> Engine:
+    return Engine(small_llama(), Bytes(), config)
+
+
+def text(length: int, *, seed: int = 0) -> TextSegment:
+    generator = torch.Generator().manual_seed(seed)
+    return TextSegment(tuple(torch.randint(0, 256, (length,), generator=generator).tolist()))
+
+
+def video(length: int, *, seed: int = 0) -> VideoSegment:
+    generator = torch.Generator().manual_seed(seed)
+    return VideoSegment(torch.randn(length, HIDDEN, generator=generator) / 4, identity=f"clip {seed}")
+
+
+@dataclass
+class Told:
+    """What all outputs of one request said together."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    outputs: list[Output] = field(default_factory=list)
+
+    def hear(self, output: Output) -> None:
+        assert self.finish_reason is None, "nothing is said after the end"
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.finish_reason = output.finish_reason
+        self.outputs.append(output)
+
+
+def collect(outputs: Iterable[Output], told: dict[str, Told]) -> None:
+    for output in outputs:
+        told.setdefault(output.request_id, Told()).hear(output)
+
+
+def run_out(running: Engine) -> dict[str, Told]:
+    """Step until nothing is left to do."""
+    told: dict[str, Told] = {}
+    while running.has_work:
+        collect(running.step(), told)
+    assert running.num_cached_sequences == 0
+    return told
+
+
+def alone(prompt: tuple[Segment, ...], params: SamplingParams, config: EngineConfig = CONFIG) -> Told:
+    """The answer to a prompt that has an engine to itself."""
+    only = engine(config)
+    only.add_request("alone", prompt, params)
+    return run_out(only)["alone"]
+
+
+def generate(prompt: tuple[Segment, ...], *, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[int]:
+    """Greedy ids by transformers' own loop on its own attention."""
+    language_model = small_llama()
+    rows = [
+        segment.embeddings
+        if isinstance(segment, VideoSegment)
+        else language_model.get_input_embeddings()(torch.tensor(segment.token_ids))
+        for segment in prompt
+    ]
+    embeds = torch.cat(rows)[None]  # [1, num_prompt_tokens, hidden]
+    ids: list[int] = language_model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        do_sample=False,
+        pad_token_id=EOS,
+    )[0].tolist()
+    return ids

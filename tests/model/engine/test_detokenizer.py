@@ -1,0 +1,120 @@
+"""What leaves is the answer, cut and stripped, whatever the tokens and wherever their borders fall."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.engine.detokenizer import Detokenizer
+
+
+class Pieces:
+    """A vocabulary that is the given list of byte strings; the end of sequence comes after them."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self.eos_id = len(pieces)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._pieces[token_id]
+
+
+def deltas(pieces: Sequence[bytes], stop: Sequence[str] = ()) -> list[str]:
+    """What leaves at each piece until a stop string is met, and what leaves at the end."""
+    detokenizer = Detokenizer(Pieces(pieces), stop)
+    told = []
+    for token_id in range(len(pieces)):
+        told.append(detokenizer.feed(token_id))
+        if detokenizer.stopped:
+            break
+    return [*told, detokenizer.flush()]
+
+
+def whole(pieces: Sequence[bytes], stop: Sequence[str]) -> str:
+    """The same answer from all bytes at once, character by character."""
+    text = b"".join(pieces).decode("utf-8", errors="replace")
+    for end in range(1, len(text) + 1):
+        met = [len(each) for each in stop if text[:end].endswith(each)]
+        if met:
+            return text[: end - max(met)].strip()
+    return text.strip()
+
+
+def test_words_leave_as_they_come_without_the_first_space() -> None:
+    assert deltas([b" A", b" red", b" circle", b"."]) == ["A", " red", " circle", ".", ""]
+
+
+def test_a_character_in_many_tokens_leaves_when_it_is_whole() -> None:
+    assert deltas([b"\xf0", b"\x9f", b"\x8e", b"\xac", b"!"]) == ["", "", "", "\N{CLAPPER BOARD}", "!", ""]
+
+
+def test_bytes_that_are_no_character_leave_as_a_replacement_once_that_is_certain() -> None:
+    assert deltas([b"a\xe2\x82", b"b", b"\xe2"]) == ["a", "\ufffdb", "", "\ufffd"]
+
+
+def test_a_stop_string_is_found_across_tokens_and_nothing_of_it_leaves() -> None:
+    assert deltas([b"yes ", b"#", b"##", b" Human: hi"], ["###"]) == ["yes", "", "", ""]
+
+
+def test_what_only_looked_like_a_stop_string_leaves_late_but_leaves() -> None:
+    assert deltas([b"a ##", b" b"], ["###"]) == ["a", " ## b", ""]
+    assert deltas([b"a ##"], ["###"]) == ["a", " ##"]
+
+
+def test_white_space_leaves_only_between_words() -> None:
+    assert deltas([b" ", b"\n", b" a", b"\n", b" ", b"b", b" \n"]) == ["", "", "a", "", "", "\n b", "", ""]
+
+
+def test_the_first_stop_string_to_be_complete_ends_the_answer_in_one_token_or_many() -> None:
+    stop = ["abcd", "bc"]
+    assert "".join(deltas([b"xabcd"], stop)) == "".join(deltas([b"x", b"a", b"b", b"c", b"d"], stop)) == "xa"
+
+
+def test_nothing_follows_a_stop_string() -> None:
+    detokenizer = Detokenizer(Pieces([b"a#", b"b"]), ["#"])
+    assert detokenizer.feed(0) == "a"
+    assert (detokenizer.feed(1), detokenizer.flush()) == ("", "")
+
+
+# Few letters, so that stop strings, their beginnings and broken characters do meet.
+PIECES = st.lists(
+    st.one_of(
+        st.binary(max_size=3),
+        st.text("ab# \n\u00a0é€🎬", max_size=4).map(str.encode),
+        st.sampled_from([b"\xf0\x9f", b"\x8e\xac", b"\xc3", b"\xa9", b"\xe2\x82"]),
+    ),
+    max_size=12,
+)
+STOPS = st.lists(st.text("ab# \né€\ufffd", min_size=1, max_size=4), max_size=4)
+
+
+@given(pieces=PIECES, stop=STOPS)
+def test_the_deltas_together_are_the_cut_and_stripped_text(pieces: list[bytes], stop: list[str]) -> None:
+    assert "".join(deltas(pieces, stop)) == whole(pieces, stop)
+
+
+@given(text=st.text("ab# é€🎬"), stop=STOPS, data=st.data())
+def test_no_border_between_tokens_makes_a_replacement_character(
+    text: str, stop: list[str], data: st.DataObject
+) -> None:
+    encoded = text.encode()
+    borders = sorted(data.draw(st.sets(st.integers(0, len(encoded)))) | {0, len(encoded)})
+    pieces = [encoded[a:b] for a, b in itertools.pairwise(borders)]
+    assert "\ufffd" not in "".join(deltas(pieces, stop))
+    assert "".join(deltas(pieces, stop)) == whole([encoded], stop)
+
+
+@given(
+    words=st.lists(st.text("ab# é€", max_size=4)),
+    stop=st.lists(st.text("ab#", min_size=1, max_size=4), max_size=3),
+)
+def test_nothing_is_held_back_but_the_beginning_of_a_stop_string(words: list[str], stop: list[str]) -> None:
+    held = deltas([word.encode() for word in words], stop)[-1].lstrip()
+    assert held == "" or any(each.startswith(held) for each in stop)
+
+
+@pytest.mark.parametrize("stop", [[], ["###"]])
+def test_the_end_of_a_long_silence_is_cheap_and_empty(stop: list[str]) -> None:
+    assert set(deltas([b" "] * 2000, stop)) == {""}

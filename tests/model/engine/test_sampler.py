@@ -1,0 +1,114 @@
+"""The draw is that of the reference's processors, and no batch mate changes it."""
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.engine.sampler import distribution, penalise, sample, uniform
+from model.engine.sampling_params import SamplingParams
+from model.engine.sequence import Sequence, TextSegment
+
+VOCAB = 50
+
+
+def logits_of(num_seqs: int, *, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num_seqs, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def sequence(params: SamplingParams, said: list[int] | None = None) -> Sequence:
+    return Sequence(
+        request_id="a",
+        prompt=(TextSegment((1, 2)),),
+        params=params,
+        max_output_tokens=99,
+        output_token_ids=said or [],
+    )
+
+
+MIXED = [
+    SamplingParams(),
+    SamplingParams(temperature=0.7, seed=1),
+    SamplingParams(temperature=1.0, top_k=5, seed=2),
+    SamplingParams(temperature=1.3, top_p=0.6, seed=3),
+    SamplingParams(temperature=2.0, top_k=20, top_p=0.8, seed=4),
+    SamplingParams(repetition_penalty=3.0),
+    SamplingParams(temperature=1.0, top_k=9, top_p=0.9, repetition_penalty=0.5, seed=5),
+    SamplingParams(temperature=5e-324),
+    SamplingParams(temperature=1.0, top_k=VOCAB + 1, seed=6),
+]
+
+
+def reference(logits: torch.Tensor, each: Sequence) -> torch.Tensor:
+    """Probabilities [vocab] by transformers' processors, one row at a time."""
+    params = each.params
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(params.repetition_penalty)])
+    processors.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        processors.append(TopKLogitsWarper(params.top_k))
+    processors.append(TopPLogitsWarper(params.top_p))
+    said = torch.tensor([each.output_token_ids])
+    probabilities: torch.Tensor = processors(said, logits[None].clone())[0].softmax(dim=-1)
+    return probabilities
+
+
+def test_distributions_are_those_of_transformers_processors_row_by_row() -> None:
+    sequences = [sequence(p, [3, 9, 9, 40]) for p in MIXED if p.temperature > 1e-3]
+    logits = logits_of(len(sequences))
+    ours = distribution(penalise(logits, sequences), [each.params for each in sequences])
+    for row, each in enumerate(sequences):
+        torch.testing.assert_close(ours[row].float(), reference(logits[row], each))
+
+
+def test_a_batch_chooses_what_each_would_choose_alone() -> None:
+    sequences = [sequence(params, [3, 9]) for params in MIXED]
+    logits = logits_of(len(sequences))
+    together = sample(logits, sequences)
+    assert together == [sample(logits[row : row + 1], [each])[0] for row, each in enumerate(sequences)]
+    assert sample(logits.flip(0), sequences[::-1]) == together[::-1]
+
+
+def test_greedy_takes_the_largest_and_so_does_the_coldest_temperature() -> None:
+    logits = logits_of(2)
+    cold = [sequence(SamplingParams()), sequence(SamplingParams(temperature=5e-324))]
+    assert sample(logits, cold) == logits.argmax(dim=-1).tolist()
+
+
+def test_draws_follow_the_distribution() -> None:
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=11)
+    logits = logits_of(1)
+    expected = distribution(logits, [params])[0]
+    num_draws = 4000
+    said = [sequence(params, [0] * position) for position in range(num_draws)]
+    drawn = sample(logits.expand(num_draws, -1), said)
+    counts = torch.bincount(torch.tensor(drawn), minlength=VOCAB)
+    assert int(counts[expected == 0].sum()) == 0
+    # Five standard deviations of each count; the numbers are fixed, so this never flickers.
+    spread = (num_draws * expected * (1 - expected)).sqrt()
+    assert bool(((counts - num_draws * expected).abs() <= 5 * spread + 1).all())
+
+
+def test_random_numbers_depend_on_seed_and_position_and_fill_the_unit_interval() -> None:
+    numbers = torch.tensor([[uniform(seed, position) for position in range(200)] for seed in range(50)])
+    assert len(set(numbers.flatten().tolist())) > 0.99 * numbers.numel()
+    assert 0 <= float(numbers.min()) < 0.01
+    assert 0.99 < float(numbers.max()) < 1
+    assert abs(float(numbers.mean()) - 0.5) < 0.01
+    correlation = torch.corrcoef(numbers)
+    assert float((correlation - torch.eye(50)).abs().max()) < 0.4
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_choose_nothing_and_spoil_no_one(poison: float) -> None:
+    sequences = [sequence(params, [3, 9]) for params in MIXED]
+    logits = logits_of(len(sequences))
+    sound = sample(logits, sequences)
+    for row in range(len(sequences)):
+        poisoned = logits.clone()
+        poisoned[row, 3] = poison
+        assert sample(poisoned, sequences) == [None if r == row else token for r, token in enumerate(sound)]

@@ -1,0 +1,29 @@
+"""A sequence knows its positions, whatever its prompt is made of."""
+
+import torch
+
+from model.engine.sampling_params import SamplingParams
+from model.engine.sequence import Sequence, TextSegment, VideoSegment
+
+
+def spelled(sequence: Sequence, start: int, end: int) -> list[int]:
+    """Positions [start, end) as numbers; a video row by its first element."""
+    numbers: list[int] = []
+    for piece in sequence.pieces(start, end):
+        numbers += piece[:, 0].int().tolist() if isinstance(piece, torch.Tensor) else piece
+    return numbers
+
+
+def test_any_stretch_of_prompt_and_answer_comes_in_order() -> None:
+    rows = torch.arange(103, 107)[:, None].expand(4, 8).float()
+    sequence = Sequence(
+        request_id="a",
+        prompt=(TextSegment((100, 101, 102)), VideoSegment(rows, "clip"), TextSegment((107, 108))),
+        params=SamplingParams(),
+        max_output_tokens=9,
+        output_token_ids=[109, 110, 111],
+    )
+    assert (sequence.num_prompt_tokens, sequence.num_tokens) == (9, 12)
+    for start in range(12):
+        for end in range(start, 13):
+            assert spelled(sequence, start, end) == list(range(100 + start, 100 + end))

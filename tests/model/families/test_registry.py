@@ -1,0 +1,34 @@
+"""Finding families by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model import families
+from model.families import UnknownFamily, family_names, load_family
+
+
+def test_every_file_of_the_folder_is_a_family_and_no_other_name_is() -> None:
+    files = [path.stem.replace("_", "-") for path in Path(families.__file__).parent.glob("*.py")]
+    assert family_names() == tuple(sorted(name for name in files if not name.startswith("-")))
+    assert "videochat" in family_names()
+
+
+@pytest.mark.parametrize("name", ["", "videochat2", "VideoChat", "../videochat", "videochat.load", "--init--"])
+def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UnknownFamily, match=r"there are: .*videochat"):
+        load_family(name)
+
+
+def test_every_family_loads_in_its_tiny_sizes_under_its_name() -> None:
+    for name in family_names():
+        family = load_family(name)
+        assert family.name == name
+        assert family.num_video_tokens < family.max_model_len
+
+
+def test_listing_families_imports_none() -> None:
+    code = "import sys; from model.families import family_names; family_names(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,49 @@
+"""From a conversation to what the engine takes."""
+
+import pytest
+import torch
+
+from model.conversation import Clip, Conversation, Turn, VideoSlot
+from model.engine.sequence import TextSegment, VideoSegment
+from model.families import load_family
+from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens, tokenize_segments
+from model.tokenizer import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return load_family("videochat")
+
+
+def conversation(num_clips: int) -> Conversation:
+    clips = tuple(Clip(frame_indices=(number,), fps=1.0) for number in range(num_clips))
+    return Conversation(clips=clips, turns=(Turn(role="user", text="Which?"),))
+
+
+def test_only_the_first_text_begins_the_sequence_and_each_has_its_own_prefix() -> None:
+    tokenizer = tiny_tokenizer()
+    parts = tokenize_segments(tokenizer, ("a", VideoSlot(0), "b"))
+    assert parts == (
+        (tokenizer.bos_id, *tokenizer.encode("a")),
+        VideoSlot(0),
+        tuple(tokenizer.encode("b")),
+    )
+    assert tokenizer.decode(tokenizer.encode("a") + tokenizer.encode("b")) == "a b"
+
+
+def test_each_clip_s_projected_features_take_its_place_in_the_prompt(family: Family) -> None:
+    features = torch.randn(2, *family.feature_shape)
+    clips = [EncodedClip(features[0], "first"), EncodedClip(features[1].half(), "second")]
+    prompt = build_prompt(family, conversation(2), clips)
+    assert [type(part) for part in prompt] == [TextSegment, VideoSegment] * 2 + [TextSegment]
+    videos = [part for part in prompt if isinstance(part, VideoSegment)]
+    assert [video.identity for video in videos] == ["first", "second"]
+    assert torch.equal(videos[0].embeddings, family.project(features[0]))
+    assert torch.equal(videos[1].embeddings, family.project(features[1].half()))
+
+
+@pytest.mark.parametrize("num_clips", [0, 1, 3])
+def test_a_prompt_can_be_counted_before_anything_is_encoded(family: Family, num_clips: int) -> None:
+    clips = [EncodedClip(torch.randn(family.feature_shape), "clip")] * num_clips
+    prompt = build_prompt(family, conversation(num_clips), clips)
+    assert count_prompt_tokens(family, conversation(num_clips)) == sum(part.num_tokens for part in prompt)
