@@ -34,7 +34,7 @@ def open_container(path: Path, limits: VideoLimits) -> tuple[InputContainer, Vid
     """The file and its best video stream, ready to be decoded; whatever its header gives away was checked.
 
     Raises:
-        VideoError: `not_a_video`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
+        VideoError: `not_a_video`, `undecodable`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
     """
     options = {
         "protocol_whitelist": "file",
@@ -46,11 +46,13 @@ def open_container(path: Path, limits: VideoLimits) -> tuple[InputContainer, Vid
         "fflags": "-genpts",  # FFmpeg's guesses at moments that a file does not state are wrong around B-frames
     }
     try:
-        container = av.open(f"file:{path.absolute()}", "r", options=options)
+        container = av.open(f"file:{path.absolute()}", "r", options=options, metadata_errors="replace")
     except MemoryError:
         raise
     except FFmpegError:
-        raise VideoError("not_a_video", "The file is not a video of a known kind, or is damaged.") from None
+        if _begins_like_a_video(path):
+            raise VideoError("undecodable", "The video is damaged or incomplete.") from None
+        raise VideoError("not_a_video", "The file is not a video of a known kind.") from None
     try:
         stream = _video_stream(container)
         check_size(stream.codec_context.width, stream.codec_context.height, limits)
@@ -61,6 +63,13 @@ def open_container(path: Path, limits: VideoLimits) -> tuple[InputContainer, Vid
         container.close()
         raise
     return container, stream
+
+
+def _begins_like_a_video(path: Path) -> bool:
+    """Whether the first bytes are those of an allowed container, whatever became of the rest."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] in {b"ftyp", b"moov", b"mdat"} or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS"))
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

@@ -21,7 +21,7 @@ from model.timeline import Timeline
 from model.video import Frame, FrameSpec, VideoError, VideoFacts, VideoLimits
 
 
-class _Contradiction(Exception):  # noqa: N818 - never leaves this file
+class _Contradiction(Exception):
     """A decoded frame is not one that the timeline allows at this place."""
 
 

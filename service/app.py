@@ -15,7 +15,7 @@ from service.decoding import Decoder
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import ObserveRequests
+from service.middleware import LimitBodies, ObserveRequests
 from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import connect
@@ -27,6 +27,8 @@ from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
+
+_MAX_JSON_BYTES = 1 << 20
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -45,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=importlib.metadata.version("reeltalk"),
         lifespan=lifespan,
     )
+    app.add_middleware(LimitBodies, max_bytes=_MAX_JSON_BYTES, unlimited=frozenset({"/v1/videos"}))
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
     for router in (videos.router, sessions.router, answers.router, health.router, page.router):

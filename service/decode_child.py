@@ -45,14 +45,14 @@ PR_SET_NO_NEW_PRIVS = 38
 def main() -> None:
     """Wait for a request, answer it, end. Ends silently when stdin closes without one."""
     Image.preinit()  # now, not at the first thumbnail
-    replies = _private_stdout()
-    _leave_network_and_end_with_parent()
+    replies = private_stdout()
+    part_from_the_world()
     line = sys.stdin.buffer.readline(MAX_REQUEST)
     if not line.endswith(b"\n"):
         return
     request = read_request(line)
     _silence_stderr()
-    _limit(request)
+    confine(request)
     for reply in answer(request):
         replies.write(write_reply(reply))
         replies.flush()
@@ -94,7 +94,7 @@ def thumbnail(rgb: npt.NDArray[np.uint8], side: int) -> bytes:
     return jpeg.getvalue()
 
 
-def _private_stdout() -> BinaryIO:
+def private_stdout() -> BinaryIO:
     """Stdout under a number that no C library knows; what they print goes to stderr."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -110,8 +110,11 @@ def _silence_stderr() -> None:
     os.close(nowhere)
 
 
-def _leave_network_and_end_with_parent() -> None:
-    """Linux only. The kernel may refuse a network of one's own, as in most containers; it grants the rest."""
+def part_from_the_world() -> None:
+    """End when the parent ends, gain no rights, see no network; Linux only.
+
+    The kernel may refuse a network of one's own, as it does in most containers. It grants the rest.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
@@ -120,8 +123,8 @@ def _leave_network_and_end_with_parent() -> None:
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _limit(request: DecodeRequest) -> None:
-    """Bounds that hold even if a decoder is taken over. All imports are done by now."""
+def confine(request: DecodeRequest) -> None:
+    """Bounds that hold even if a decoder is taken over. All imports must be done by now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_seconds = int(used.ru_utime + used.ru_stime) + 1 + request.cpu_seconds
     for kind, soft, hard in (

@@ -98,6 +98,8 @@ class Decoder:
         self._turns = asyncio.Semaphore(concurrency)
         self._spare: Child | None = None
         self._children: set[Child] = set()
+        self._all_reaped = asyncio.Event()
+        self._all_reaped.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -108,10 +110,14 @@ class Decoder:
     async def close(self) -> None:
         """Kill and reap every child. A decode that is under way fails."""
         self._closed = True
+        for child in self._children:
+            _kill(child)  # a decode sees its child go, and reaps it
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await self._end(spare)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await asyncio.gather(*(self._end(child) for child in tuple(self._children)))
-        self._spare = None
+        await self._all_reaped.wait()
 
     async def decode(
         self,
@@ -164,14 +170,16 @@ class Decoder:
 
     async def _take(self) -> Child:
         """A child of one's own; the next one is started at once."""
-        if self._closed:
-            raise DecodeFailed("decode_crashed", "The service is shutting down.")
         child, self._spare = self._spare, None
         if child is not None and child.returncode is not None:  # it died while it waited
             await self._end(child)
             child = None
         self._in_background(self._start_spare())
-        return child or await self._spawn()
+        child = child or await self._spawn()
+        if self._closed:
+            await self._end(child)
+            raise DecodeFailed("decode_crashed", "The service is shutting down.")
+        return child
 
     async def _start_spare(self) -> None:
         with suppress(DecodeFailed):  # the decode that finds no spare tries again, and tells
@@ -199,25 +207,32 @@ class Decoder:
         except OSError:
             raise DecodeFailed("decode_crashed", "No process could be started to decode the video.") from None
         self._children.add(child)
+        self._all_reaped.clear()
         return child
 
     async def _end(self, child: Child) -> None:
         """Kill the child's process group at once, and reap it even if the caller is cancelled meanwhile."""
-        if child.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+        _kill(child)
         await asyncio.shield(self._in_background(self._reap(child)))
 
     async def _reap(self, child: Child) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(child.communicate(), REAP_TIMEOUT)  # closes its pipes, too
         self._children.discard(child)
+        if not self._children:
+            self._all_reaped.set()
 
     def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _kill(child: Child) -> None:
+    if child.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 async def _converse(

@@ -96,6 +96,7 @@ class InternalError(ServiceError):
 
 
 _UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
+_PARAMS = {"context_length_exceeded": "content", "empty_interval": "frames"}
 _INTERNAL = {"decode_crashed", "decode_timeout", "worker_lost", "encode_failed", "engine_error", "answer_lost"}
 
 
@@ -109,4 +110,4 @@ def from_code(code: str, message: str) -> ServiceError:
         return Unavailable(code, message)
     if code == "deadline_exceeded":
         return Overloaded(code, message)
-    return InvalidRequest(code, message)
+    return InvalidRequest(code, message, param=_PARAMS.get(code))

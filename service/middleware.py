@@ -1,9 +1,10 @@
-"""What happens around every request: an id, a line in the log, a count. Plain ASGI, so that streams pass untouched."""
+"""What happens around every request: an id, a log line, a count, a bound. Plain ASGI, so that streams pass untouched."""
 
 import time
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.ids import new_id
@@ -48,3 +49,30 @@ class ObserveRequests:
                         status=status,
                         ms=round((time.perf_counter() - start) * 1000, 1),
                     )
+
+
+class LimitBodies:
+    """Refuses bodies that grow over `max_bytes`, announced or not, except on the paths that receive files."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, unlimited: frozenset[str]) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._unlimited = unlimited
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI scope."""
+        if scope["type"] != "http" or scope["path"] in self._unlimited:
+            await self._app(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                # raised where the body is read, so that it leaves the app like any other refusal
+                raise HTTPException(413, f"A body may have at most {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, limited, send)

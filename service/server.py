@@ -1,6 +1,7 @@
 """Runs the app in the foreground: one uvicorn server that tells the terminal when a question would be answered."""
 
 import asyncio
+import signal
 import socket
 
 import uvicorn
@@ -67,11 +68,12 @@ class ReeltalkServer(uvicorn.Server):
 
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
     server = ReeltalkServer(settings, console=console)
     try:
         server.run()
     except KeyboardInterrupt:
-        pass  # uvicorn has shut down in order and only passes the signal on
+        return 0
     except RedisServerError as error:
         console.print(f"[red]{error}[/red]")
         return 1

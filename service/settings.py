@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from model.video import VideoLimits
+from model.video import MAX_FRAME_COUNT, VideoLimits
 
 PREFIX = "REELTALK_"
 _FOREIGN = {"REELTALK_GOLDEN"}  # read by the test suite, not by the service
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     max_video_side: int = Field(default=8192, ge=1)
     max_video_pixels: int = Field(default=4096 * 2304, ge=1)
     max_video_frames: int = Field(default=2_000_000, ge=1)
-    max_frame_count: int = Field(default=64, ge=1, le=1024)
+    max_frame_count: int = Field(default=MAX_FRAME_COUNT, ge=1, le=MAX_FRAME_COUNT)
     """The most frames a session may ask to sample."""
     max_videos_per_session: int = Field(default=4, ge=1, le=64)
     decode_timeout: float = Field(default=60.0, gt=0)

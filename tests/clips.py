@@ -259,3 +259,19 @@ def misindexed_mp4(path: Path) -> Path:
     data[last + 4 : last + 8] = (ticks + 512 * 100).to_bytes(4, "big")
     path.write_bytes(data)
     return path
+
+
+def strangely_titled_mkv(path: Path) -> Path:
+    """A title in an encoding of the last century."""
+    with av.open(path, "w") as container:
+        container.metadata["title"] = "Cafe Zuerich"
+        stream = container.add_stream("libx264", rate=24)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for picture in moving_shapes(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert b"Cafe" in data
+    path.write_bytes(data.replace(b"Cafe", "Café".encode("latin-1")))
+    return path

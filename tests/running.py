@@ -108,11 +108,27 @@ class RunningService:
         return 0.0
 
     def keys_about(self, *parts: str) -> list[str]:
-        """The keys of the service's own Redis that have one of `parts` in their name or, for sets, among their members."""
-        with redis.Redis(unix_socket_path=str(self.data_dir / "redis" / "redis.sock"), decode_responses=True) as store:
+        """The keys of the service's own Redis that have one of `parts` in their name or among their members."""
+        with self._store() as store:
             keys = [key for key in store.scan_iter() if isinstance(key, str)]
             members = {key: str(store.zrange(key, 0, -1)) for key in keys if store.type(key) == "zset"}
         return [key for key in keys if any(part in key or part in members.get(key, "") for part in parts)]
+
+    def forget_features(self, sha256: str) -> int:
+        """Evict a video's features, as a full Redis may at any time."""
+        with self._store() as store:
+            keys = list(store.scan_iter(f"features:*:{sha256}"))
+            return int(str(store.delete(*keys)))
+
+    def flip_a_bit_of_features(self, sha256: str) -> None:
+        """Damage a video's features where they lie."""
+        with self._store() as store:
+            [key] = store.scan_iter(f"features:*:{sha256}")
+            bit = 8 * 1000
+            store.setbit(key, bit, 1 - int(str(store.getbit(key, bit))))
+
+    def _store(self) -> "redis.Redis":
+        return redis.Redis(unix_socket_path=str(self.data_dir / "redis" / "redis.sock"), decode_responses=True)
 
     # -- a user's ways
 

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from model.engine.sampling_params import MAX_SEED, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOKENS
+from model.engine.sampling_params import MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
+from model.video import MAX_FRAME_COUNT
 from service.chat import Question
 from service.store.records import (
     AnswerRecord,
@@ -22,7 +23,7 @@ from service.store.records import (
 )
 
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-_StopStrings = Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)]
+_StopStrings = Annotated[list[_StopString], Field(max_length=8)]
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
 AnswerId = Annotated[str, StringConstraints(pattern=r"^ans_[0-9a-f]{32}$")]
@@ -97,7 +98,7 @@ class Deleted(_Reply):
 class FramesField(_Request):
     """Which frames the model is to see: how many, from and to which second."""
 
-    count: int | None = Field(default=None, ge=1, le=1024)
+    count: int | None = Field(default=None, ge=1, le=MAX_FRAME_COUNT)
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 

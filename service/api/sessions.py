@@ -23,8 +23,7 @@ from service.errors import InvalidRequest, NotFound, from_code
 from service.store.event_log import LogEvent
 from service.store.records import FrameRequest
 
-MAX_JSON_BYTES = 1 << 20
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"], max_body_size=MAX_JSON_BYTES)
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 ANSWER_EVENTS = (
     "Events, each with an `id`: `answer` {id, session_id}; `progress` {video_id, stage, fraction}; `delta` {text}; "

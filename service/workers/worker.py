@@ -22,7 +22,7 @@ from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
-from model.features import CorruptFeatures, pack, unpack
+from model.features import pack, unpack
 from model.pixels import normalize
 from service.workers.protocol import (
     Abort,
@@ -134,8 +134,9 @@ class Worker:
             )
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))
-        except CorruptFeatures:
-            message = "The video's features are unusable."
+        except Exception:  # noqa: BLE001  one bad question must not end the worker
+            traceback.print_exc()
+            message = "The model cannot take this question."
             self._report(Refused(job_id=command.job_id, code="engine_error", message=message))
 
     # -- work

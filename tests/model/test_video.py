@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -184,6 +185,32 @@ def test_a_bad_file_is_refused_by_name_and_in_our_words(what: str, tmp_path: Pat
         list(video.frames(FrameSpec()))
     assert refused.value.code in codes
     assert not any(word in str(refused.value) for word in ("upload", "Errno", "avcodec", str(tmp_path)))
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+    path = clips.strangely_titled_mkv(tmp_path / "a.mkv")
+    with open_video(path, LIMITS) as video:
+        assert video.facts.num_frames == 24
+
+
+def test_damage_ends_in_frames_or_in_an_error_of_ours(tmp_path: Path) -> None:
+    random = Random(0)
+    whole = [
+        clips.write_video(tmp_path / name, clips.numbered_pictures(24), codec=codec).read_bytes()
+        for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.ts", "libx264"), ("a.avi", "mpeg4"))
+    ]
+    refusals = 0
+    for _ in range(100):
+        damaged = bytearray(random.choice(whole))
+        for _ in range(random.choice((1, 5, 25))):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        (tmp_path / "damaged").write_bytes(damaged[: random.randrange(len(damaged) // 2, 2 * len(damaged))])
+        try:
+            with open_video(tmp_path / "damaged", LIMITS) as video:
+                assert len(list(video.frames(FrameSpec()))) == 8
+        except (VideoError, MemoryError):
+            refusals += 1
+    assert 0 < refusals < 100
 
 
 def test_a_script_cannot_make_us_read_another_file(tmp_path: Path) -> None:
