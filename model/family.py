@@ -35,6 +35,8 @@ class Family(Protocol):
     num_video_tokens: int
     """Positions one clip takes in a prompt."""
     max_model_len: int
+    num_parameters: int
+    """Of the encoder, the projection and the language model together."""
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape], before the projection.

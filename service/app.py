@@ -22,7 +22,6 @@ from service.store.connection import connect
 from service.store.features import FeatureCache
 from service.store.leases import Leases
 from service.store.media import MediaStore
-from service.store.redis_server import embedded_redis
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from service.workers.pool import Pool
@@ -31,13 +30,13 @@ from service.workers.protocol import WorkerConfig
 _MAX_JSON_BYTES = 1 << 20
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The web application of one replica; everything it needs starts and ends with its lifespan."""
+def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
+    """The web application of one replica; its workers, children and connections start and end with its lifespan."""
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(settings, metrics) as service:
+        async with _running(settings, redis_url, metrics) as service:
             app.state.service = service
             yield
 
@@ -57,13 +56,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @contextlib.asynccontextmanager
-async def _running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service]:
+async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> AsyncIterator[Service]:
     async with contextlib.AsyncExitStack() as stack:
-        if settings.redis_url is None:
-            url = stack.enter_context(embedded_redis(settings.data_dir))
-        else:
-            url = settings.redis_url.get_secret_value()
-        redis = connect(url)
+        redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
         media = MediaStore(settings.media_path)
         media.open()
@@ -135,7 +130,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
         device=settings.device,
         dtype=settings.dtype,
-        threads=settings.threads,
+        threads=settings.threads_per_worker,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
     )

@@ -1,6 +1,7 @@
 """`reeltalk demo`: the way of a user, over HTTP: a service of its own, an upload, two streamed answers, the end."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def run(*, console: Console) -> int:
     """Show one conversation; returns the exit status."""
     with (
         tempfile.TemporaryDirectory(prefix="reeltalk-demo-") as data_dir,
-        _service(Path(data_dir), console) as url,
+        running_service(Path(data_dir), console) as url,
         httpx2.Client(base_url=url, timeout=60.0) as client,
     ):
         video = _upload(client, console)
@@ -84,13 +85,14 @@ def _events(client: httpx2.Client, method: str, path: str, **request: Any) -> It
 
 
 @contextmanager
-def _service(data_dir: Path, console: Console) -> Iterator[str]:
+def running_service(data_dir: Path, console: Console) -> Iterator[str]:
     """A service on a free port of loopback; yields its URL and ends with the block."""
     console.print("Starting a service …")
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(data_dir)],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "REELTALK_LOG_LEVEL": "warning"},
     )
     watchdog = threading.Timer(_START_TIMEOUT, process.kill)
     watchdog.start()

@@ -1,4 +1,4 @@
-"""What happens around every request: an id, a log line, a count, a bound. Plain ASGI, so that streams pass untouched."""
+"""Around every request: an id, a log line, a count, a bound. Plain ASGI, so that streams pass untouched."""
 
 import time
 

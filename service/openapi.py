@@ -12,7 +12,8 @@ CONTRACT = Path(__file__).parent.parent / "openapi" / "openapi.json"
 
 def document() -> str:
     """The OpenAPI document of the app, as it is committed."""
-    return json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    contract = create_app(Settings(), redis_url="redis://localhost").openapi()
+    return json.dumps(contract, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

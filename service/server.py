@@ -1,23 +1,32 @@
 """Runs the app in the foreground: one uvicorn server that tells the terminal when a question would be answered."""
 
 import asyncio
+import contextlib
 import signal
 import socket
+from collections.abc import Iterator
 
 import uvicorn
 from rich.console import Console
 
 from service.api.dependencies import Service
 from service.app import create_app
+from service.demo import SAMPLE
 from service.settings import Settings
-from service.store.redis_server import RedisServerError
+from service.store.redis_server import RedisServerError, embedded_redis
+
+_EXAMPLE = """
+  VIDEO=$(curl -sF file=@{clip} {url}/v1/videos | grep -o 'vid_[0-9a-f]*' | head -n 1)
+  SESSION=$(curl -s {url}/v1/sessions --json '{{"video_ids": ["'$VIDEO'"]}}' | grep -o 'ses_[0-9a-f]*' | head -n 1)
+  curl -sN {url}/v1/sessions/$SESSION/messages --json '{{"content": "What happens?", "stream": true}}'
+"""
 
 
 class ReeltalkServer(uvicorn.Server):
     """A server that announces its start, its readiness and its end."""
 
-    def __init__(self, settings: Settings, *, console: Console) -> None:
-        self._app = create_app(settings)
+    def __init__(self, settings: Settings, *, redis_url: str, console: Console) -> None:
+        self._app = create_app(settings, redis_url=redis_url)
         self._console = console
         self._host = settings.host
         self._announcement: asyncio.Task[None] | None = None
@@ -35,7 +44,7 @@ class ReeltalkServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the socket, then watch for the model."""
-        self._console.print("[dim]Starting Redis and loading the model …[/dim]")
+        self._console.print("[dim]Loading the model …[/dim]")
         await super().startup(sockets)
         if self.started:
             self._announcement = asyncio.create_task(self._announce())
@@ -55,26 +64,30 @@ class ReeltalkServer(uvicorn.Server):
         size = f"{info.num_parameters / 1e6:.1f} M parameters"
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
-        self._console.print(
-            f"\n  curl -sF file=@clip.mp4 {url}/v1/videos\n"
-            f'  curl -s {url}/v1/sessions --json \'{{"video_ids": ["vid_…"]}}\'\n'
-            f"  curl -sN {url}/v1/sessions/ses_…/messages --json "
-            '\'{"content": "What happens?", "stream": true}\'\n',
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        self._console.print(_EXAMPLE.format(url=url, clip=SAMPLE), highlight=False, markup=False, soft_wrap=True)
 
 
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
-    server = ReeltalkServer(settings, console=console)
     try:
-        server.run()
+        with _redis(settings, console) as url:
+            server = ReeltalkServer(settings, redis_url=url, console=console)
+            server.run()
     except KeyboardInterrupt:
         return 0
     except RedisServerError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(str(error), style="red", highlight=False, soft_wrap=True)
         return 1
     return 0 if server.started else 1
+
+
+@contextlib.contextmanager
+def _redis(settings: Settings, console: Console) -> Iterator[str]:
+    """The URL of the Redis to use: the operator's, or one that runs as long as this block."""
+    if settings.redis_url is not None:
+        yield settings.redis_url.get_secret_value()
+        return
+    console.print("[dim]Starting Redis …[/dim]")
+    with embedded_redis(settings.data_dir) as url:
+        yield url

@@ -41,7 +41,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     workers: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of each worker; 0 lets torch choose."""
+    """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""
     max_num_seqs: int = Field(default=32, ge=1, le=4096)
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
 
@@ -74,6 +74,12 @@ class Settings(BaseModel):
     def model(self) -> str:
         """The public name of what is served."""
         return "tiny" if self.checkpoint is None else self.checkpoint.resolve().name
+
+    @property
+    def threads_per_worker(self) -> int:
+        """CPU threads of each worker, at least one."""
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, (num_cores - 1) // self.workers)
 
     @property
     def video_limits(self) -> VideoLimits:

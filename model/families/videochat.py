@@ -114,6 +114,7 @@ class VideoChat:
         self.feature_shape = config.feature_shape
         self.num_video_tokens = config.feature_shape[0]
         self.max_model_len = config.decoder.max_positions
+        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network = network
         self._device = network.llama_proj.weight.device
 

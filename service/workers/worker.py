@@ -236,7 +236,7 @@ def _describe(family: Family, *, name: str) -> ModelInfo:
         pixel_spec=family.pixel_spec,
         feature_shape=family.feature_shape,
         num_video_tokens=family.num_video_tokens,
-        num_parameters=sum(p.numel() for p in family.language_model.parameters()),
+        num_parameters=family.num_parameters,
         max_model_len=family.max_model_len,
         default_sampling=family.default_sampling,
     )
@@ -248,8 +248,7 @@ def main() -> None:
     connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads)
     Worker(connection, config).run()
 
 
