@@ -41,6 +41,7 @@ class Question:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    ignore_eos: bool = False
 
 
 class Chat:
@@ -217,6 +218,7 @@ def _sampling(question: Question, *, default: SamplingParams) -> SamplingParams:
             max_tokens=_chosen(question.max_tokens, default.max_tokens),
             seed=_chosen(question.seed, secrets.randbelow(MAX_SEED)),
             stop=_chosen(question.stop, default.stop),
+            ignore_eos=question.ignore_eos,
         )
     except InvalidSampling as error:
         raise InvalidRequest("invalid_value", str(error), param=error.param) from None

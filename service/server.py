@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 
+import structlog
 import uvicorn
 from rich.console import Console
 
@@ -14,6 +15,8 @@ from service.app import create_app
 from service.demo import SAMPLE
 from service.settings import Settings
 from service.store.redis_server import RedisServerError, embedded_redis
+
+_log = structlog.get_logger(__name__)
 
 _EXAMPLE = """
   VIDEO=$(curl -sF file=@{clip} {url}/v1/videos | grep -o 'vid_[0-9a-f]*' | head -n 1)
@@ -70,6 +73,8 @@ class ReeltalkServer(uvicorn.Server):
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
+    if not settings.is_loopback:
+        _log.warning("open_to_the_network", host=settings.host, advice="nobody has to prove who they are")
     try:
         with _redis(settings, console) as url:
             server = ReeltalkServer(settings, redis_url=url, console=console)

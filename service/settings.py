@@ -76,6 +76,11 @@ class Settings(BaseModel):
         return "tiny" if self.checkpoint is None else self.checkpoint.resolve().name
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return _is_loopback(self.host)
+
+    @property
     def threads_per_worker(self) -> int:
         """CPU threads of each worker, at least one."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -117,7 +122,7 @@ def load_settings(
         first = error.errors(include_url=False, include_input=False)[0]
         name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg']}.") from None
-    if not settings.allow_unauthenticated and not _is_loopback(settings.host):
+    if not settings.allow_unauthenticated and not settings.is_loopback:
         raise SettingsError(
             f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Listen on 127.0.0.1, or "
             "put the service behind a gateway that authenticates and set REELTALK_ALLOW_UNAUTHENTICATED=true."

@@ -12,6 +12,7 @@ from service.store.media import SpoolFile
 _FORM = "multipart/form-data"
 _FORM_OVERHEAD = 64 * 1024  # headers and boundaries around the file
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f/\\]+")
+_VIDEO_TYPE = re.compile(r"video/[a-z0-9!#$&^_.+-]{1,100}")  # RFC 6838: it becomes a header when the file is served
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ async def receive(
     if kind == _FORM:
         header = await _receive_form(chunks, spool, boundary=options.get("boundary", ""), max_bytes=max_bytes)
     else:
-        header = UploadHeader(filename=_clean(filename), content_type=kind)
+        header = UploadHeader(filename=_clean(filename), content_type=_media_type(kind))
         async for chunk in chunks:
             _write(spool, chunk, max_bytes=max_bytes)
     if spool.num_bytes == 0:
@@ -90,9 +91,7 @@ def _field(segment: MultipartSegment, header: UploadHeader | None) -> UploadHead
         raise InvalidRequest("unknown_field", "The form takes one field, `file`.", param=_clean(segment.name))
     if header is not None:
         raise InvalidRequest("duplicate_field", "The form has more than one field `file`.", param="file")
-    return UploadHeader(
-        filename=_clean(segment.filename), content_type=segment.content_type or "application/octet-stream"
-    )
+    return UploadHeader(filename=_clean(segment.filename), content_type=_media_type(segment.content_type or ""))
 
 
 def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:
@@ -105,6 +104,12 @@ def _clean(filename: str | None) -> str:
     """A name fit to be shown: no directories, no control characters, bounded."""
     parts = [part for part in _UNPRINTABLE.split(filename or "") if part.strip(". ")]
     return parts[-1][-255:] if parts else "video"
+
+
+def _media_type(said: str) -> str:
+    """What a client says that its file is, without parameters; anything but a proper video type is unknown."""
+    kind = said.partition(";")[0].strip().lower()
+    return kind if _VIDEO_TYPE.fullmatch(kind) else "application/octet-stream"
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -40,9 +40,10 @@ class _Answer:
     def append(self, token_id: int, eos_id: int) -> tuple[str, FinishReason | None]:
         """Add one token; returns the text that may leave, and why the answer ends if it does."""
         self.sequence.output_token_ids.append(token_id)
-        text = "" if token_id == eos_id else self.detokenizer.feed(token_id)
+        is_end = token_id == eos_id and not self.sequence.params.ignore_eos
+        text = "" if is_end else self.detokenizer.feed(token_id)
         reason: FinishReason | None = None
-        if token_id == eos_id or self.detokenizer.stopped:
+        if is_end or self.detokenizer.stopped:
             reason = "stop"
         elif len(self.sequence.output_token_ids) == self.sequence.max_output_tokens:
             reason = "length"

@@ -34,6 +34,8 @@ class SamplingParams:
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    """Go on after an end-of-sequence token, up to `max_tokens`: for measuring."""
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, 5.0)

@@ -5,16 +5,27 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Scope
 
 _WEB = Path(__file__).parent.parent / "web"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-cache",  # ask each time, by ETag: modules of two releases must not mix
 }
 
 router = APIRouter(include_in_schema=False)
+
+
+class _PageFiles(StaticFiles):
+    """Static files with the page's headers."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
 
 
 @router.get("/", response_class=FileResponse)
@@ -25,4 +36,4 @@ async def page() -> FileResponse:
 
 def mount_static_files(app: FastAPI) -> None:
     """Serve the page's scripts, styles and samples under `/static`."""
-    app.mount("/static", StaticFiles(directory=_WEB), name="static")
+    app.mount("/static", _PageFiles(directory=_WEB), name="static")

@@ -149,6 +149,7 @@ class MessageRequest(_Request):
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: _StopString | _StopStrings | None = None
+    ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 
     def question(self) -> Question:
         """What is asked of the service."""

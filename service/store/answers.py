@@ -14,12 +14,19 @@ _CANCEL_TTL = 600
 _READER_TTL = 5  # seconds a reader at another replica counts as present after its last look
 
 # Appends events and, at the end, the record and the turn; gives the session free in the same moment. Does nothing to an
-# answer that was erased, and may be repeated: an event whose number is in the log already is refused by XADD.
+# answer that was erased or has ended, and may be repeated: an event whose number is in the log already is refused by
+# XADD. Any other refusal (no memory) fails the write: an event must not be missing in silence.
 _WRITE = """
 if redis.call('exists', KEYS[1]) == 0 then return 0 end
+local num_events = tonumber(ARGV[2])
+local last = redis.call('xrevrange', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if last and (last[2][2] == 'done' or last[2][2] == 'error') then
+  return last[1] == (ARGV[3 * num_events] or '') .. '-0' and 1 or 0
+end
 local at = 3
-for _ = 1, tonumber(ARGV[2]) do
-  redis.pcall('xadd', KEYS[2], ARGV[at] .. '-0', 'name', ARGV[at + 1], 'data', ARGV[at + 2])
+for _ = 1, num_events do
+  local id = redis.pcall('xadd', KEYS[2], ARGV[at] .. '-0', 'name', ARGV[at + 1], 'data', ARGV[at + 2])
+  if type(id) == 'table' and id.err and not string.find(id.err, 'equal or smaller', 1, true) then return id end
   at = at + 3
 end
 if at <= #ARGV then
@@ -75,7 +82,7 @@ class AnswerStore:
         return AnswerRecord.model_validate_json(document) if document else None
 
     async def write(self, writes: Sequence[AnswerWrite]) -> list[bool]:
-        """Append the events of many answers in one round trip; false for those that were erased meanwhile.
+        """Append the events of many answers in one round trip; false for those that were erased or ended meanwhile.
 
         May be repeated after an error: event numbers and message numbers are the writer's.
         """

@@ -117,6 +117,7 @@ class Sampling(Record):
     max_tokens: int
     seed: int
     stop: tuple[str, ...]
+    ignore_eos: bool
 
 
 class AnswerRecord(Record):

@@ -64,7 +64,8 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
             [
                 binary,
                 *("--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"),
-                *("--dir", directory, "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+                # `everysec` would hold a write back in memory, its reply sent, while an earlier one is being synced
+                *("--dir", directory, "--appendonly", "yes", "--appendfsync", "always", "--save", ""),
                 *("--maxmemory-policy", "volatile-lru", "--daemonize", "no", "--logfile", log),
             ],
             stdin=subprocess.DEVNULL,

@@ -24,14 +24,14 @@ def own(tmp_path: Path) -> Iterator[RunningService]:
 
 
 def text_of(service: RunningService, session_id: str, **fields: object) -> str:
-    with service.stream(session_id, "Tell me all.", max_tokens=LONG, **fields) as stream:
+    with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True, **fields) as stream:
         events = list(stream)
     assert events[-1].name == "done", events[-1]
     return "".join(event.data["text"] for event in events if event.name == "delta")
 
 
 def test_a_second_question_has_to_wait(service: RunningService, session: str) -> None:
-    with service.stream(session, "Tell me all.", max_tokens=LONG) as stream:
+    with service.stream(session, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
         answer = next(stream)
         next(event for event in stream if event.name == "delta")
         reply = service.client.post(f"/v1/sessions/{session}/messages", json={"content": "And?"})
@@ -56,7 +56,7 @@ def test_two_questions_at_once_get_one_answer(service: RunningService, session: 
 
 
 def test_a_cancelled_answer_keeps_what_it_said(service: RunningService, session: str) -> None:
-    with service.stream(session, "Tell me all.", max_tokens=LONG) as stream:
+    with service.stream(session, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
         said = next(event for event in stream if event.name == "delta").data["text"]
         service.client.post(f"/v1/answers/{answer_id}/cancel")
@@ -70,7 +70,7 @@ def test_a_cancelled_answer_keeps_what_it_said(service: RunningService, session:
 
 
 def test_a_client_that_leaves_stops_its_answer_after_the_grace_period(service: RunningService, session: str) -> None:
-    with service.stream(session, "Tell me all.", max_tokens=2000 - 300) as stream:
+    with service.stream(session, "Tell me all.", max_tokens=1700, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
         next(event for event in stream if event.name == "delta")
     eventually(lambda: service.client.get(f"/v1/answers/{answer_id}").json()["status"] == "cancelled")
@@ -79,7 +79,7 @@ def test_a_client_that_leaves_stops_its_answer_after_the_grace_period(service: R
 
 
 def test_a_client_that_comes_back_goes_on_where_it_left(service: RunningService, session: str) -> None:
-    with service.stream(session, "Tell me all.", max_tokens=200) as stream:
+    with service.stream(session, "Tell me all.", max_tokens=200, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
         read = [next(stream) for _ in range(5)]
     with service.client.stream(
@@ -110,7 +110,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(own: RunningService, drawn: 
     }
     for temperature, expected in undisturbed.items():
         session_id = own.open_session(video_id)
-        fields = {"temperature": temperature, "seed": 7, "max_tokens": LONG}
+        fields = {"temperature": temperature, "seed": 7, "max_tokens": LONG, "ignore_eos": True}
         with own.stream(session_id, "Tell me all.", **fields) as stream:
             events = [next(stream) for _ in range(20)]
             os.kill(own.child("service.workers.worker"), signal.SIGKILL)
@@ -183,7 +183,7 @@ def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: P
     with running(tmp_path / "data") as service:
         session_id = service.open_session(service.upload(drawn)["id"])
         said = service.ask(session_id, "What is it?")["content"]
-        with service.stream(session_id, "Tell me all.", max_tokens=LONG) as stream:
+        with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
             interrupted = next(stream).data["id"]
             next(stream)
             children = service.children()
@@ -242,7 +242,7 @@ def test_many_ask_about_one_cold_video_and_it_is_encoded_once(service: RunningSe
 def test_more_questions_than_there_is_room_for_are_refused(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data", REELTALK_MAX_PENDING_ANSWERS="1") as service:
         video_id = service.upload(drawn)["id"]
-        with service.stream(service.open_session(video_id), "Tell me all.", max_tokens=LONG) as stream:
+        with service.stream(service.open_session(video_id), "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
             next(stream)
             session_id = service.open_session(video_id)
             reply = service.client.post(f"/v1/sessions/{session_id}/messages", json={"content": "Me too?"})

@@ -1,0 +1,127 @@
+/** The service over HTTP: one function a route. Knows nothing of the page. */
+
+import { follow } from "./event-stream.js";
+
+/** A refusal or failure; `status` is 0 when no reply came at all. */
+export class ApiError extends Error {
+  constructor(status, { message = "", code = "", retryAfter = null } = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+}
+
+const STATUS_OF = { invalid_request_error: 422, gone_error: 410, overloaded_error: 503, unavailable_error: 503 };
+
+export const models = (signal) => json("GET", "/v1/models", { signal }).then((list) => list.data);
+export const video = (id, signal) => json("GET", `/v1/videos/${id}`, { signal });
+export const session = (id, signal) => json("GET", `/v1/sessions/${id}`, { signal });
+export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages`, { signal }).then((list) => list.data);
+export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
+export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
+
+export const contentUrl = (id) => `/v1/videos/${id}/content`;
+export const frameUrl = (id, number) => `/v1/videos/${id}/frames/${number}.jpg`;
+
+/** Fetches a clip that is served with the page, as the file a user would have chosen. */
+export async function sampleFile(url, signal) {
+  const response = await send("GET", url, { signal });
+  return new File([await response.blob()], url.split("/").pop(), { type: "video/mp4" });
+}
+
+/**
+ * Uploads a file and gives its video record. `onProgress` gets the bytes sent so far.
+ * XMLHttpRequest, because fetch does not tell how much of a body has left.
+ */
+export function uploadVideo(file, { signal, onProgress }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const form = new FormData();
+    form.append("file", file);
+    request.upload.onprogress = (event) => onProgress(Math.min(event.loaded, file.size));
+    request.upload.onload = () => onProgress(file.size);
+    request.onload = () => {
+      const body = parsed(request.responseText);
+      if (request.status < 300 && body) resolve(body);
+      else reject(refusal(request.status, body, request.getResponseHeader("Retry-After")));
+    };
+    request.onerror = () => reject(new ApiError(0));
+    signal.addEventListener("abort", () => (request.abort(), reject(signal.reason)), { once: true });
+    request.open("POST", "/v1/videos");
+    request.send(form);
+  });
+}
+
+/** Yields the events of a video's preparation. */
+export function followVideo(id, { signal, onLost }) {
+  const connect = (after) => stream("GET", `/v1/videos/${id}/events`, { after, signal });
+  return follow(connect, { ends: ["ready", "failed"], signal, isFinal, onLost });
+}
+
+/** Asks a question. Resolves when it is accepted; the events of its answer are then read with `followAnswer`. */
+export const ask = (sessionId, content, signal) =>
+  stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { content, stream: true } });
+
+/** Yields an answer's events: from the reply to its question while that lasts, and from its log ever after. */
+export async function* followAnswer({ id = null, reply = null, signal, onLost }) {
+  const connect = (after) => {
+    const first = reply;
+    reply = null;
+    if (first) return first;
+    if (id === null) throw new ApiError(0); // lost before the answer had a name: nothing to come back to
+    return stream("GET", `/v1/answers/${id}/events`, { after, signal });
+  };
+  const isOver = (error) => isFinal(error) || (id === null && error instanceof ApiError);
+  for await (const event of follow(connect, { ends: ["done", "error"], signal, isFinal: isOver, onLost })) {
+    if (event.name === "answer") id = event.data.id;
+    yield event;
+  }
+}
+
+/** The error in the data of an SSE event, which has a type where a reply has a status. */
+export const eventError = (data) => refusal(STATUS_OF[data.error?.type] ?? 500, data, null);
+
+function isFinal(error) {
+  return error instanceof ApiError && error.status !== 0 && error.status < 500;
+}
+
+async function json(method, path, options) {
+  const response = await send(method, path, options);
+  return response.json();
+}
+
+function stream(method, path, { after = 0, ...options }) {
+  const headers = { Accept: "text/event-stream", ...(after ? { "Last-Event-ID": String(after) } : {}) };
+  return send(method, path, { ...options, headers });
+}
+
+async function send(method, path, { signal, body, headers = {} } = {}) {
+  const request = { method, signal, headers };
+  if (body !== undefined) {
+    request.body = JSON.stringify(body);
+    request.headers = { ...headers, "Content-Type": "application/json" };
+  }
+  let response;
+  try {
+    response = await fetch(path, request);
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiError(0);
+  }
+  if (!response.ok) throw refusal(response.status, parsed(await response.text()), response.headers.get("Retry-After"));
+  return response;
+}
+
+function refusal(status, body, retryAfter) {
+  const seconds = Number.parseInt(retryAfter, 10);
+  return new ApiError(status, { ...body?.error, retryAfter: Number.isFinite(seconds) ? seconds : null });
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // a proxy's own error page
+  }
+}

@@ -1,0 +1,94 @@
+/** One video on the page: its player, how far its preparation is, and the frames the model sees. */
+
+import { frameUrl } from "./api.js";
+import { bytes, clock, percent, videoFacts } from "./wording.js";
+
+/** @typedef {ReturnType<typeof createClip>} Clip */
+
+/** @param {{source: string, name: string, onCancel?: () => void}} options */
+export function createClip({ source, name, onCancel }) {
+  const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
+  const find = (selector) => element.querySelector(selector);
+  const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
+  let moments = [];
+
+  find("h2").textContent = name;
+  player.setAttribute("aria-label", `Player: ${name}`);
+  player.onerror = () => {
+    player.hidden = true;
+    find(".unplayable").hidden = false;
+  };
+  player.ontimeupdate = () => mark(player.currentTime);
+  cancel.hidden = !onCancel;
+  cancel.onclick = onCancel;
+  player.src = source;
+
+  function step(words, { amount = "", fraction = null } = {}) {
+    preparing.hidden = false;
+    find(".step").textContent = words;
+    find(".amount").textContent = amount;
+    progress.setAttribute("aria-label", words);
+    if (fraction === null) progress.removeAttribute("value"); // no number to tell: the bar just moves
+    else progress.value = fraction;
+  }
+
+  function showUpload(sent, total) {
+    if (sent >= total) step("Looking into the file");
+    else step("Uploading", { amount: `${bytes(sent)} of ${bytes(total)} · ${percent(sent / total)}`, fraction: sent / total });
+  }
+
+  function showVideo(video) {
+    cancel.hidden = true;
+    find("h2").textContent = video.filename;
+    find(".facts").textContent = videoFacts(video);
+    // The stage gets its shape before the player has loaded anything, so that nothing below it jumps.
+    if (video.width) player.style.aspectRatio = `${video.width} / ${video.height}`;
+    if (video.width >= video.height) element.style.setProperty("--shape", player.style.aspectRatio);
+    if (video.frames.length) showFrames(video);
+  }
+
+  function showStage(stage, fraction) {
+    if (stage === "decode") step("Reading frames", { amount: percent(fraction), fraction });
+    else step("Encoding frames", fraction > 0 ? { amount: percent(fraction), fraction } : {});
+  }
+
+  function showLost() {
+    step("Connection lost, trying again");
+  }
+
+  function showFrames(video) {
+    preparing.hidden = true;
+    moments = video.frames.map((frame) => frame.timestamp);
+    const shape = document.querySelector("#frame-template").content;
+    find(".frames ol").replaceChildren(
+      ...video.frames.map(({ timestamp }, number) => {
+        const item = shape.cloneNode(true).firstElementChild;
+        const [button, picture, time] = ["button", "img", "time"].map((selector) => item.querySelector(selector));
+        picture.src = frameUrl(video.id, number);
+        time.textContent = clock(timestamp, { tenths: true });
+        button.setAttribute("aria-label", `Frame ${number + 1}, go to ${time.textContent}`);
+        button.onclick = () => seek(timestamp);
+        return item;
+      }),
+    );
+    find(".frames").hidden = false;
+    mark(player.currentTime);
+  }
+
+  /** The frame that stands for a moment is the nearest one. */
+  function mark(seconds) {
+    const distances = moments.map((moment) => Math.abs(moment - seconds));
+    const nearest = distances.indexOf(Math.min(...distances));
+    [...find(".frames ol").children].forEach((item, number) => {
+      if (number === nearest) item.firstElementChild.setAttribute("aria-current", "true");
+      else item.firstElementChild.removeAttribute("aria-current");
+    });
+  }
+
+  function seek(seconds) {
+    player.currentTime = seconds;
+    mark(seconds);
+  }
+
+  return { element, seek, showUpload, showVideo, showStage, showLost };
+}

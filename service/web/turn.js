@@ -1,0 +1,75 @@
+/** One turn of the conversation as it is seen: the question, the growing answer, and how it ended. */
+
+import { showProblem } from "./problem.js";
+import { answerFigures, moments } from "./wording.js";
+
+const STAGES = { decode: "Reading the video's frames …", encode: "Encoding the video's frames …", ready: "Thinking …" };
+
+/** @param {{onSeek: (seconds: number) => void}} options */
+export function createTurn(question, { onSeek }) {
+  const element = document.querySelector("#turn-template").content.cloneNode(true).firstElementChild;
+  const [asked, answer, state, figures, problem] = [".asked", ".answer", ".state", ".figures", ".problem"]
+    .map((selector) => element.querySelector(selector));
+  const text = document.createTextNode("");
+  asked.textContent = question;
+  answer.append(text);
+
+  function begin(words) {
+    answer.setAttribute("aria-busy", "true");
+    state.textContent = words;
+  }
+
+  function append(piece) {
+    state.textContent = "";
+    text.appendData(piece);
+  }
+
+  function end() {
+    answer.removeAttribute("aria-busy");
+    state.textContent = "";
+  }
+
+  return {
+    element,
+    begin,
+    append,
+
+    showProgress(stage) {
+      if (!text.data) state.textContent = STAGES[stage] ?? "";
+    },
+
+    showLost() {
+      state.textContent = "Connection lost, picking the answer up again …";
+    },
+
+    /** @param {object} message the fields of a `done` event or of an assistant's message */
+    finish(message, whole) {
+      end();
+      if (whole) answer.replaceChildren(...withMoments(whole, onSeek));
+      figures.textContent = answerFigures(message);
+      figures.hidden = figures.textContent === "";
+    },
+
+    fail(error, onAgain) {
+      end();
+      problem.setAttribute("role", "alert");
+      showProblem(problem, error, { label: "Ask again", action: onAgain });
+    },
+  };
+}
+
+/** The text, with each moment it names as a button that moves the player there. */
+function* withMoments(text, onSeek) {
+  let after = 0;
+  for (const [start, end, seconds] of moments(text)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "moment";
+    button.textContent = text.slice(start, end);
+    button.onclick = () => onSeek(seconds);
+    yield text.slice(after, start);
+    yield button;
+    after = end;
+  }
+  yield text.slice(after);
+}

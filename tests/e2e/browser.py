@@ -1,0 +1,215 @@
+"""A headless Chromium for tests, spoken to over its DevTools pipe: no driver, no package. Knows nothing of the page."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # a container's root may not open one
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,800",
+    "--remote-debugging-pipe",
+)
+TIMEOUT = 30.0
+
+# Chromium reads commands from descriptor 3 and writes to 4; its starter puts the pipes there.
+_STARTER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
+
+
+def find_browser() -> str | None:
+    """The path of an installed Chromium."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """A running Chromium. Messages are JSON between zero bytes; one thread sorts what comes in."""
+
+    def __init__(self, commands: BinaryIO, replies: BinaryIO) -> None:
+        self._commands = commands
+        self._replies = replies
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
+        self._pages: dict[str, Page] = {}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def call(self, method: str, *, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Send one command and wait for its result."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        reply = self._waiting[number] = queue.SimpleQueue()
+        self._commands.write(json.dumps(message).encode() + b"\0")
+        self._commands.flush()
+        try:
+            answer = reply.get(timeout=TIMEOUT)
+        finally:
+            del self._waiting[number]
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    @contextmanager
+    def page(self, url: str) -> Iterator["Page"]:
+        """A page with storage of its own."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        page = self._pages[session] = Page(self, session)
+        try:
+            for domain in ("Page", "Runtime", "Log", "DOM"):
+                page.call(f"{domain}.enable")
+            page.open(url)
+            yield page
+        finally:
+            del self._pages[session]
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def join(self) -> None:
+        """Wait for the end of the messages, once the browser has ended."""
+        self._reader.join(TIMEOUT)
+
+    def _read(self) -> None:
+        rest = b""
+        while chunk := os.read(self._replies.fileno(), 1 << 16):
+            *messages, rest = (rest + chunk).split(b"\0")
+            for message in map(json.loads, messages):
+                if waiting := self._waiting.get(message.get("id", 0)):
+                    waiting.put(message)
+                elif page := self._pages.get(message.get("sessionId", "")):
+                    page.heard(message)
+
+
+class Page:
+    """One page; `complaints` are its script errors, refused resources and error messages, in order."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
+        self._session = session
+        self.complaints: list[str] = []
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, session=self._session, **params)
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        """Reload, as the user's button does."""
+        self.evaluate("window.isOld = true")
+        self.call("Page.reload")
+        self.wait_for("!window.isOld && document.readyState === 'complete'")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        reply = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in reply:
+            raise RuntimeError(json.dumps(reply["exceptionDetails"])[:2000])
+        return reply["result"].get("value")
+
+    def wait_for(self, expression: str, *, timeout: float = TIMEOUT) -> Any:
+        """Wait until an expression is true; returns its value."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RuntimeError):  # between two documents there is nothing to ask
+                if value := self.evaluate(expression):
+                    return value
+            time.sleep(0.02)
+        seen = self.evaluate("document.body.innerText")
+        raise AssertionError(f"never true: {expression}\ncomplaints: {self.complaints}\nthe page reads:\n{seen}")
+
+    def text(self, selector: str) -> str:
+        """The text of the one element."""
+        text: str = self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
+        return text
+
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file in a file field."""
+        field = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(path)], objectId=field["result"]["objectId"])
+
+    def click(self, selector: str) -> None:
+        """Press and release the mouse in the middle of an element that is seen."""
+        quoted = json.dumps(selector)
+        self.wait_for(f"document.querySelector({quoted})?.checkVisibility()")
+        x, y = self.evaluate(
+            f"(e => (e.scrollIntoView({{block: 'nearest'}}), e = e.getBoundingClientRect(), "
+            f"[e.x + e.width / 2, e.y + e.height / 2]))(document.querySelector({quoted}))"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press_enter(self) -> None:
+        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **key)
+
+    def heard(self, message: dict[str, Any]) -> None:
+        """Take note of an event of this page."""
+        params = message["params"]
+        if message["method"] == "Runtime.exceptionThrown":
+            self.complaints.append(str(params["exceptionDetails"].get("exception", {}).get("description")))
+        elif message["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif message["method"] == "Runtime.consoleAPICalled" and params["type"] == "error":
+            self.complaints.append(str([argument.get("value") for argument in params["args"]]))
+
+
+@contextmanager
+def running_browser(path: str, profile: Path) -> Iterator[Browser]:
+    """Start a browser with an empty profile; it ends with the block."""
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    # above 9, so that putting one of them at 3 cannot overwrite the other
+    given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STARTER, *map(str, given), path, *FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=given,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(profile)},
+    )
+    for fd in (theirs_in, theirs_out, *given):
+        os.close(fd)
+    with os.fdopen(ours_out, "wb") as commands, os.fdopen(ours_in, "rb") as replies:
+        browser = Browser(commands, replies)
+        try:
+            yield browser
+        finally:
+            with contextlib.suppress(BrokenPipeError, queue.Empty):
+                browser.call("Browser.close")
+            try:
+                process.wait(TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            browser.join()
