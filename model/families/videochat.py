@@ -144,7 +144,7 @@ def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dt
     """
     if checkpoint is None:
         config, tokenizer, sampling = TINY, tiny_tokenizer(), SamplingParams()
-        tensors = _legible(seeded(_blank(config), seed=TINY_SEED))
+        tensors = tiny_weights()
     else:
         config, tokenizer, sampling = (
             _read_config(checkpoint),
@@ -159,9 +159,10 @@ def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dt
     return VideoChat(network, tokenizer, digest=digest, default_sampling=sampling)
 
 
-def _legible(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Seeded weights whose noise is printable: specials and single bytes hardly stand a chance against letters."""
-    num_printable = 95
+def tiny_weights() -> dict[str, Tensor]:
+    """The default model's weights until it is trained: seeded, and such that its noise is printable."""
+    tensors = seeded(_blank(TINY), seed=TINY_SEED)
+    num_printable = 95  # the last pieces of its vocabulary; specials and single bytes hardly stand a chance
     tensors["llama_model.lm_head.weight"][:-num_printable] *= 0.01
     return tensors
 

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from model.conversation import Clip, Conversation, Turn, VideoSlot
 from model.families import load_family
-from model.families.videochat import PUBLISHED_SAMPLING, TINY, TINY_SEED, VideoChatTemplate, neutralise
+from model.families.videochat import PUBLISHED_SAMPLING, TINY, VideoChatTemplate, neutralise, tiny_weights
 from model.family import Family
 from model.networks.videochat import VideoChatNetwork
 from model.tokenizer import Tokenizer, TokenizerError
-from model.weights import WeightsError, seeded
+from model.weights import WeightsError
 from tests.model.sentencepiece_files import llama_like, model_file
 
 MARKUP = ("###", "<Video>", "</Video>", "<VideoHere>", "<Image>", "</Image>", "<ImageHere>", "<s>", "</s>", "<unk>")
@@ -160,9 +160,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of tiny sizes, in two shards, with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("checkpoints") / "mine"
     folder.mkdir()
-    with torch.device("meta"):
-        network = VideoChatNetwork(TINY)
-    weights = seeded(network, seed=TINY_SEED)
+    weights = tiny_weights()
     names = sorted(weights)
     save_file({name: weights[name] for name in names[::2]}, folder / "even.safetensors")
     save_file({name: weights[name] for name in names[1::2]}, folder / "odd.safetensors")
