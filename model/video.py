@@ -88,8 +88,8 @@ class VideoLimits:
 
     max_side: int = 8192
     max_pixels: int = 4096 * 2304
-    max_frames: int = 250_000
-    max_duration: float = 3600.0
+    max_frames: int = 2_000_000
+    max_duration: float = 4 * 3600.0
     """Seconds."""
 
 

@@ -109,6 +109,8 @@ class Answering:
         record = await self._answers.get(tenant, answer_id)
         if record is None:
             raise NotFound("answer_not_found", "There is no answer with this id.", param="answer_id")
+        if record.status == "in_progress" and not await self._goes_on(tenant, record):
+            record = await self._answers.get(tenant, answer_id) or record
         return record
 
     async def cancel(self, tenant: str, answer_id: str) -> AnswerRecord:
@@ -133,26 +135,22 @@ class Answering:
                     after = event.number
                     if event.name in {"done", "error"}:
                         return
-                if events or answer_id in self._live:
-                    yield None
-                elif is_last_look:
+                if not events and is_last_look:
                     return
-                else:
-                    is_last_look = not await self._goes_on_elsewhere(tenant, answer_id, num_events=after)
-                    yield None
+                if not events and answer_id not in self._live:
+                    is_last_look = (await self.answer(tenant, answer_id)).status != "in_progress"
+                    await self._answers.mark_read(tenant, answer_id)
+                yield None
 
-    async def _goes_on_elsewhere(self, tenant: str, answer_id: str, *, num_events: int) -> bool:
-        """Whether another replica gives the answer. If its owner died, the end is written for it: nobody waits on."""
-        record = await self.answer(tenant, answer_id)
-        if record.status != "in_progress":
-            return False
-        if await self._leases.holder(keys.session_lease(tenant, record.session_id)) == answer_id:
-            await self._answers.mark_read(tenant, answer_id)
+    async def _goes_on(self, tenant: str, record: AnswerRecord) -> bool:
+        """Whether a replica gives the answer. If its owner died, the end is written for it: nobody waits on."""
+        lease = keys.session_lease(tenant, record.session_id)
+        if record.id in self._live or await self._leases.holder(lease) == record.id:
             return True
-        record = await self.answer(tenant, answer_id)  # it may have ended between the two looks
-        if record.status == "in_progress":
-            error = InternalError("answer_lost", "The answer was interrupted; ask again.")
-            await self._answers.write([lost_answer(tenant, record, error, number=num_events + 1)])
+        again = await self._answers.get(tenant, record.id)  # it may have ended between the two looks
+        if again is not None and again.status == "in_progress":
+            number = await self._answers.last_number(tenant, record.id) + 1
+            await self._answers.write([lost_answer(tenant, again, _lost(), number=number)])
         return False
 
     # -- the work
@@ -315,8 +313,15 @@ class Answering:
         """Keep the leases of our answers, and look for words left by other replicas."""
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
-            for live in list(self._live.values()):
+            for live in [live for live in self._live.values() if not live.ended]:
                 with contextlib.suppress(ServiceError):
-                    await self._leases.renew(keys.session_lease(live.tenant, live.session.id), live.id)
-                    if await self._answers.is_cancelled(live.tenant, live.id):
+                    is_ours = await self._leases.renew(keys.session_lease(live.tenant, live.session.id), live.id)
+                    if not is_ours and not live.ended:
+                        self._pool.abort(live.id)
+                        self._end_with_error(live, _lost())
+                    elif await self._answers.is_cancelled(live.tenant, live.id):
                         self._abort(live)
+
+
+def _lost() -> InternalError:
+    return InternalError("answer_lost", "The answer was interrupted; ask again.")

@@ -11,7 +11,7 @@ from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
 from service.answer import LiveAnswer
 from service.answering import Answering
-from service.encoding import Encoding, is_our_fault
+from service.encoding import Encoding, check_usable
 from service.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.ids import new_id
 from service.store import keys
@@ -80,8 +80,7 @@ class Chat:
         if model is not None and model != info.name:
             raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
         for video in await self._videos_of(tenant, video_ids):
-            if video.error is not None and not is_our_fault(video.error.code):
-                raise InvalidRequest(video.error.code, video.error.message, param="video_ids")
+            check_usable(video)
         record = SessionRecord(
             id=new_id("ses"),
             video_ids=video_ids,
@@ -155,8 +154,7 @@ class Chat:
         params = _sampling(question, default=info.default_sampling)
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
-            if video.error is not None and not is_our_fault(video.error.code):
-                raise InvalidRequest(video.error.code, video.error.message, param="video_ids")
+            check_usable(video)
         answer_id = new_id("ans")
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):

@@ -18,7 +18,7 @@ HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", sh
 PortOption = Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")]
 DataDirOption = Annotated[Path | None, typer.Option(help="Where uploads and Redis live.", show_default=".data")]
 FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show_default="videochat")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="Its published files.", show_default="a small model")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="A folder with its weights.", show_default="a small model")]
 
 
 @app.command()

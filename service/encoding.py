@@ -14,7 +14,7 @@ from model.pixels import PREPROCESSING_VERSION
 from model.video import FrameSpec, VideoFacts
 from service.decode_protocol import Probed
 from service.decoding import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
-from service.errors import Gone, InvalidRequest, ServiceError, Unavailable, from_code
+from service.errors import Gone, NotFound, ServiceError, Unavailable, from_code
 from service.ids import new_id
 from service.metrics import Metrics
 from service.store import keys
@@ -65,6 +65,16 @@ class Flight:
 def is_our_fault(code: str) -> bool:
     """Whether a video failed because of us, so that another try may go well."""
     return code in {"worker_lost", "encode_failed", "decode_crashed", "decode_timeout", "store_unavailable"}
+
+
+def check_usable(record: VideoRecord) -> None:
+    """Refuse a video that failed by its own fault.
+
+    Raises:
+        ServiceError: what it failed with.
+    """
+    if record.error is not None and not is_our_fault(record.error.code):
+        raise from_code(record.error.code, record.error.message)
 
 
 class Encoding:
@@ -132,8 +142,7 @@ class Encoding:
         Raises:
             ServiceError: the video cannot be used, or its file is gone, or a part of the service failed.
         """
-        if record.error is not None and not is_our_fault(record.error.code):
-            raise InvalidRequest(record.error.code, record.error.message, param="video_ids")
+        check_usable(record)
         info = await self.model()
         flight = self._flight(tenant, record, frames, info)
         if flight.task is None:
@@ -243,8 +252,6 @@ class Encoding:
             if pending:
                 await asyncio.wait(pending)
         self._metrics.video_decode.observe(decoded.seconds)
-        if flight.is_default:
-            await self._media.put_frames(flight.tenant, flight.record.sha256, decoded.thumbnails)
         return decoded
 
     async def _encode(self, flight: Flight, decoded: DecodedVideo) -> PackedFeatures:
@@ -261,8 +268,11 @@ class Encoding:
         )
         self._metrics.video_encode.observe(encoded.seconds)
         packed = PackedFeatures.checked(encoded.blob, key=flight.key, shape=flight.info.feature_shape)
-        await self._videos.remember_features(flight.tenant, flight.record.id, flight.key)
+        if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):
+            raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
         await self._features.put(flight.key, packed)
+        if flight.is_default:
+            await self._media.put_frames(flight.tenant, flight.record.sha256, decoded.thumbnails)
         await self._tell(flight, "encode", 1.0)
         return packed
 

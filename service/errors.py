@@ -97,7 +97,15 @@ class InternalError(ServiceError):
 
 _UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
 _PARAMS = {"context_length_exceeded": "content", "empty_interval": "frames"}
-_INTERNAL = {"decode_crashed", "decode_timeout", "worker_lost", "encode_failed", "engine_error", "answer_lost"}
+_INTERNAL = {
+    "decode_crashed",
+    "decode_timeout",
+    "worker_lost",
+    "encode_failed",
+    "engine_error",
+    "answer_lost",
+    "internal_error",
+}
 
 
 def from_code(code: str, message: str) -> ServiceError:
@@ -108,6 +116,8 @@ def from_code(code: str, message: str) -> ServiceError:
         return InternalError(code, message)
     if code in {"store_unavailable", "model_unavailable"}:
         return Unavailable(code, message)
+    if code == "video_gone":
+        return Gone(code, message, param="video_ids")
     if code == "deadline_exceeded":
         return Overloaded(code, message)
     return InvalidRequest(code, message, param=_PARAMS.get(code))

@@ -66,11 +66,16 @@ async def _receive_form(
 ) -> UploadHeader:
     header: UploadHeader | None = None
     inside = False
+    num_bytes = 0
     try:
-        parser = PushMultipartParser(boundary, max_segment_count=16, strict=True)
+        # not `strict`: that refuses the form's last line break when it comes in a packet of its own
+        parser = PushMultipartParser(boundary, max_segment_count=16)
         async for chunk in chunks:
             if not chunk:
                 continue
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes + _FORM_OVERHEAD:
+                raise _too_large(max_bytes)
             for event in parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
                     header, inside = _field(event, header), event.name == "file"

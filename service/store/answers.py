@@ -101,6 +101,11 @@ class AnswerStore:
         """Events with a number greater than `after`; waits up to `block` seconds for the first of them."""
         return await self._log.read(keys.answer_events(tenant, answer_id), after=after, block=block)
 
+    async def last_number(self, tenant: str, answer_id: str) -> int:
+        """The number of the newest event of the answer's log; 0 if it is empty."""
+        last = await self._log.last(keys.answer_events(tenant, answer_id))
+        return 0 if last is None else last.number
+
     async def ask_to_cancel(self, tenant: str, answer_id: str) -> None:
         """Leave word for whichever replica owns the answer that it shall stop."""
         await self._redis.set(keys.answer_cancel(tenant, answer_id), b"1", ex=_CANCEL_TTL)

@@ -9,16 +9,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
+
+_log = structlog.get_logger(__name__)
 
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 10.0
+_RESTART_DELAY = 0.2
 
 
 class RedisServerError(Exception):
@@ -59,31 +64,81 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(directory / "lock"), _socket_path(directory) as socket:
         _stop_leftover(socket)
-        log = directory / "redis.log"
-        process = subprocess.Popen(
-            [
-                binary,
-                *("--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"),
-                # `everysec` would hold a write back in memory, its reply sent, while an earlier one is being synced
-                *("--dir", directory, "--appendonly", "yes", "--appendfsync", "always", "--save", ""),
-                *("--maxmemory-policy", "volatile-lru", "--daemonize", "no", "--logfile", log),
-            ],
+        server = _Server(binary, directory=directory, socket=socket)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            server.stop()
+
+
+class _Server:
+    """A redis-server child that is started again whenever it ends before it is told to."""
+
+    def __init__(self, binary: Path, *, directory: Path, socket: Path) -> None:
+        self._command = [
+            str(binary),
+            *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
+            # `everysec` would hold a write back in memory, its reply sent, while an earlier one is being synced
+            *("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            *("--maxmemory-policy", "volatile-lru", "--daemonize", "no", "--logfile", str(directory / "redis.log")),
+        ]
+        self._socket = socket
+        self._log_file = directory / "redis.log"
+        self._stopping = threading.Event()
+        self._process = self._spawn()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            _end(self._process)
+            raise
+        self._watch = threading.Thread(target=self._keep_alive, name="redis-server", daemon=True)
+        self._watch.start()
+
+    def stop(self) -> None:
+        """End the child; it writes its file first."""
+        self._stopping.set()
+        while self._watch.is_alive():
+            _end(self._process)  # in a loop, because it may be starting again at this moment
+            self._watch.join(_RESTART_DELAY)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches the service alone, which then ends its children in order
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  one system call
         )
-        try:
-            _wait_until_ready(process, socket=socket, log=log)
-            yield f"unix://{socket}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+    def _keep_alive(self) -> None:
+        while True:
+            status = self._process.wait()
+            if self._stopping.wait(_RESTART_DELAY):
+                return
+            _log.error("redis_server_died", status=status, log=str(self._log_file))
+            self._process = self._spawn()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RedisServerError(f"redis-server ended at once; its log is {self._log_file}.")
+            if self._socket.exists() and _answers(self._socket):
+                return
+            time.sleep(0.02)
+        raise RedisServerError(
+            f"redis-server did not answer within {_START_TIMEOUT:.0f} s; its log is {self._log_file}."
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _die_with_parent() -> None:
@@ -128,17 +183,6 @@ def _stop_leftover(socket: Path) -> None:
     while _answers(socket) and time.monotonic() < deadline:
         time.sleep(0.05)
     socket.unlink(missing_ok=True)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], *, socket: Path, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RedisServerError(f"redis-server ended at once; its log is {log}.")
-        if socket.exists() and _answers(socket):
-            return
-        time.sleep(0.02)
-    raise RedisServerError(f"redis-server did not answer within {_START_TIMEOUT:.0f} s; its log is {log}.")
 
 
 def _answers(socket: Path) -> bool:

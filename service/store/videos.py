@@ -9,6 +9,11 @@ from service.store.listing import Page, list_page
 from service.store.records import VideoRecord
 
 _EVENTS_TTL = 24 * 3600
+_REMEMBER = """
+if redis.call('exists', KEYS[1]) == 0 then return 0 end
+redis.call('sadd', KEYS[2], ARGV[1])
+return 1
+"""
 
 
 class VideoStore:
@@ -51,9 +56,10 @@ class VideoStore:
         members = await self._redis.smembers(keys.video_sessions(tenant, video_id))
         return sorted(text(member) for member in members)
 
-    async def remember_features(self, tenant: str, video_id: str, features_key: str) -> None:
-        """Note a feature key, so that erasing the video erases it."""
-        await self._redis.sadd(keys.video_features(tenant, video_id), features_key)
+    async def remember_features(self, tenant: str, video_id: str, features_key: str) -> bool:
+        """Note a feature key, so that erasing the video erases it; false when it was erased already."""
+        names = keys.video(tenant, video_id), keys.video_features(tenant, video_id)
+        return bool(await self._redis.eval(_REMEMBER, len(names), *names, features_key))
 
     async def erase(self, tenant: str, video_id: str) -> bool:
         """Erase the record, its progress and its features; false when there was no record."""

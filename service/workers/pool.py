@@ -98,6 +98,8 @@ class Pool:
         self._closing = True
         for task in self._restarts:
             task.cancel()
+        for worker in self._starting:
+            worker.kill()  # it has nothing in hand, and would hear of the end only when the model is loaded
         workers = [*self._starting, *self._ready]
         await asyncio.gather(*(worker.stop() for worker in workers))
         for job_id in list(self._jobs):

@@ -113,11 +113,14 @@ class Worker:
         return True
 
     def _check(self, command: CheckPrompt) -> Report:
-        num_tokens = count_prompt_tokens(self._family, command.conversation)
         try:
+            num_tokens = count_prompt_tokens(self._family, command.conversation)
             check_length(num_tokens, self._engine_config)
         except PromptTooLong as error:
             return Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error))
+        except Exception:  # noqa: BLE001  it would end the one thread that takes commands, and the worker would go deaf
+            traceback.print_exc()
+            return Refused(job_id=command.job_id, code="engine_error", message="The model cannot take this question.")
         return PromptChecked(job_id=command.job_id, num_prompt_tokens=num_tokens)
 
     def _add(self, command: Generate) -> None:

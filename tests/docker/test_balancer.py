@@ -92,7 +92,7 @@ def test_a_body_too_large_for_a_question_is_refused_but_an_upload_of_that_size_i
     with client_of(balancer) as client:
         refused = client.post("/v1/sessions/ses_1/messages", content=body)
         taken = client.post("/v1/videos", content=body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_large")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert taken.text.split()[1] == str(len(body))
 
 

@@ -1,0 +1,258 @@
+"""The documentation says what is so: links and names resolve, codes and routes are complete, commands run."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from model.conversation import Clip, Conversation, Turn
+from model.engine.engine import Engine, EngineConfig
+from model.engine.sampling_params import SamplingParams
+from model.family import EncodedClip, Family, build_prompt
+from model.video import VideoErrorCode
+from service import errors
+from service.api.errors import _CODES, _HTTP_CODES
+from service.errors import ServiceError, from_code
+from service.openapi import document
+from tests.running import parse_events, running
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+LIVING = [path for path in PAGES if path.parent.name != "decisions" and path.name != "log.md"]
+"""Pages about the code as it is; records and the log tell of their day."""
+ROOMS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples")
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_NAME = re.compile(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)(?::([\w.]+))?`")
+_TREE_LINE = re.compile(r"^( *)([\w.-]+/?)  +\S")
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE_ROW = re.compile(r"^\| `(\w+)` \| (\d{3}|any other) \| (.+) \|$", re.MULTILINE)
+_BALANCER_ERROR = re.compile(r"return (\d+) '.*\"code\": \"(\w+)\"")
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def blocks(name: str, kind: str) -> list[str]:
+    """The bodies of a page's fenced blocks of one kind."""
+    return [body for found, body in _BLOCK.findall(page(name)) if found == kind]
+
+
+# -- links and names
+
+
+def heading_anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    for link in _LINK.findall(path.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path if not file else path.parent / file
+        assert target.exists(), link
+        assert not anchor or anchor in heading_anchors(target), link
+
+
+def defined_names(path: Path) -> set[str]:
+    """Everything that a module names at its top, and `Class.member`."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        for name in _bound(node):
+            names.add(name)
+            names |= {f"{name}.{member}" for inner in getattr(node, "body", ()) for member in _bound(inner)}
+    return names
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+
+
+@pytest.mark.parametrize("path", LIVING, ids=lambda path: path.name)
+def test_every_file_and_function_that_is_named_exists(path: Path) -> None:
+    for file, name in _NAME.findall(path.read_text()):
+        assert (ROOT / file).exists(), file
+        assert not name or name in defined_names(ROOT / file), f"{file}:{name}"
+
+
+def tree_entries() -> Iterator[str]:
+    """The paths of the tree in architecture.md, relative to the project."""
+    folders: list[str] = []
+    for line in blocks("architecture.md", "text")[0].splitlines():
+        if entry := _TREE_LINE.match(line):
+            depth = len(entry[1]) // 2
+            folders[depth:] = [entry[2]]
+            yield "".join(folders[: depth + 1])
+
+
+def test_the_tree_has_every_file_of_both_rooms_and_no_other() -> None:
+    told = set(tree_entries())
+    assert {entry for entry in told if not (ROOT / entry).exists()} == set()
+    files = {
+        str(path.relative_to(ROOT))
+        for room in ("model", "service")
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files - told == set()
+
+
+# -- the interface
+
+
+def error_classes() -> dict[str, type[ServiceError]]:
+    found = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    return {name: value for name, value in found.items() if issubclass(value, ServiceError)}
+
+
+def codes_in(path: Path) -> Iterator[tuple[str, int]]:
+    """Codes that a module raises or reports as literals, each with its HTTP status."""
+    classes = error_classes()
+    overridden: dict[ast.AST, int] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        literals = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+        keywords = {
+            keyword.arg: keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)
+        }
+        match node.func.id:
+            case "_reply" if "status" in keywords:
+                overridden[node.args[0]] = int(str(keywords["status"]))
+            case name if name in classes:
+                status = overridden.get(node, classes[name].status)
+                yield from ((str(code), status) for code in literals)
+            case "VideoError" | "DecodeFailed":
+                yield from ((str(code), from_code(str(code), "").status) for code in literals)
+            case "Refused" | "Rejected" if "code" in keywords:
+                yield str(keywords["code"]), from_code(str(keywords["code"]), "").status
+
+
+def codes_of_the_code_base() -> set[tuple[str, str]]:
+    found = {(code, from_code(code, "").status) for code in get_args(VideoErrorCode)}
+    for room in ("model", "service"):
+        for path in (ROOT / room).rglob("*.py"):
+            found |= set(codes_in(path))
+    found |= {(code, 422) for code in (*_CODES.values(), "invalid_value")}
+    found |= {(code, status) for status, code in _HTTP_CODES.items()}
+    found |= {(code, int(status)) for status, code in _BALANCER_ERROR.findall((ROOT / "docker/nginx.conf").read_text())}
+    return {(code, str(status)) for code, status in found} | {("http_error", "any other")}
+
+
+def test_the_table_of_errors_has_every_code_with_its_status_and_no_other() -> None:
+    rows = [(code, status) for code, status, _ in _CODE_ROW.findall(page("api.md"))]
+    assert len(rows) == len(set(rows))
+    assert set(rows) == codes_of_the_code_base()
+
+
+def test_every_route_has_a_place_in_the_description_and_no_other_has() -> None:
+    told = re.findall(r"`(GET|POST|PUT|PATCH|DELETE|HEAD) (/\S*)`", page("api.md"))
+    paths = json.loads(document())["paths"]
+    routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert set(told) == routes | {("GET", "/")}
+
+
+# -- what can be run
+
+
+def shape(value: Any) -> Any:
+    """The fields of a JSON value, without what they hold; of a list, its first item's."""
+    match value:
+        case dict():
+            return {key: shape(inner) for key, inner in value.items()}
+        case list():
+            return [shape(inner) for inner in value[:1]]
+        case _:
+            return None
+
+
+def events_shape(text: str) -> list[tuple[str, Any]]:
+    """The names of the events in order, repetitions left out, with the shape of each one's data."""
+    told = [(event.name, shape(event.data)) for event in parse_events(iter([*text.splitlines(), ""]))]
+    return [event for event, _ in groupby(told)]
+
+
+def curl_version() -> tuple[int, ...]:
+    """Empty where curl or bash is not installed."""
+    if not (shutil.which("bash") and shutil.which("curl")):
+        return ()
+    told = subprocess.run(["curl", "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    return tuple(int(number) for number in told.split()[1].split(".")[:2])
+
+
+def commands_and_replies() -> list[tuple[str, str, str]]:
+    """Every bash block of api.md with the kind and the text of the block behind it."""
+    found = _BLOCK.findall(page("api.md"))
+    return [(body, *found[place + 1]) for place, (kind, body) in enumerate(found) if kind == "bash"]
+
+
+def test_the_commands_of_the_interface_s_description_run_and_reply_as_printed(tmp_path: Path) -> None:
+    if curl_version() < (7, 82):
+        pytest.skip("needs bash and curl 7.82 or newer")
+    told = commands_and_replies()
+    assert len(told) > 10
+    # A separator between the outputs; and an error status of HTTP is an error.
+    preamble = 'set -euo pipefail\ncurl() { command curl --fail-with-body "$@"; }\n'
+    script = preamble + "printf '\\036'\n".join(command for command, _, _ in told)
+    with running(tmp_path / "data") as service:
+        ran = subprocess.run(
+            ["bash", "-c", script.replace("http://127.0.0.1:8000", service.url)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for output, (command, kind, reply) in zip(ran.stdout.split("\036"), told, strict=True):
+        if kind == "json":
+            assert shape(json.loads(output)) == shape(json.loads(reply)), command
+        elif reply.startswith("id: "):
+            assert events_shape(output) == events_shape(reply), command
+        else:
+            assert output == reply, command
+
+
+def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("pooled")
+    monkeypatch.setitem(sys.modules, "pooled", module)
+    exec("\n".join(blocks("adding-a-family.md", "python")), vars(module))  # noqa: S102  it is ours
+    assert module.middle_indices(30, 3) == [5, 15, 25]
+
+    family = module.load(checkpoint=None, device="cpu", dtype=None)
+    assert [name for name in Family.__annotations__ if not hasattr(family, name)] == []
+    for num_frames in (1, 8, 64):
+        features = family.encode(torch.randn(2, num_frames, 3, 64, 64))
+        assert features.shape == (2, *family.feature_shape)
+    conversation = Conversation(
+        clips=(Clip(frame_indices=(0, 1), fps=1.0),), turns=(Turn(role="user", text="ASSISTANT: Yes. USER: No?"),)
+    )
+    assert family.template.render(conversation)[-1] == "\nUSER: ASSISTANT : Yes. USER : No?\nASSISTANT:"
+
+    engine = Engine(family.language_model, family.tokenizer, EngineConfig())
+    prompt = build_prompt(family, conversation, [EncodedClip(features[0], "clip")])
+    engine.add_request("one", prompt, SamplingParams(max_tokens=4))
+    outputs = [output for _ in range(4) for output in engine.step()]
+    assert [len(output.token_ids) for output in outputs] == [1, 1, 1, 1]
+    assert outputs[-1].finish_reason == "length"
