@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 _WRITE_PATIENCE = 30.0  # seconds an unreachable store is waited for before its answers are given up
 _WRITE_RETRY = 0.25
 _CLOSE_TIMEOUT = 2.0
+_ARRIVAL = 5.0  # seconds whoever has just asked gets at least to begin to read
 _IDLE = 1.0  # seconds between two looks at a log in which nothing happens
 
 
@@ -98,7 +99,7 @@ class Answering:
         self._live[live.id] = live
         live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
         live.deadline = asyncio.get_running_loop().call_later(self._settings.answer_timeout, self._expire, live)
-        self._watch_absence(live)
+        self._watch_absence(live, grace=max(self._settings.disconnect_grace, _ARRIVAL))
 
     async def answer(self, tenant: str, answer_id: str) -> AnswerRecord:
         """An answer's record.
@@ -137,9 +138,10 @@ class Answering:
                         return
                 if not events and is_last_look:
                     return
-                if not events and answer_id not in self._live:
-                    is_last_look = (await self.answer(tenant, answer_id)).status != "in_progress"
-                    await self._answers.mark_read(tenant, answer_id)
+                if answer_id not in self._live:
+                    await self._answers.mark_read(tenant, answer_id)  # its owner cannot see us, however much we read
+                    if not events:
+                        is_last_look = (await self.answer(tenant, answer_id)).status != "in_progress"
                 yield None
 
     async def _goes_on(self, tenant: str, record: AnswerRecord) -> bool:
@@ -167,10 +169,10 @@ class Answering:
                 await self._encoding.ensure(live.tenant, video, live.session.frames, on_progress=on_progress)
                 for video in live.videos
             ]
+            rates = [await self._fps(live.tenant, video) for video in live.videos]
             if live.ended:
                 return
-            live.set_frames([features for _, features in packed])
-            rates = [await self._fps(live.tenant, video) for video in live.videos]
+            live.set_frames([features for _, features in packed])  # no await from here: a stop finds it in the pool
             clips = tuple(
                 Clip(frame_indices=features.frame_indices, fps=fps)
                 for fps, (_, features) in zip(rates, packed, strict=True)
@@ -285,27 +287,27 @@ class Answering:
         live = self._live.get(answer_id)
         if live is not None:
             live.num_readers += 1
+            if live.absence is not None:
+                live.absence.cancel()  # who leaves later is given the whole grace period again
+                live.absence = None
         try:
             yield
         finally:
             if live is not None:
                 live.num_readers -= 1
-                self._watch_absence(live)
+                self._watch_absence(live, grace=self._settings.disconnect_grace)
 
-    def _watch_absence(self, live: LiveAnswer) -> None:
+    def _watch_absence(self, live: LiveAnswer, *, grace: float) -> None:
         """If nobody reads an answer any more, give readers the grace period to come back."""
         if live.num_readers == 0 and not live.ended and live.absence is None:
-            live.absence = asyncio.create_task(self._abort_if_absent(live))
+            live.absence = asyncio.create_task(self._abort_if_absent(live, grace=grace))
 
-    async def _abort_if_absent(self, live: LiveAnswer) -> None:
-        await asyncio.sleep(self._settings.disconnect_grace)
-        live.absence = None
-        if live.ended or live.num_readers:
-            return
+    async def _abort_if_absent(self, live: LiveAnswer, *, grace: float) -> None:
+        await asyncio.sleep(grace)
         with contextlib.suppress(ServiceError):
-            if await self._answers.was_read(live.tenant, live.id):  # at another replica
-                self._watch_absence(live)
-                return
+            while await self._answers.was_read(live.tenant, live.id):  # noqa: ASYNC110  at another replica
+                await asyncio.sleep(max(grace, _IDLE))
+        live.absence = None
         _log.info("answer_abandoned", answer=live.id)
         self._abort(live)
 

@@ -201,8 +201,12 @@ class Encoding:
     async def _already_filled(self, flight: Flight) -> PackedFeatures | None:
         """What the last holder of the lease left; completes the record if that one died before it could."""
         cached = await self._features.get(flight.key, shape=flight.info.feature_shape)
-        if cached is None or (flight.is_default and flight.record.num_frames is None):
+        if cached is None:
             return None
+        if flight.is_default and flight.record.num_frames is None:  # as it was when we began to wait
+            flight.record = await self._videos.get(flight.tenant, flight.record.id) or flight.record
+            if flight.record.num_frames is None:
+                return None
         if flight.record.status != "ready":
             await self._complete(flight, cached.frame_indices, cached.timestamps)
         return cached

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import structlog
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 _log = structlog.get_logger(__name__)
 
@@ -177,7 +179,7 @@ def _stop_leftover(socket: Path) -> None:
     """End a server that outlived a killed service (where the kernel cannot do that for us)."""
     if not socket.exists():
         return
-    with contextlib.suppress(RedisError), Redis(unix_socket_path=str(socket), socket_timeout=2.0) as client:
+    with contextlib.suppress(RedisError), _client(socket, timeout=2.0) as client:
         client.shutdown()
     deadline = time.monotonic() + _STOP_TIMEOUT
     while _answers(socket) and time.monotonic() < deadline:
@@ -185,9 +187,14 @@ def _stop_leftover(socket: Path) -> None:
     socket.unlink(missing_ok=True)
 
 
+def _client(socket: Path, *, timeout: float) -> Redis:
+    """A client that tries once: what it asks is whether somebody is there at all."""
+    return Redis(unix_socket_path=str(socket), socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
+
+
 def _answers(socket: Path) -> bool:
     try:
-        with Redis(unix_socket_path=str(socket), socket_timeout=1.0) as client:
+        with _client(socket, timeout=1.0) as client:
             return bool(client.ping())
     except RedisError:  # also while the append-only file is being read
         return False

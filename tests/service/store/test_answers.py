@@ -1,0 +1,148 @@
+"""What an answer gains is written once, however often it is tried, and its end comes all in one moment."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from service.errors import Unavailable
+from service.store import keys
+from service.store.answers import AnswerStore, AnswerWrite, Ending
+from service.store.connection import StoreClient
+from service.store.event_log import LogEvent
+from service.store.leases import Leases
+from service.store.records import FrameRequest, MessageRecord, SessionRecord
+from service.store.sessions import SessionStore
+from tests.service.conversations import TENANT, answer_record
+
+ANSWER = answer_record()
+LEASE = keys.session_lease(TENANT, ANSWER.session_id)
+
+
+def delta(number: int) -> LogEvent:
+    return LogEvent(number, "delta", {"text": f"word {number} "})
+
+
+def message(role: str) -> MessageRecord:
+    return MessageRecord.model_validate(
+        {"id": f"msg_{role}", "role": role, "content": "…", "created_at": 0.0, "answer_id": ANSWER.id}
+    )
+
+
+def write(*events: LogEvent, ending: Ending | None = None) -> AnswerWrite:
+    return AnswerWrite(tenant=TENANT, answer_id=ANSWER.id, session_id=ANSWER.session_id, events=events, ending=ending)
+
+
+DONE = write(
+    delta(2),
+    LogEvent(3, "done", {}),
+    ending=Ending(
+        record=ANSWER.model_copy(update={"status": "completed"}), number=4, turn=(message("user"), message("assistant"))
+    ),
+)
+
+
+@pytest.fixture
+async def answers(redis: StoreClient) -> AnswerStore:
+    """A store with one answer that is being given."""
+    session = SessionRecord(
+        id=ANSWER.session_id, video_ids=(), model="tiny", system="", frames=FrameRequest(), created_at=0.0
+    )
+    await SessionStore(redis).create(TENANT, session)
+    await Leases(redis, seconds=10).acquire(LEASE, ANSWER.id)
+    store = AnswerStore(redis)
+    await store.create(TENANT, ANSWER, opening=LogEvent(1, "answer", {"id": ANSWER.id}))
+    return store
+
+
+async def log(answers: AnswerStore) -> list[tuple[int, str]]:
+    return [(e.number, e.name) for e in await answers.read(TENANT, ANSWER.id, after=0, block=0)]
+
+
+async def history(redis: StoreClient) -> list[str]:
+    return [m.id for m in await SessionStore(redis).messages(TENANT, ANSWER.session_id)]
+
+
+async def test_events_and_the_end_arrive_once_and_in_order(answers: AnswerStore, redis: StoreClient) -> None:
+    assert await answers.write([DONE]) == [True]
+    assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
+    assert await history(redis) == ["msg_user", "msg_assistant"]
+    record = await answers.get(TENANT, ANSWER.id)
+    assert record is not None
+    assert record.status == "completed"
+
+
+async def test_a_write_that_is_repeated_doubles_nothing(answers: AnswerStore, redis: StoreClient) -> None:
+    for same in (write(delta(2)), write(delta(2)), DONE, DONE):
+        assert await answers.write([same]) == [True]
+    assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
+    assert await history(redis) == ["msg_user", "msg_assistant"]
+
+
+async def test_the_session_is_free_in_the_moment_of_done(answers: AnswerStore, redis: StoreClient) -> None:
+    """Whoever reads `done` may ask at once."""
+
+    async def ask_after_done() -> bool:
+        [*_, last] = await answers.read(TENANT, ANSWER.id, after=2, block=4)
+        assert last.name == "done"
+        return await Leases(redis, seconds=10).acquire(LEASE, "ans_next")
+
+    asking = asyncio.create_task(ask_after_done())
+    await asyncio.sleep(0.1)
+    await answers.write([DONE])
+    assert await asking
+    await answers.write([DONE])
+    assert await Leases(redis, seconds=10).holder(LEASE) == "ans_next", "a repeated end frees no other answer's lease"
+
+
+async def test_an_erased_answer_stays_erased(answers: AnswerStore, redis: StoreClient) -> None:
+    session = await SessionStore(redis).get(TENANT, ANSWER.session_id)
+    assert session is not None
+    await SessionStore(redis).erase(TENANT, session)
+    assert await answers.write([write(delta(2)), DONE]) == [False, False]
+    assert await redis.keys() == []
+
+
+async def test_an_answer_that_was_given_up_gains_nothing_more(answers: AnswerStore, redis: StoreClient) -> None:
+    """Its readers have read the end: an owner that was only slow must not go on behind it."""
+    failed = ANSWER.model_copy(update={"status": "failed"})
+    lost = write(LogEvent(2, "error", {}), ending=Ending(record=failed, number=0, turn=()))
+    assert await answers.write([lost]) == [True]
+    assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
+        False,
+        False,
+    ]
+    assert await log(answers) == [(1, "answer"), (2, "error")]
+    assert await history(redis) == []
+    assert await answers.get(TENANT, ANSWER.id) == failed
+
+
+async def test_many_answers_are_written_in_one_go_and_fail_by_themselves(
+    answers: AnswerStore, redis: StoreClient
+) -> None:
+    unknown = replace(write(delta(2)), answer_id="ans_nobody")
+    assert await answers.write([unknown, write(delta(2))]) == [False, True]
+    assert await answers.write([]) == []
+
+
+async def test_an_event_that_the_store_has_no_room_for_is_not_lost_in_silence(
+    answers: AnswerStore, redis: StoreClient
+) -> None:
+    await redis.config_set("maxmemory-policy", "noeviction")
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await answers.write([write(delta(2))])
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert await answers.write([write(delta(2))]) == [True]
+    assert await log(answers) == [(1, "answer"), (2, "delta")]
+
+
+async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
+    assert not await answers.is_cancelled(TENANT, ANSWER.id)
+    assert not await answers.was_read(TENANT, ANSWER.id)
+    await answers.ask_to_cancel(TENANT, ANSWER.id)
+    await answers.mark_read(TENANT, ANSWER.id)
+    assert await answers.is_cancelled(TENANT, ANSWER.id)
+    assert await answers.was_read(TENANT, ANSWER.id)

@@ -1,0 +1,90 @@
+"""The feature cache gives exactly what was kept, or nothing; what is damaged is counted and removed."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from model.features import PackedFeatures, pack
+from service.metrics import Metrics
+from service.store.connection import StoreClient
+from service.store.features import FeatureCache
+
+KEY = "features:acme:made-so:of-this"
+SHAPE = (4, 6)
+ARRAY = np.arange(24, dtype=np.float16).reshape(SHAPE)
+BLOB = pack(ARRAY, KEY, frame_indices=(1, 5), timestamps=(0.25, 1.25))
+PACKED = PackedFeatures.checked(BLOB, key=KEY, shape=SHAPE)
+
+
+def counts(metrics: Metrics) -> dict[str, float]:
+    """Queries, hits, corrupt values and errors so far."""
+    names = ("queries", "hits", "corrupt", "errors")
+    found = {name: metrics.registry.get_sample_value(f"reeltalk_feature_cache_{name}_total") for name in names}
+    return {name: value for name, value in found.items() if value}
+
+
+def flipped(blob: bytes) -> bytes:
+    """One bit of the last tensor value is another."""
+    return blob[:-1] + bytes([blob[-1] ^ 1])
+
+
+def in_float32(_: bytes) -> bytes:
+    """A whole and honest blob, but of another type."""
+    body: bytes = save({"features": ARRAY.astype(np.float32)}, metadata={"key": KEY})
+    return hashlib.sha256(body).digest() + body
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a flipped bit": flipped,
+    "cut short": lambda blob: blob[:-1],
+    "cut to less than a checksum": lambda blob: blob[:5],
+    "empty": lambda blob: b"",
+    "with something behind": lambda blob: blob + b"\0",
+    "another key's": lambda blob: pack(ARRAY, KEY + "-other"),
+    "of another shape": lambda blob: pack(ARRAY.reshape(6, 4), KEY),
+    "of another type": in_float32,
+    "not ours at all": lambda blob: b"hello" * 100,
+}
+
+
+async def test_what_was_kept_is_a_counted_hit_and_lives_on(redis: StoreClient) -> None:
+    metrics = Metrics()
+    cache = FeatureCache(redis, ttl=100, metrics=metrics)
+    await cache.put(KEY, PACKED)
+    await redis.expire(KEY, 5)
+    assert await cache.get(KEY, shape=SHAPE) == PACKED
+    assert await redis.ttl(KEY) > 90, "a hit prolongs its life"
+    assert await cache.exists(KEY)
+    assert counts(metrics) == {"queries": 1, "hits": 1}
+
+
+async def test_nothing_is_a_counted_miss(redis: StoreClient) -> None:
+    metrics = Metrics()
+    cache = FeatureCache(redis, ttl=100, metrics=metrics)
+    assert await cache.get(KEY, shape=SHAPE) is None
+    assert not await cache.exists(KEY)
+    assert counts(metrics) == {"queries": 1}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_value_that_is_not_what_was_asked_for_is_a_miss_and_removed(
+    redis: StoreClient, damage: Callable[[bytes], bytes]
+) -> None:
+    metrics = Metrics()
+    cache = FeatureCache(redis, ttl=100, metrics=metrics)
+    await redis.set(KEY, damage(BLOB))
+    assert await cache.get(KEY, shape=SHAPE) is None
+    assert counts(metrics) == {"queries": 1, "corrupt": 1}
+    assert await redis.exists(KEY) == 0
+
+
+async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(absent_redis: StoreClient) -> None:
+    metrics = Metrics()
+    cache = FeatureCache(absent_redis, ttl=100, metrics=metrics)
+    await cache.put(KEY, PACKED)
+    assert await cache.get(KEY, shape=SHAPE) is None
+    assert not await cache.exists(KEY)
+    assert counts(metrics) == {"queries": 1, "errors": 2}

@@ -1,0 +1,97 @@
+"""Records are kept once, listed newest first, and erased without a trace."""
+
+import asyncio
+
+import pytest
+
+from service.ids import video_id
+from service.store.answers import AnswerStore
+from service.store.connection import StoreClient
+from service.store.event_log import LogEvent
+from service.store.sessions import SessionStore
+from service.store.videos import VideoStore
+from tests.service.conversations import TENANT, answer_record, session_record, video_record
+
+VIDEO = video_record()
+
+
+async def test_a_video_is_created_once_however_many_upload_it(redis: StoreClient) -> None:
+    videos = VideoStore(redis)
+    named = [VIDEO.model_copy(update={"filename": f"{i}.mp4"}) for i in range(5)]
+    created = await asyncio.gather(*(videos.create(TENANT, record) for record in named))
+    assert created.count(True) == 1
+    assert await videos.get(TENANT, VIDEO.id) == named[created.index(True)]
+
+
+async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redis: StoreClient) -> None:
+    videos = VideoStore(redis)
+    await videos.create(TENANT, VIDEO)
+    assert await videos.update(TENANT, VIDEO.model_copy(update={"status": "processing"}))
+    assert await videos.remember_features(TENANT, VIDEO.id, "features:one")
+    assert await videos.erase(TENANT, VIDEO.id)
+    assert not await videos.update(TENANT, VIDEO)
+    assert not await videos.remember_features(TENANT, VIDEO.id, "features:two")
+    assert not await videos.erase(TENANT, VIDEO.id)
+    assert await redis.keys() == []
+
+
+async def test_erasing_a_video_takes_its_features_and_progress_along(redis: StoreClient) -> None:
+    videos = VideoStore(redis)
+    await videos.create(TENANT, VIDEO)
+    await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
+    await redis.set("features:one", b"blob")
+    await videos.remember_features(TENANT, VIDEO.id, "features:one")
+    await videos.erase(TENANT, VIDEO.id)
+    assert await redis.keys() == []
+
+
+async def test_erasing_a_session_takes_its_answers_along_and_leaves_its_neighbours(redis: StoreClient) -> None:
+    sessions, answers = SessionStore(redis), AnswerStore(redis)
+    kept, erased = session_record(VIDEO.id), session_record(VIDEO.id)
+    for session in (kept, erased):
+        await sessions.create(TENANT, session)
+        await answers.create(TENANT, answer_record(session.id), opening=LogEvent(1, "answer", {}))
+    assert await VideoStore(redis).session_ids(TENANT, VIDEO.id) == sorted([kept.id, erased.id])
+
+    assert await sessions.erase(TENANT, erased)
+    assert not await sessions.erase(TENANT, erased)
+
+    assert await VideoStore(redis).session_ids(TENANT, VIDEO.id) == [kept.id]
+    assert await redis.keys(f"*{erased.id}*") == []
+    assert len(await redis.keys("answer:*:events")) == 1
+
+
+async def test_no_tenant_sees_another_s(redis: StoreClient) -> None:
+    videos, sessions = VideoStore(redis), SessionStore(redis)
+    session = session_record(VIDEO.id)
+    await videos.create(TENANT, VIDEO)
+    await sessions.create(TENANT, session)
+    assert await videos.get("other", VIDEO.id) is None
+    assert await sessions.get("other", session.id) is None
+    assert (await videos.page("other", limit=10, after=None)).ids == ()
+    assert not await videos.erase("other", VIDEO.id)
+    assert await videos.get(TENANT, VIDEO.id) == VIDEO
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+async def test_pages_give_every_item_once_newest_first(redis: StoreClient, limit: int) -> None:
+    videos = VideoStore(redis)
+    ids = [video_id(TENANT, str(number)) for number in range(7)]
+    for number, made in enumerate(ids):
+        await videos.create(TENANT, video_record(id=made, created_at=float(number)))
+    listed: list[str] = []
+    page = await videos.page(TENANT, limit=limit, after=None)
+    listed += page.ids
+    while page.has_more:
+        page = await videos.page(TENANT, limit=limit, after=listed[-1])
+        assert page.ids
+        listed += page.ids
+    assert listed == ids[::-1]
+    assert [record.id for record in await videos.get_many(TENANT, listed)] == listed
+
+
+async def test_of_records_that_are_gone_a_list_says_nothing(redis: StoreClient) -> None:
+    videos = VideoStore(redis)
+    await videos.create(TENANT, VIDEO)
+    assert await videos.get_many(TENANT, [video_id(TENANT, "gone"), VIDEO.id]) == [VIDEO]
+    assert await videos.get_many(TENANT, []) == []

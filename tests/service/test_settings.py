@@ -1,0 +1,88 @@
+"""Configuration is refused in one sentence rather than understood wrongly."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.settings import PREFIX, Settings, SettingsError, load_settings
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(environ={PREFIX + name: value for name, value in environ.items()})
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).endswith(".")
+    return str(refused.value)
+
+
+def test_without_any_the_defaults_hold_and_the_service_is_reached_from_this_machine_only() -> None:
+    settings = load_settings(environ={"PATH": "/bin"})
+    assert settings == Settings()
+    assert settings.host == "127.0.0.1"
+    assert settings.redis_url is None
+    assert settings.model == "tiny"
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_defaults(tmp_path: Path) -> None:
+    environ = {"REELTALK_PORT": "1", "REELTALK_WORKERS": "3", "REELTALK_DATA_DIR": str(tmp_path)}
+    settings = load_settings({"port": 2, "workers": None, "data_dir": None}, environ=environ)
+    assert (settings.port, settings.workers, settings.max_num_seqs) == (2, 3, 32)
+    assert settings.media_path == tmp_path / "media"
+
+
+def test_a_misspelt_variable_is_refused_by_name() -> None:
+    assert "REELTALK_MAX_UPLOAD_BITES is not a setting" in refusal(MAX_UPLOAD_BITES="5")
+
+
+def test_an_empty_value_is_as_good_as_none() -> None:
+    names = {PREFIX + name.upper(): "" for name in Settings.model_fields}
+    assert load_settings(environ=names) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("WORKERS", "0"),
+        ("WORKERS", "1.5"),
+        ("MAX_NUM_SEQS", "0"),
+        ("MAX_FRAME_COUNT", "100000"),
+        ("DECODE_TIMEOUT", "0"),
+        ("DISCONNECT_GRACE", "-1"),
+        ("LEASE_SECONDS", "0.1"),
+        ("LEASE_SECONDS", "inf"),
+        ("ANSWER_TIMEOUT", "inf"),
+        ("ANSWER_TIMEOUT", "nan"),
+        ("DTYPE", "int8"),
+        ("LOG_LEVEL", "chatty"),
+        ("ALLOW_UNAUTHENTICATED", "perhaps"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: str) -> None:
+    assert refusal(**{name: value}).startswith(f"REELTALK_{name}: ")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", "127.0.0.1.example.org"])  # noqa: S104
+def test_no_door_is_opened_to_the_network_unasked(host: str) -> None:
+    assert "REELTALK_ALLOW_UNAUTHENTICATED" in refusal(HOST=host)
+    environ = {"REELTALK_HOST": host, "REELTALK_ALLOW_UNAUTHENTICATED": "true"}
+    assert load_settings(environ=environ).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
+def test_this_machine_may_always_be_listened_to(host: str) -> None:
+    assert load_settings(environ={"REELTALK_HOST": host}).host == host
+
+
+def test_a_secret_is_not_shown() -> None:
+    settings = load_settings(environ={"REELTALK_REDIS_URL": "redis://:hunter2@store:6379/0"})
+    assert isinstance(settings.redis_url, SecretStr)
+    assert "hunter2" not in repr(settings) + str(settings)
+
+
+def test_what_was_read_once_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
