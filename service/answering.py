@@ -7,7 +7,7 @@ log in the store before any reader sees them; readers, here or at any replica, r
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 
 import structlog
 
@@ -64,7 +64,7 @@ class Answering:
 
     def start(self) -> None:
         """Begin to take what the workers produce and to keep leases alive."""
-        self._loops = [asyncio.create_task(loop()) for loop in (self._listen, self._write, self._beat)]
+        self._loops = [asyncio.create_task(_for_ever(loop)) for loop in (self._listen, self._write, self._beat)]
 
     async def close(self) -> None:
         """End every answer that still runs, marked as ours to blame, and stop."""
@@ -317,12 +317,35 @@ class Answering:
             await asyncio.sleep(self._settings.lease_seconds / 3)
             for live in [live for live in self._live.values() if not live.ended]:
                 with contextlib.suppress(ServiceError):
-                    is_ours = await self._leases.renew(keys.session_lease(live.tenant, live.session.id), live.id)
-                    if not is_ours and not live.ended:
+                    if not await self._keep(live):
                         self._pool.abort(live.id)
                         self._end_with_error(live, _lost())
                     elif await self._answers.is_cancelled(live.tenant, live.id):
                         self._abort(live)
+
+    async def _keep(self, live: LiveAnswer) -> bool:
+        """Prolong an answer's lease; one that ran out while the store was away is taken again if nobody has it."""
+        lease = keys.session_lease(live.tenant, live.session.id)
+        if await self._leases.renew(lease, live.id) or self._has_ended(live):
+            return True
+        is_ours = await self._leases.acquire(lease, live.id)
+        if self._has_ended(live):  # meanwhile, and the session was given free with it
+            await self._leases.release(lease, live.id)
+            return True
+        return is_ours
+
+    def _has_ended(self, live: LiveAnswer) -> bool:
+        return live.ended or live.id not in self._live
+
+
+async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a loop that all answers depend on; a mistake in it must not silence every reader."""
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001
+            _log.exception("loop_failed", loop=loop.__name__)
+            await asyncio.sleep(_WRITE_RETRY)
 
 
 def _lost() -> InternalError:

@@ -15,7 +15,7 @@ from service.decoding import Decoder
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import LimitBodies, ObserveRequests
+from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
 from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import connect
@@ -47,6 +47,8 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(LimitBodies, max_bytes=_MAX_JSON_BYTES, unlimited=frozenset({"/v1/videos"}))
+    if settings.is_loopback and not settings.allow_unauthenticated:
+        app.add_middleware(LoopbackOnly)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
     for router in (videos.router, sessions.router, answers.router, health.router, page.router):
@@ -111,6 +113,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             leases=leases,
         )
         ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
             ingest=ingest,

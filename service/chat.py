@@ -179,7 +179,14 @@ class Chat:
                 params=params,
                 num_messages=len(history),
             )
-            await self._answers.create(tenant, record, opening=live.opening())
+            if not await self._answers.create(
+                tenant,
+                record,
+                opening=live.opening(),
+                num_messages=len(history),
+                lease_seconds=self._leases.seconds,
+            ):
+                raise Conflict("session_busy", "This session went on while the question was looked at.")
         except BaseException:
             await asyncio.shield(self._leases.release(lease, answer_id))
             raise

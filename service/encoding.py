@@ -14,7 +14,7 @@ from model.pixels import PREPROCESSING_VERSION
 from model.video import FrameSpec, VideoFacts
 from service.decode_protocol import Probed
 from service.decoding import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
-from service.errors import Gone, NotFound, ServiceError, Unavailable, from_code
+from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
 from service.ids import new_id
 from service.metrics import Metrics
 from service.store import keys
@@ -64,7 +64,14 @@ class Flight:
 
 def is_our_fault(code: str) -> bool:
     """Whether a video failed because of us, so that another try may go well."""
-    return code in {"worker_lost", "encode_failed", "decode_crashed", "decode_timeout", "store_unavailable"}
+    return code in {
+        "worker_lost",
+        "encode_failed",
+        "decode_crashed",
+        "decode_timeout",
+        "store_unavailable",
+        "internal_error",
+    }
 
 
 def check_usable(record: VideoRecord) -> None:
@@ -218,6 +225,9 @@ class Encoding:
             packed = await self._encode(flight, decoded)
         except ServiceError as error:
             await self._fail(flight, error)
+            raise
+        except Exception:  # a full disk, say: the video must not stay in preparation for ever
+            await self._fail(flight, InternalError("internal_error", "Something went wrong on our side."))
             raise
         await self._complete(flight, decoded.indices, decoded.timestamps)
         return packed

@@ -2,7 +2,9 @@
 
 ServiceError
 |-- InvalidRequest    422   fields, prompts and videos that cannot be used
+|-- Forbidden         403
 |-- NotFound          404
+|-- Stalled           408
 |-- Conflict          409
 |-- Gone              410
 |-- TooLarge          413
@@ -37,6 +39,20 @@ class InvalidRequest(ServiceError):
     """What was sent is understood and cannot be used."""
 
     status = 422
+    type = "invalid_request_error"
+
+
+class Forbidden(ServiceError):
+    """Whoever asks may not."""
+
+    status = 403
+    type = "permission_error"
+
+
+class Stalled(ServiceError):
+    """The client stopped in the middle of what it was sending."""
+
+    status = 408
     type = "invalid_request_error"
 
 

@@ -20,6 +20,7 @@ from service.store.media import MediaStore
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
+_PROBE_WAIT = 30.0  # seconds the reply to an upload waits for the file's facts
 _IDLE = 1.0  # seconds between two signs of life of a progress stream
 
 
@@ -77,6 +78,7 @@ class Ingest:
                 content_type=content_type,
                 filename=filename,
                 max_bytes=self._settings.max_upload_bytes,
+                idle_timeout=self._settings.upload_idle_timeout,
             )
             sha256 = await self._media.commit(spool, tenant)
         self._metrics.video_upload.observe(time.perf_counter() - start)
@@ -102,7 +104,9 @@ class Ingest:
         flight = await self._encoding.begin(tenant, record)
         assert flight.task is not None
         either: set[asyncio.Future[Any]] = {flight.task, flight.probed}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(either, timeout=_PROBE_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return await self.get(tenant, record.id)  # the reply goes without facts; they follow
         if flight.probed.done():
             return flight.probed.result()
         error = flight.task.exception()

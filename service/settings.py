@@ -48,6 +48,8 @@ class Settings(BaseModel):
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
 
     max_upload_bytes: int = Field(default=2 << 30, ge=1)
+    upload_idle_timeout: float = Field(default=30.0, gt=0)
+    """How long an upload may send nothing."""
     max_video_seconds: float = Field(default=4 * 3600, gt=0)
     max_video_side: int = Field(default=8192, ge=1)
     max_video_pixels: int = Field(default=4096 * 2304, ge=1)
@@ -80,7 +82,7 @@ class Settings(BaseModel):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        return _is_loopback(self.host)
+        return is_loopback(self.host)
 
     @property
     def threads_per_worker(self) -> int:
@@ -137,7 +139,8 @@ def _from_environ(names: Mapping[str, str]) -> dict[str, str]:
     return {fields[n.upper()]: value for n, value in names.items() if n.upper() in fields and value != ""}
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, and no other's."""
     if host == "localhost":
         return True
     try:

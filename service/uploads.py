@@ -1,12 +1,13 @@
 """Receiving an upload: a raw body or a multipart form, in constant memory, into a spool file."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from service.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from service.errors import InvalidRequest, Stalled, TooLarge, UnsupportedMedia
 from service.store.media import SpoolFile
 
 _FORM = "multipart/form-data"
@@ -41,15 +42,23 @@ def check_headers(content_type: str, *, content_length: int | None, max_bytes: i
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], spool: SpoolFile, *, content_type: str, filename: str | None, max_bytes: int
+    chunks: AsyncIterator[bytes],
+    spool: SpoolFile,
+    *,
+    content_type: str,
+    filename: str | None,
+    max_bytes: int,
+    idle_timeout: float,
 ) -> UploadHeader:
     """Write the file in a request body to the spool.
 
     Raises:
         InvalidRequest: the body is empty or not a proper form.
+        Stalled: the client stopped sending.
         TooLarge: more than `max_bytes` arrived.
     """
     kind, options = parse_options_header(content_type)
+    chunks = _paced(chunks, idle_timeout=idle_timeout)
     if kind == _FORM:
         header = await _receive_form(chunks, spool, boundary=options.get("boundary", ""), max_bytes=max_bytes)
     else:
@@ -59,6 +68,20 @@ async def receive(
     if spool.num_bytes == 0:
         raise InvalidRequest("empty_upload", "The upload has no bytes.", param="file")
     return header
+
+
+async def _paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncIterator[bytes]:
+    """The chunks, unless one is too long in coming: whoever has stopped sending must not keep others out."""
+    source = aiter(chunks)
+    while True:
+        try:
+            async with asyncio.timeout(idle_timeout):
+                chunk = await anext(source)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Stalled("upload_stalled", f"Nothing came for {idle_timeout:g} seconds.") from None
+        yield chunk
 
 
 async def _receive_form(

@@ -42,7 +42,7 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 @router.post(
     "",
     status_code=201,
-    responses=_KNOWN | documented(413, 415, 422, 503),
+    responses=_KNOWN | documented(408, 413, 415, 422, 500, 503),
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
@@ -84,7 +84,6 @@ async def get_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -
 @router.delete("/{video_id}", responses=documented(404, 422, 503))
 async def delete_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Deleted:
     """Erase a video everywhere: its file, features, and the sessions that talk about it."""
-    await service.ingest.get(tenant, video_id)
     await service.chat.erase_sessions_of_video(tenant, video_id)
     await service.ingest.erase(tenant, video_id)
     return Deleted(id=video_id, object="video")

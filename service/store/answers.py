@@ -37,6 +37,18 @@ end
 return 1
 """
 
+# The lease may have run out while the question was looked at; if nobody else came, it is simply taken again.
+_CREATE = """
+local holder = redis.call('get', KEYS[2])
+if redis.call('exists', KEYS[1]) == 0 or (holder and holder ~= ARGV[1]) then return 0 end
+if redis.call('hlen', KEYS[3]) ~= tonumber(ARGV[2]) then return 0 end
+redis.call('set', KEYS[2], ARGV[1], 'PX', ARGV[3])
+redis.call('sadd', KEYS[4], ARGV[1])
+redis.call('set', KEYS[5], ARGV[4])
+redis.call('xadd', KEYS[6], ARGV[5] .. '-0', 'name', ARGV[6], 'data', ARGV[7])
+return 1
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
@@ -68,13 +80,32 @@ class AnswerStore:
         self._redis = redis
         self._log = EventLog(redis)
 
-    async def create(self, tenant: str, record: AnswerRecord, *, opening: LogEvent) -> None:
-        """Keep a new answer, with the first event of its log."""
-        async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.set(keys.answer(tenant, record.id), record.model_dump_json())
-            transaction.sadd(keys.session_answers(tenant, record.session_id), record.id)
-            self._log.queue(transaction, keys.answer_events(tenant, record.id), opening)
-            await transaction.execute()
+    async def create(
+        self, tenant: str, record: AnswerRecord, *, opening: LogEvent, num_messages: int, lease_seconds: float
+    ) -> bool:
+        """Keep a new answer, with the first event of its log, and make sure of the session's lease.
+
+        False when the session was erased or has gone on meanwhile: another answer holds its lease, or its history has
+        no longer `num_messages` messages.
+        """
+        names = (
+            keys.session(tenant, record.session_id),
+            keys.session_lease(tenant, record.session_id),
+            keys.messages(tenant, record.session_id),
+            keys.session_answers(tenant, record.session_id),
+            keys.answer(tenant, record.id),
+            keys.answer_events(tenant, record.id),
+        )
+        arguments = (
+            record.id,
+            num_messages,
+            int(lease_seconds * 1000),
+            record.model_dump_json(),
+            opening.number,
+            opening.name,
+            orjson.dumps(opening.data),
+        )
+        return bool(await self._redis.eval(_CREATE, len(names), *names, *arguments))
 
     async def get(self, tenant: str, answer_id: str) -> AnswerRecord | None:
         """The record, if there is one."""

@@ -22,6 +22,8 @@ from service.workers.protocol import (
     Encoded,
     Generate,
     ModelInfo,
+    Ping,
+    Pong,
     PromptChecked,
     Ready,
     Refused,
@@ -33,6 +35,8 @@ from service.workers.protocol import (
 _log = structlog.get_logger(__name__)
 
 _MAX_DEATHS = 2
+_PING_INTERVAL = 5.0
+_SILENCE_LIMIT = 30.0
 _BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -60,6 +64,7 @@ class Pool:
         self._restarts: set[asyncio.Task[None]] = set()
         self._num_failed_starts = 0
         self._closing = False
+        self._watchdog: asyncio.Task[None] | None = None
         self._info: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
         self.outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
         """What the answers gain, in order; the reader takes all there is at once."""
@@ -92,10 +97,17 @@ class Pool:
         """Start the worker processes; returns at once."""
         for _ in range(self._num_workers):
             self._start_worker()
+        self._watchdog = asyncio.create_task(self._watch())
+
+    def retire(self) -> None:
+        """Take no more jobs and replace no worker that ends."""
+        self._closing = True
 
     async def close(self) -> None:
         """End all workers; what still runs fails."""
-        self._closing = True
+        self.retire()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         for task in self._restarts:
             task.cancel()
         for worker in self._starting:
@@ -185,6 +197,8 @@ class Pool:
                 self._fail(report.job_id, report.code, report.message)
             case StepDone():
                 self._on_step(worker, report)
+            case Pong():
+                pass  # whatever comes shows that the worker lives
 
     def _on_ready(self, worker: WorkerProcess, info: ModelInfo) -> None:
         self._starting.discard(worker)
@@ -206,6 +220,7 @@ class Pool:
             if job is None or job.worker is not worker:
                 continue
             job.output_token_ids.extend(delta.token_ids)
+            job.num_deaths = 0  # what goes on is not what kills workers
             if delta.finish_reason is not None:
                 del self._jobs[delta.job_id]
             self.outputs.put_nowait(delta)
@@ -246,8 +261,25 @@ class Pool:
             self._rescue(job_id, job)
 
     async def _restart_after(self, delay: float) -> None:
-        await asyncio.sleep(delay)
-        self._start_worker()
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                self._start_worker()
+            except OSError:  # no memory, no process id: it may pass
+                _log.exception("worker_not_started")
+                delay = _BACKOFF[-1]
+            else:
+                return
+
+    async def _watch(self) -> None:
+        """End workers that live but do not answer: their jobs go to others."""
+        while True:
+            await asyncio.sleep(_PING_INTERVAL)
+            for worker in list(self._ready):
+                if worker.seconds_silent > _SILENCE_LIMIT:
+                    _log.error("worker_hangs", pid=worker.pid, seconds=round(worker.seconds_silent))
+                    worker.kill()
+                worker.send(Ping())
 
     def _rescue(self, job_id: str, job: _Job) -> None:
         job.worker = None

@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -29,6 +30,7 @@ class WorkerProcess:
         on_death: Callable[["WorkerProcess"], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._last_heard = time.monotonic()
         self._on_report = on_report
         self._on_death = on_death
         self._outbox: queue.SimpleQueue[Command | WorkerConfig] = queue.SimpleQueue()
@@ -46,6 +48,11 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         return f"WorkerProcess(pid={self.pid})"
+
+    @property
+    def seconds_silent(self) -> float:
+        """Since anything came from the process."""
+        return time.monotonic() - self._last_heard
 
     @property
     def pid(self) -> int:
@@ -86,6 +93,7 @@ class WorkerProcess:
                 report = connection.recv()
             except (EOFError, OSError):
                 break
+            self._last_heard = time.monotonic()
             self._call_soon(self._on_report, report)
         self._process.kill()  # a worker without its pipe is of no use
         self._process.wait()

@@ -87,6 +87,11 @@ class Abort:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ping:
+    """Say that you live; answered at once, also during a step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stop:
     """End the worker."""
 
@@ -148,5 +153,10 @@ class Refused:
     message: str
 
 
-Command = Encode | CheckPrompt | Generate | Abort | Stop
-Report = Ready | Encoded | PromptChecked | StepDone | Refused
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """The process lives."""
+
+
+Command = Encode | CheckPrompt | Generate | Abort | Ping | Stop
+Report = Ready | Encoded | PromptChecked | StepDone | Refused | Pong

@@ -33,6 +33,8 @@ from service.workers.protocol import (
     Encoded,
     Generate,
     ModelInfo,
+    Ping,
+    Pong,
     PromptChecked,
     Ready,
     Refused,
@@ -85,6 +87,8 @@ class Worker:
                 os._exit(0)  # the API process is gone, and with it whoever could want an answer
             if isinstance(command, CheckPrompt):
                 self._report(self._check(command))  # here, so that it waits for no step
+            elif isinstance(command, Ping):
+                self._report(Pong())
             else:
                 self._inbox.put(command)
 

@@ -221,3 +221,13 @@ def test_the_limits_of_an_upload_hold(tmp_path: Path) -> None:
         unannounced = service.client.post("/v1/videos", content=parts, headers={"Content-Type": "video/mp4"})
         assert refusal(unannounced, 413) == "upload_too_large"
         assert not list((service.data_dir / "media" / "spool").iterdir())
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Host": ""}, {"Origin": "https://evil.example"}, {"Origin": "null"}]
+)
+def test_a_web_page_from_elsewhere_cannot_use_a_service_on_loopback(
+    service: RunningService, headers: dict[str, str]
+) -> None:
+    assert refusal(service.client.get("/v1/videos", headers=headers), 403) == "foreign_host"
+    assert service.client.get("/v1/videos", headers={"Origin": service.url}).status_code == 200

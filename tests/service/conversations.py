@@ -4,7 +4,11 @@ from model.conversation import Turn
 from model.engine.sampling_params import SamplingParams
 from service.answer import LiveAnswer
 from service.ids import new_id, video_id
+from service.store.answers import AnswerStore
+from service.store.connection import StoreClient
+from service.store.event_log import LogEvent
 from service.store.records import AnswerRecord, FrameRequest, Sampling, SessionRecord, VideoRecord
+from service.store.sessions import SessionStore
 
 TENANT = "acme"
 PARAMS = SamplingParams(max_tokens=8)
@@ -51,4 +55,22 @@ def live_answer() -> LiveAnswer:
         turns=(Turn(role="user", text="What is it?"),),
         params=PARAMS,
         num_messages=0,
+    )
+
+
+async def accept(
+    redis: StoreClient, record: AnswerRecord, *, opening: LogEvent | None = None, lease_seconds: float = 10.0
+) -> bool:
+    """Keep an answer as `chat` does, in a session that is there."""
+    session = SessionRecord(
+        id=record.session_id, video_ids=(), model="tiny", system="", frames=FrameRequest(), created_at=1.0
+    )
+    if await SessionStore(redis).get(TENANT, session.id) is None:
+        await SessionStore(redis).create(TENANT, session)
+    return await AnswerStore(redis).create(
+        TENANT,
+        record,
+        opening=opening or LogEvent(1, "answer", {"id": record.id}),
+        num_messages=0,
+        lease_seconds=lease_seconds,
     )

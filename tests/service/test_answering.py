@@ -22,7 +22,7 @@ from service.store.media import MediaStore
 from service.store.videos import VideoStore
 from service.workers.pool import Pool
 from service.workers.protocol import Delta
-from tests.service.conversations import TENANT, live_answer
+from tests.service.conversations import TENANT, accept, live_answer
 from tests.service.workers.test_pool import pool_of
 
 
@@ -57,8 +57,7 @@ async def replica(redis: StoreClient, pool: Pool, tmp_path: Path, *, grace: floa
 async def begin(answering: Answering, redis: StoreClient) -> LiveAnswer:
     """An answer as `chat` hands it over."""
     live = live_answer()
-    await Leases(redis, seconds=3).acquire(keys.session_lease(TENANT, live.session.id), live.id)
-    await AnswerStore(redis).create(TENANT, live.record, opening=live.opening())
+    assert await accept(redis, live.record, opening=live.opening(), lease_seconds=3)
     answering.begin(live)
     return live
 
@@ -153,7 +152,8 @@ async def test_an_answer_whose_owner_died_ends_for_everyone_who_asks(
     redis: StoreClient, pool: Pool, tmp_path: Path
 ) -> None:
     live = live_answer()
-    await AnswerStore(redis).create(TENANT, live.record, opening=live.opening())
+    assert await accept(redis, live.record, opening=live.opening(), lease_seconds=0.001)
+    await asyncio.sleep(0.01)
     async with replica(redis, pool, tmp_path, grace=5) as answering:
         assert await read(answering, live, after=0) == ["answer", "error"]
         assert await read(answering, live, after=1) == ["error"]

@@ -1,6 +1,7 @@
 """The child by itself: what it imports, what it may spend, what it may see."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,14 @@ REQUEST = DecodeRequest(
 
 
 def run(code: str, *arguments: str) -> bytes:
-    """What a fresh interpreter prints."""
+    """What a fresh interpreter prints; with one thread, as `Decoder` starts it."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, timeout=60, check=True
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
     return done.stdout
 

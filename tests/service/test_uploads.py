@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest, ServiceError, TooLarge, UnsupportedMedia
+from service.errors import InvalidRequest, ServiceError, Stalled, TooLarge, UnsupportedMedia
 from service.store.media import MediaStore
 from service.uploads import UploadHeader, check_headers, receive
 
@@ -47,7 +47,9 @@ def received(
         media = MediaStore(folder)
         media.open()
         async with media.spool() as spool:
-            header = await receive(body(), spool, content_type=content_type, filename=filename, max_bytes=max_bytes)
+            header = await receive(
+                body(), spool, content_type=content_type, filename=filename, max_bytes=max_bytes, idle_timeout=30
+            )
             sha256 = spool.sync()
             assert hashlib.sha256(spool.path.read_bytes()).hexdigest() == sha256
             return header, sha256
@@ -179,3 +181,16 @@ def test_a_name_is_fit_to_be_shown(tmp_path: Path, said: str | None, shown: str)
 def test_a_type_that_is_told_is_fit_to_be_a_header(tmp_path: Path, said: str, kept: str) -> None:
     header, _ = received(tmp_path, [form(b"x", kind=said)])
     assert header.content_type == kept
+
+
+async def test_whoever_stops_sending_is_not_waited_for(tmp_path: Path) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"the beginning"
+        await asyncio.sleep(60)
+
+    media = MediaStore(tmp_path)
+    media.open()
+    async with media.spool() as spool:
+        with pytest.raises(Stalled) as refused:
+            await receive(stalled(), spool, content_type="video/mp4", filename=None, max_bytes=100, idle_timeout=0.05)
+    assert (refused.value.status, refused.value.code) == (408, "upload_stalled")

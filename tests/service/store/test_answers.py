@@ -11,9 +11,9 @@ from service.store.answers import AnswerStore, AnswerWrite, Ending
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.leases import Leases
-from service.store.records import FrameRequest, MessageRecord, SessionRecord
+from service.store.records import AnswerRecord, MessageRecord
 from service.store.sessions import SessionStore
-from tests.service.conversations import TENANT, answer_record
+from tests.service.conversations import TENANT, accept, answer_record
 
 ANSWER = answer_record()
 LEASE = keys.session_lease(TENANT, ANSWER.session_id)
@@ -45,13 +45,8 @@ DONE = write(
 @pytest.fixture
 async def answers(redis: StoreClient) -> AnswerStore:
     """A store with one answer that is being given."""
-    session = SessionRecord(
-        id=ANSWER.session_id, video_ids=(), model="tiny", system="", frames=FrameRequest(), created_at=0.0
-    )
-    await SessionStore(redis).create(TENANT, session)
-    await Leases(redis, seconds=10).acquire(LEASE, ANSWER.id)
     store = AnswerStore(redis)
-    await store.create(TENANT, ANSWER, opening=LogEvent(1, "answer", {"id": ANSWER.id}))
+    assert await accept(redis, ANSWER)
     return store
 
 
@@ -146,3 +141,22 @@ async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
     await answers.mark_read(TENANT, ANSWER.id)
     assert await answers.is_cancelled(TENANT, ANSWER.id)
     assert await answers.was_read(TENANT, ANSWER.id)
+
+
+async def test_an_answer_is_begun_only_in_a_session_that_is_there_free_and_unchanged(redis: StoreClient) -> None:
+    answers = AnswerStore(redis)
+    first, second = answer_record(), answer_record()
+    second = second.model_copy(update={"session_id": first.session_id})
+
+    async def begin(record: AnswerRecord, *, num_messages: int = 0) -> bool:
+        opening = LogEvent(1, "answer", {})
+        return await answers.create(TENANT, record, opening=opening, num_messages=num_messages, lease_seconds=10)
+
+    assert not await begin(first), "its session was never opened, or is erased"
+    assert await redis.keys() == []
+    assert await accept(redis, first)
+    assert not await begin(second), "the first one holds the lease"
+    await redis.delete(keys.session_lease(TENANT, first.session_id))
+    assert not await begin(second, num_messages=2), "it was thought out for another history"
+    assert await begin(second)
+    assert await redis.get(keys.session_lease(TENANT, first.session_id)) == second.id.encode()

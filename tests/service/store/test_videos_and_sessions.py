@@ -5,12 +5,11 @@ import asyncio
 import pytest
 
 from service.ids import video_id
-from service.store.answers import AnswerStore
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from tests.service.conversations import TENANT, answer_record, session_record, video_record
+from tests.service.conversations import TENANT, accept, answer_record, session_record, video_record
 
 VIDEO = video_record()
 
@@ -46,11 +45,11 @@ async def test_erasing_a_video_takes_its_features_and_progress_along(redis: Stor
 
 
 async def test_erasing_a_session_takes_its_answers_along_and_leaves_its_neighbours(redis: StoreClient) -> None:
-    sessions, answers = SessionStore(redis), AnswerStore(redis)
+    sessions = SessionStore(redis)
     kept, erased = session_record(VIDEO.id), session_record(VIDEO.id)
     for session in (kept, erased):
         await sessions.create(TENANT, session)
-        await answers.create(TENANT, answer_record(session.id), opening=LogEvent(1, "answer", {}))
+        assert await accept(redis, answer_record(session.id))
     assert await VideoStore(redis).session_ids(TENANT, VIDEO.id) == sorted([kept.id, erased.id])
 
     assert await sessions.erase(TENANT, erased)
