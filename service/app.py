@@ -69,6 +69,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             _worker_config(settings),
             num_workers=settings.workers,
             encode_timeout=settings.encode_timeout,
+            worker_timeout=settings.worker_timeout,
             metrics=metrics,
         )
         stack.push_async_callback(pool.close)

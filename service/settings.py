@@ -66,6 +66,8 @@ class Settings(BaseModel):
     """Answers running or waiting at once; more are refused with 503."""
     answer_timeout: float = Field(default=600.0, gt=0)
     encode_timeout: float = Field(default=600.0, gt=0)
+    worker_timeout: float = Field(default=30.0, gt=0)
+    """How long a worker may give no sign of life before it is replaced."""
     disconnect_grace: float = Field(default=10.0, ge=0)
     """How long an answer runs on after its last reader left."""
     lease_seconds: float = Field(default=10.0, gt=0.5)

@@ -35,8 +35,6 @@ from service.workers.protocol import (
 _log = structlog.get_logger(__name__)
 
 _MAX_DEATHS = 2
-_PING_INTERVAL = 5.0
-_SILENCE_LIMIT = 30.0
 _BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -53,10 +51,19 @@ class _Job:
 class Pool:
     """The workers of one replica."""
 
-    def __init__(self, config: WorkerConfig, *, num_workers: int, encode_timeout: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        num_workers: int,
+        encode_timeout: float,
+        metrics: Metrics,
+        worker_timeout: float = 30.0,
+    ) -> None:
         self._config = config
         self._num_workers = num_workers
         self._encode_timeout = encode_timeout
+        self._worker_timeout = worker_timeout
         self._metrics = metrics
         self._jobs: dict[str, _Job] = {}
         self._starting: set[WorkerProcess] = set()
@@ -274,9 +281,9 @@ class Pool:
     async def _watch(self) -> None:
         """End workers that live but do not answer: their jobs go to others."""
         while True:
-            await asyncio.sleep(_PING_INTERVAL)
+            await asyncio.sleep(self._worker_timeout / 6)
             for worker in list(self._ready):
-                if worker.seconds_silent > _SILENCE_LIMIT:
+                if worker.seconds_silent > self._worker_timeout:
                     _log.error("worker_hangs", pid=worker.pid, seconds=round(worker.seconds_silent))
                     worker.kill()
                 worker.send(Ping())

@@ -132,6 +132,17 @@ def test_a_question_asked_while_the_worker_is_gone_is_answered_by_the_next_one(
     assert own.client.get("/readyz").status_code == 200
 
 
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, drawn: Path) -> None:
+    with running(tmp_path / "data", REELTALK_WORKER_TIMEOUT="4") as service:
+        session_id = service.open_session(service.upload(drawn)["id"])
+        with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
+            events = [next(stream) for _ in range(20)]
+            os.kill(service.child("service.workers.worker"), signal.SIGSTOP)
+            events += stream
+        assert events[-1].name == "done", events[-1]
+        assert events[-1].data["usage"]["completion_tokens"] == LONG
+
+
 def test_a_video_survives_the_worker_that_should_have_encoded_it(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "orphan.mp4", frames=40)
     worker = own.child("service.workers.worker")
