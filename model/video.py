@@ -1,14 +1,12 @@
 """Videos as the models see them: which frames, at which moments, within which limits. No torch.
 
-PyAV is imported only when a file is opened, by `model.video_reader`; the words here cost numpy alone.
+A file is opened by `model.video_reader`; the words here cost numpy alone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -115,29 +113,3 @@ class Frame:
     timestamp: float
     rgb: npt.NDArray[np.uint8]
     """uint8 [height, width, 3], the right way up."""
-
-
-class OpenVideo(Protocol):
-    """A video that was opened and found good so far."""
-
-    @property
-    def facts(self) -> VideoFacts:
-        """What the file is."""
-
-    def frames(self, spec: FrameSpec) -> Iterator[Frame]:
-        """The frames that `spec` asks for, in order; one that is asked for twice comes twice.
-
-        Raises:
-            VideoError: `empty_interval`; `undecodable` when a wanted frame cannot be had; `too_large`.
-        """
-
-
-def open_video(path: Path, limits: VideoLimits) -> AbstractContextManager[OpenVideo]:
-    """Open a file of one of the allowed containers and codecs; no other file and no network is ever read.
-
-    Raises:
-        VideoError: on entering, with any code but `empty_interval`.
-    """
-    from model.video_reader import opened
-
-    return opened(path, limits)

@@ -26,8 +26,12 @@ class _Contradiction(Exception):
 
 
 @contextmanager
-def opened(path: Path, limits: VideoLimits) -> Iterator["VideoReader"]:
-    """See `model.video.open_video`."""
+def open_video(path: Path, limits: VideoLimits) -> Iterator["VideoReader"]:
+    """Open a file of one of the allowed containers and codecs; no other file and no network is ever read.
+
+    Raises:
+        VideoError: on entering, with any code but `empty_interval`.
+    """
     order = read_timeline(path, limits)
     decoder = _Decoder(path, limits)
     try:
@@ -45,7 +49,11 @@ class VideoReader:
         self.facts = _facts(decoder, self._surely(0), order.num_frames)
 
     def frames(self, spec: FrameSpec) -> Iterator[Frame]:
-        """See `model.video.OpenVideo`."""
+        """The frames that `spec` asks for, in order; one that is asked for twice comes twice.
+
+        Raises:
+            VideoError: `empty_interval`; `undecodable` when a wanted frame cannot be had; `too_large`.
+        """
         wanted = self._order.select(spec)
         for place, index in enumerate(wanted):
             try:

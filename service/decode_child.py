@@ -21,7 +21,7 @@ from PIL import Image
 
 from model.pixels import resize
 from model.video import VideoError
-from model.video_reader import opened
+from model.video_reader import open_video
 from service.decode_protocol import (
     DecodeRequest,
     Probed,
@@ -61,7 +61,7 @@ def main() -> None:
 def answer(request: DecodeRequest) -> Iterator[Reply]:
     """The facts, the progress, and then the frames; or a rejection."""
     try:
-        with opened(Path(request.path), request.limits) as video:
+        with open_video(Path(request.path), request.limits) as video:
             yield Probed(facts=video.facts)
             frames: list[npt.NDArray[np.uint8]] = []
             indices: list[int] = []

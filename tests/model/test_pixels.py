@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.pixels import PixelSpec, crop_corner, normalize, resize, resized_size
-from model.video import FrameSpec, VideoLimits, open_video
+from model.video import FrameSpec, VideoLimits
+from model.video_reader import open_video
 from tests.published import clip, golden
 
 

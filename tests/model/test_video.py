@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from model.container import read_timeline
-from model.video import FRAME_RULES, FrameSpec, VideoError, VideoFacts, VideoLimits, open_video
+from model.video import FRAME_RULES, FrameSpec, VideoError, VideoFacts, VideoLimits
+from model.video_reader import open_video
 from tests import clips
 from tests.published import clip, golden
 

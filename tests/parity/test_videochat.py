@@ -18,7 +18,8 @@ from model.family import EncodedClip, build_prompt, tokenize_segments
 from model.networks.videochat import VideoChatNetwork
 from model.pixels import normalize, resize
 from model.sentencepiece import read_sentencepiece
-from model.video import VideoLimits, open_video
+from model.video import VideoLimits
+from model.video_reader import open_video
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import Stages, assert_near, golden, read_json, tensors, videochat_config
 

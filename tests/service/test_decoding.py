@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from model.pixels import PixelSpec, resize
-from model.video import FrameSpec, VideoLimits, open_video
+from model.video import FrameSpec, VideoLimits
+from model.video_reader import open_video
 from service.decode_protocol import Probed, Progress
 from service.decoding import DecodeEvent, DecodeFailed, Decoder, VideoRejected
 from tests import clips

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from model.tiny.clips import COLOURS, SAMPLE_SEED, Scene, Thing, draw, sample_scene, write_clip
-from model.video import FrameSpec, VideoLimits, open_video
+from model.video import FrameSpec, VideoLimits
+from model.video_reader import open_video
 
 SAMPLE = Path(__file__).parents[3] / "service" / "web" / "samples" / "shapes.mp4"
 
