@@ -63,6 +63,7 @@ class ReeltalkServer(uvicorn.Server):
         service: Service = self._app.state.service
         info = await service.pool.info(timeout=24 * 3600)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  an address that can be opened
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         size = f"{info.num_parameters / 1e6:.1f} M parameters"
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
