@@ -1,0 +1,92 @@
+"""The process a user starts: ready when it says so, without torch, in constant memory; and the demo."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.running import RunningService, running, started
+
+
+def test_ready_means_that_a_question_would_be_answered(tmp_path: Path, drawn: Path) -> None:
+    with started(tmp_path / "data") as service:
+        seen = []
+        while 200 not in seen:
+            seen.append(_status(service, "/readyz"))
+            time.sleep(0.02)
+        service.wait_until_ready()
+        assert 503 in seen, "it could be reached before it was ready"
+        assert _status(service, "/healthz") == 200
+        answer = service.ask(service.open_session(service.upload(drawn)["id"]), "Are you there?")
+        assert answer["finish_reason"] in {"stop", "length"}
+
+
+def _status(service: RunningService, path: str) -> int:
+    """What the service says, wherever it listens; 0 while it does not."""
+    for line in list(service.output):
+        if "Uvicorn running on " in line:
+            url = line.split("Uvicorn running on ")[1].split()[0]
+            return httpx2.get(url + path).status_code
+    return 0
+
+
+def test_the_api_process_never_loads_torch(service: RunningService, session: str) -> None:
+    service.ask(session, "What is it?")
+    loaded = Path(f"/proc/{service.process.pid}/maps").read_text()
+    worker = Path(f"/proc/{service.child('service.workers.worker')}/maps").read_text()
+    assert "libtorch" in worker
+    assert "libtorch" not in loaded
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
+def test_a_large_upload_takes_no_more_memory_than_a_small_one(
+    service: RunningService, form: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.mp4"
+    with path.open("wb") as file:
+        file.truncate(300 << 20)
+    before = _peak_memory(service)
+    with path.open("rb") as file:
+        if form:
+            reply = service.client.post("/v1/videos", files={"file": ("large.mp4", file, "video/mp4")})
+        else:
+            reply = service.client.post("/v1/videos", content=file, headers={"Content-Type": "video/mp4"})
+    assert reply.json()["error"]["code"] == "not_a_video"  # 300 MB of zeros, received whole
+    assert _peak_memory(service) - before < 32 << 20
+
+
+def _peak_memory(service: RunningService) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_the_demo_shows_a_conversation_and_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ready  100%" in done.stdout
+    assert done.stdout.count("64 tokens") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_said_is_there_after_a_restart(tmp_path: Path, drawn: Path) -> None:
+    with running(tmp_path / "data") as service:
+        video = service.upload(drawn)
+        session_id = service.open_session(video["id"])
+        said = service.ask(session_id, "What is it?", max_tokens=16)["content"]
+    with running(tmp_path / "data") as service:
+        assert service.client.get(f"/v1/videos/{video['id']}").json() == video
+        messages = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]
+        assert [message["content"] for message in messages] == ["What is it?", said]
+        assert service.ask(service.open_session(video["id"]), "What is it?", max_tokens=16)["content"] == said
+        assert service.metric("reeltalk_video_encode_seconds_count") == 0
