@@ -112,7 +112,11 @@ class InternalError(ServiceError):
 
 
 _UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
-_PARAMS = {"context_length_exceeded": "content", "empty_interval": "frames"}
+_PARAMS = {
+    "context_length_exceeded": "content",
+    "empty_interval": "frames",
+    **dict.fromkeys(("undecodable", "no_frames", "too_large", "too_long"), "file"),
+}
 _INTERNAL = {
     "decode_crashed",
     "decode_timeout",

@@ -6,6 +6,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 
 from service.api.schemas import ErrorReply
 from service.errors import InternalError, InvalidRequest, ServiceError
@@ -13,6 +14,7 @@ from service.errors import InternalError, InvalidRequest, ServiceError
 _log = structlog.get_logger(__name__)
 
 _CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field", "json_invalid": "malformed_json"}
+_MALFORMED = InvalidRequest("malformed_json", "The body is not JSON.")
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -44,17 +46,32 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     code = _CODES.get(first["type"], "invalid_value")
-    where = [str(part) for part in first["loc"][1:]] if code != "malformed_json" else []
-    message = "The body is not JSON." if code == "malformed_json" else f"{first['msg']}."
-    return _reply(InvalidRequest(code, message, param=".".join(where) or None))
+    where = [str(part) for part in first["loc"][1:]]
+    if code == "malformed_json":
+        return _reply(_MALFORMED)
+    return _reply(InvalidRequest(code, f"{first['msg']}.", param=".".join(where) or None))
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # the framework's word for a body that is not even text
+        return _reply(_MALFORMED)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     reply = _reply(InvalidRequest(code, f"{error.detail}."), status=error.status_code)
     reply.headers.update(error.headers or {})
+    if error.status_code == 405:  # the framework names the methods of one route of several on a path
+        reply.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return reply
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path of a request may be asked with, by the contract."""
+    return {
+        method.upper()
+        for path, operations in request.app.openapi()["paths"].items()
+        if compile_path(path)[0].match(request.url.path)
+        for method in operations
+    }
 
 
 async def _disconnected(_: Request, __: Exception) -> JSONResponse:

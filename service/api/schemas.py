@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from model.engine.sampling_params import MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
@@ -22,11 +22,17 @@ from service.store.records import (
     VideoStatus,
 )
 
+# JSON has one kind of number, in which 8.0 is the integer 8
+_Integer = Annotated[int, BeforeValidator(lambda value: int(value) if _is_whole(value) else value)]
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 _StopStrings = Annotated[list[_StopString], Field(max_length=8)]
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
 AnswerId = Annotated[str, StringConstraints(pattern=r"^ans_[0-9a-f]{32}$")]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 class _Request(BaseModel):
@@ -98,7 +104,7 @@ class Deleted(_Reply):
 class FramesField(_Request):
     """Which frames the model is to see: how many, from and to which second."""
 
-    count: int | None = Field(default=None, ge=1, le=MAX_FRAME_COUNT)
+    count: _Integer | None = Field(default=None, ge=1, le=MAX_FRAME_COUNT)
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -144,10 +150,10 @@ class MessageRequest(_Request):
     stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
     temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    top_k: _Integer | None = Field(default=None, ge=0, le=1_000_000)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    max_tokens: _Integer | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    seed: _Integer | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: _StopString | _StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 

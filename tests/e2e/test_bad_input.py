@@ -78,7 +78,9 @@ def test_an_unknown_video_opens_no_session(service: RunningService) -> None:
 
 def test_an_unknown_route_and_method_are_in_the_envelope(service: RunningService) -> None:
     assert refusal(service.client.get("/v2/videos"), 404) == "route_not_found"
-    assert refusal(service.client.put("/v1/videos"), 405) == "method_not_allowed"
+    reply = service.client.put("/v1/videos")
+    assert refusal(reply, 405) == "method_not_allowed"
+    assert reply.headers["Allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def test_an_unknown_route_and_method_are_in_the_envelope(service: RunningService
         ({"content": "Hello?", "max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"content": "Hello?", "max_tokens": 10**9}, "invalid_value", "max_tokens"),
         ({"content": "Hello?", "seed": -1}, "invalid_value", "seed"),
+        ({"content": "Hello?", "seed": 1.5}, "invalid_value", "seed"),
         ({"content": "word " * 6000}, "context_length_exceeded", "content"),
     ],
 )
@@ -118,9 +121,10 @@ def test_numbers_that_are_not_finite_are_refused(service: RunningService, sessio
     assert refusal(reply, 422) in {"invalid_value", "malformed_json"}
 
 
-def test_a_body_that_is_not_json_is_refused(service: RunningService, session: str) -> None:
+@pytest.mark.parametrize("body", [b'{"content": ', b"\xff\xfe"])
+def test_a_body_that_is_not_json_is_refused(service: RunningService, session: str, body: bytes) -> None:
     reply = service.client.post(
-        f"/v1/sessions/{session}/messages", content=b'{"content": ', headers={"Content-Type": "application/json"}
+        f"/v1/sessions/{session}/messages", content=body, headers={"Content-Type": "application/json"}
     )
     assert refusal(reply, 422) == "malformed_json"
 
