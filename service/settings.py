@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from model.video import MAX_FRAME_COUNT, VideoLimits
 
@@ -35,6 +35,13 @@ class Settings(BaseModel):
     """Uploaded files, when several replicas share one directory; default: `media` in the data directory."""
     redis_url: SecretStr | None = None
     """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it begins with redis://, rediss:// or unix://")
+        return url
 
     family: str = "videochat"
     checkpoint: Path | None = None
@@ -127,7 +134,7 @@ def load_settings(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg']}.") from None
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
     if not settings.allow_unauthenticated and not settings.is_loopback:
         raise SettingsError(
             f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Listen on 127.0.0.1, or "

@@ -220,8 +220,7 @@ class Pool:
     def _on_step(self, worker: WorkerProcess, step: StepDone) -> None:
         if worker in self._ready:
             self._ready[worker] = step
-            self._metrics.num_requests_running.set(sum(s.num_running for s in self._ready.values()))
-            self._metrics.num_requests_waiting.set(sum(s.num_waiting for s in self._ready.values()))
+            self._show_load()
         for delta in step.deltas:
             job = self._jobs.get(delta.job_id)
             if job is None or job.worker is not worker:
@@ -231,6 +230,10 @@ class Pool:
             if delta.finish_reason is not None:
                 del self._jobs[delta.job_id]
             self.outputs.put_nowait(delta)
+
+    def _show_load(self) -> None:
+        self._metrics.num_requests_running.set(sum(step.num_running for step in self._ready.values()))
+        self._metrics.num_requests_waiting.set(sum(step.num_waiting for step in self._ready.values()))
 
     def _settle(self, job_id: str, result: Encoded | PromptChecked) -> None:
         job = self._jobs.pop(job_id, None)
@@ -255,6 +258,7 @@ class Pool:
         was_starting = worker in self._starting
         self._starting.discard(worker)
         self._ready.pop(worker, None)
+        self._show_load()
         if self._closing:
             return
         self._num_failed_starts += was_starting

@@ -59,6 +59,7 @@ def test_an_empty_value_is_as_good_as_none() -> None:
         ("DTYPE", "int8"),
         ("LOG_LEVEL", "chatty"),
         ("ALLOW_UNAUTHENTICATED", "perhaps"),
+        ("REDIS_URL", "localhost:6379"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: str) -> None:
