@@ -1,12 +1,10 @@
 """Where the reference tensors lie, how near is equal, and a golden set's sizes in our words."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,17 +12,8 @@ from torch import Tensor, nn
 from model.networks.eva_vit import VisionConfig
 from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig
 
-GOLDEN = Path(os.environ.get("REELTALK_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))
 TOLERANCE = 2e-5
 """Of the largest expected value: some five times the noise of float32, far below every mistake tried."""
-
-
-def golden(name: str) -> Path:
-    """The folder of one set of reference tensors; without it, the test is skipped."""
-    folder = GOLDEN / name
-    if not folder.is_dir():
-        pytest.skip(f"no reference tensors at {folder}: set REELTALK_GOLDEN")
-    return folder
 
 
 def read_json(path: Path) -> Any:

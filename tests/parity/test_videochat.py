@@ -21,7 +21,8 @@ from model.sentencepiece import read_sentencepiece
 from model.video import VideoLimits
 from model.video_reader import open_video
 from model.weights import WeightsError, load_strict
-from tests.parity.goldens import Stages, assert_near, golden, read_json, tensors, videochat_config
+from tests.parity.goldens import Stages, assert_near, read_json, tensors, videochat_config
+from tests.published import golden
 
 SETS = ("videochat-open", "videochat-e2e")
 
