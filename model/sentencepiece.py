@@ -1,11 +1,11 @@
-"""Reads LLaMA's `tokenizer.model`, a sentencepiece model in protobuf, without either package.
+"""Reads and writes LLaMA's `tokenizer.model`, a sentencepiece model in protobuf, without either package.
 
 Refuses what it would get wrong: unigram models, normalisers that change text, pieces matched before merging.
 Field numbers are those of sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from model.tokenizer import Piece, Tokenizer, TokenizerError
 _MODEL_PIECE, _MODEL_TRAINER, _MODEL_NORMALIZER = 1, 2, 3
 _PIECE_TEXT, _PIECE_SCORE, _PIECE_KIND = 1, 2, 3
 _TRAINER_MODEL_TYPE, _TRAINER_SPACE_SUFFIX, _TRAINER_BYTE_FALLBACK = 3, 24, 35
+_NORMALIZER_NAME = 1
 _NORMALIZER_CHARSMAP, _NORMALIZER_DUMMY_PREFIX, _NORMALIZER_SQUEEZE, _NORMALIZER_ESCAPE = 2, 3, 4, 5
 _BPE = 2
 _KINDS: dict[int, Literal["normal", "unknown", "control", "byte"]] = {
@@ -38,6 +39,37 @@ def read_sentencepiece(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path.name} cannot be read.") from error
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         raise TokenizerError(f"{path.name} is no sentencepiece model.") from error
+
+
+def write_sentencepiece(pieces: Sequence[Piece]) -> bytes:
+    """The file of a byte-pair model as LLaMA's, which `read_sentencepiece` and sentencepiece itself read back."""
+    kinds = {name: number for number, name in _KINDS.items()}
+    messages = [
+        _field(_PIECE_TEXT, piece.text.encode())
+        + _written(_PIECE_SCORE << 3 | 5)
+        + struct.pack("<f", piece.score)
+        + _field(_PIECE_KIND, kinds[piece.kind])
+        for piece in pieces
+    ]
+    trainer = _field(_TRAINER_MODEL_TYPE, _BPE) + _field(_TRAINER_BYTE_FALLBACK, 1)
+    normalizer = _field(_NORMALIZER_NAME, b"identity") + _field(_NORMALIZER_SQUEEZE, 0)
+    return (
+        b"".join(_field(_MODEL_PIECE, message) for message in messages)
+        + _field(_MODEL_TRAINER, trainer)
+        + _field(_MODEL_NORMALIZER, normalizer)
+    )
+
+
+def _field(number: int, value: Value) -> bytes:
+    if isinstance(value, int):
+        return _written(number << 3) + _written(value)
+    return _written(number << 3 | 2) + _written(len(value)) + value
+
+
+def _written(value: int) -> bytes:
+    """A varint."""
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _written(rest) if rest else bytes([low])
 
 
 def _pieces(blob: bytes) -> Iterator[Piece]:

@@ -75,8 +75,8 @@ def byte_piece(value: int) -> str:
     return f"<0x{value:02X}>"
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """The default model's vocabulary until one is trained: specials, bytes, the space and printable ASCII."""
+def plain_tokenizer() -> Tokenizer:
+    """The vocabulary of a model that has learned none: specials, bytes, the space and printable ASCII."""
     specials = [
         Piece(text=UNKNOWN, kind="unknown"),
         *(Piece(text=text, kind="control") for text in (BOS, EOS)),

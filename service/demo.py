@@ -1,4 +1,4 @@
-"""`reeltalk demo`: the way of a user, over HTTP: a service of its own, an upload, two streamed answers, the end."""
+"""`reeltalk demo`: the way of a user, over HTTP: a service of its own, an upload, streamed answers, the end."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import httpx2
 from rich.console import Console
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "shapes.mp4"
-QUESTIONS = ("What happens in the video?", "And what else?")
+QUESTIONS = ("What happens in the video?", "Which way does the circle move?")
 
 _READY = re.compile(r"Reeltalk is ready at (http://\S+?)/ ")
 _START_TIMEOUT = 120.0

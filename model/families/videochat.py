@@ -20,9 +20,9 @@ from model.networks.eva_vit import VisionConfig
 from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.pixels import PixelSpec
 from model.sentencepiece import read_sentencepiece
-from model.tokenizer import Tokenizer, tiny_tokenizer
+from model.tokenizer import Tokenizer
 from model.video import FrameSpec
-from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict, read_safetensors, seeded
+from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict, read_safetensors
 
 KEY_MAP = KeyMap(
     renames=(
@@ -52,14 +52,8 @@ PUBLISHED_13B = VideoChatConfig(
 PUBLISHED_SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, max_tokens=1000)
 """The demo's. `top_k` is transformers' default of its day, which the demo never mentions."""
 
-TINY = VideoChatConfig(
-    num_frames=8,
-    vision=VisionConfig(image_size=64, patch_size=8, width=128, depth=4, num_heads=4, num_global_blocks=2),
-    qformer=QFormerConfig(width=128, depth=4, num_heads=4, mlp_width=512),
-    decoder=DecoderConfig(vocab_size=354, width=256, depth=4, num_heads=4, mlp_width=688),
-)
-"""Every module of the architecture in 5.6 million parameters; the vocabulary is `tiny_tokenizer`'s."""
-TINY_SEED = 20230512
+DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "tiny" / "weights"
+"""The small model that ships with the package; `model.tiny` trains it."""
 
 _MARKUP = re.compile(r"#{3,}|</?(?:Video|Image|VideoHere|ImageHere|unk|s)>")
 
@@ -134,37 +128,23 @@ class VideoChat:
 
 
 def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dtype | None) -> VideoChat:
-    """The tiny model, or the one in a folder of `config.json`, `*.safetensors` and `tokenizer.model`.
+    """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
     `config.json` holds the sizes as `VideoChatConfig.to_json` gives them; the tensors carry the original
-    names or ours, in one file or several.
+    names or ours, in one file or several. `generation_config.json`, as transformers writes it, may say how
+    answers are sampled by default; without it they are sampled as the published demo does.
 
     Raises:
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
     """
-    if checkpoint is None:
-        config, tokenizer, sampling = TINY, tiny_tokenizer(), SamplingParams()
-        tensors = tiny_weights()
-    else:
-        config, tokenizer, sampling = (
-            _read_config(checkpoint),
-            _read_tokenizer(checkpoint),
-            PUBLISHED_SAMPLING,
-        )
-        tensors = _read_tensors(checkpoint)
+    checkpoint = checkpoint or DEFAULT_CHECKPOINT
+    config, tokenizer, sampling = _read_config(checkpoint), _read_tokenizer(checkpoint), _read_sampling(checkpoint)
+    tensors = _read_tensors(checkpoint)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")
     digest = checkpoint_digest(tensors, config.to_json())
     network = assemble(config, tensors, device=device, dtype=dtype or torch.float32)
     return VideoChat(network, tokenizer, digest=digest, default_sampling=sampling)
-
-
-def tiny_weights() -> dict[str, Tensor]:
-    """The default model's weights until it is trained: seeded, and such that its noise is printable."""
-    tensors = seeded(_blank(TINY), seed=TINY_SEED)
-    num_printable = 95  # the last pieces of its vocabulary; specials and single bytes hardly stand a chance
-    tensors["llama_model.lm_head.weight"][:-num_printable] *= 0.01
-    return tensors
 
 
 def assemble(
@@ -196,6 +176,23 @@ def _read_config(checkpoint: Path) -> VideoChatConfig:
 
 def _read_tokenizer(checkpoint: Path) -> Tokenizer:
     return read_sentencepiece(checkpoint / "tokenizer.model")
+
+
+def _read_sampling(checkpoint: Path) -> SamplingParams:
+    path = checkpoint / "generation_config.json"
+    if not path.exists():
+        return PUBLISHED_SAMPLING
+    try:
+        values = json.loads(path.read_bytes())
+        return SamplingParams(
+            temperature=float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0,
+            top_k=int(values.get("top_k", PUBLISHED_SAMPLING.top_k)) if values.get("do_sample") else 0,
+            top_p=float(values.get("top_p", 1.0)) if values.get("do_sample") else 1.0,
+            repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+            max_tokens=int(values.get("max_new_tokens", PUBLISHED_SAMPLING.max_tokens)),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"The generation_config.json of {checkpoint.name} cannot be used: {error}") from error
 
 
 def _read_tensors(checkpoint: Path) -> dict[str, Tensor]:

@@ -103,7 +103,15 @@ class VideoChatNetwork(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W], normalised, to features [B, queries, Q-Former width], not projected yet."""
-        tokens = self.ln_vision(self.visual_encoder(pixel_values))  # [B, T * (patches + 1) + 1, C]
+        return self.query(self.see(pixel_values))
+
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] to the encoder's tokens [B, T * (patches + 1) + 1, C], the global one last."""
+        tokens: Tensor = self.ln_vision(self.visual_encoder(pixel_values))
+        return tokens
+
+    def query(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L, C], a set, to features [B, queries, Q-Former width]."""
         queries = torch.cat((self.query_tokens, self.extra_query_tokens), dim=1).expand(len(tokens), -1, -1)
         features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         return features

@@ -1,118 +1,151 @@
-"""Draws the clips of the default model's world, coloured shapes that move, and writes them as real video files.
+"""Writes pictures of the default model's world as real video files.
 
-`python -m model.tiny.clips OUT` writes the sample clip that ships with the package.
+`python -m model.tiny.clips FOLDER` writes the sample clips that ship with the package.
 """
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from random import Random
-from typing import Literal
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.video.stream import VideoStream
-from PIL import Image, ImageDraw
 
-Shape = Literal["circle", "square"]
-Direction = Literal["left", "right", "up", "down"]
-Colour = tuple[int, int, int]
+from model.tiny.drawing import Picture, draw_frame
+from model.tiny.world import (
+    COLOURS,
+    RADII,
+    Background,
+    ColourName,
+    Life,
+    Motion,
+    Rgb,
+    Scene,
+    Shape,
+    Size,
+    Thing,
+)
 
-COLOURS: dict[str, Colour] = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 70),
-    "blue": (50, 90, 230),
-    "yellow": (235, 215, 50),
+ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "h264": ("libx264", ".mp4", {"crf": "23", "preset": "veryfast"}),
+    "vp9": ("libvpx-vp9", ".webm", {"crf": "32", "b": "0", "cpu-used": "8", "deadline": "realtime"}),
+    "mpeg4": ("mpeg4", ".avi", {"qscale": "5"}),
+    "mpeg2": ("mpeg2video", ".ts", {"qscale": "5"}),
+    "vp8": ("libvpx", ".webm", {"crf": "20", "b": "1M", "cpu-used": "8", "deadline": "realtime"}),
 }
-STEPS: dict[Direction, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-DARK: Colour = (22, 22, 28)
-SUPERSAMPLING = 4
-SAMPLE_SEED = 7
+"""Encoder, file name's end and options of every codec that clips are written in."""
+SIDES = (128, 640)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Thing:
-    """A shape that moves in a straight line, in pixels; it is at `centre` in the middle of the clip."""
+class Format:
+    """How a clip is stored: a key of `ENCODERS`, and pixels (even numbers)."""
 
-    shape: Shape
-    colour: str
-    radius: float
-    centre: tuple[float, float]
-    direction: Direction
-    speed: float
-    """Pixels per second."""
+    codec: str
+    width: int
+    height: int
 
-    def centre_at(self, seconds: float) -> tuple[float, float]:
-        """(x, y) so many seconds after the middle of the clip; before it, they are negative."""
-        step_x, step_y = STEPS[self.direction]
-        x, y = self.centre
-        return x + step_x * self.speed * seconds, y + step_y * self.speed * seconds
+    @property
+    def suffix(self) -> str:
+        """What the names of such files end in."""
+        return ENCODERS[self.codec][1]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """Things on a plain background, and the size and length of the clip that shows them."""
-
-    things: tuple[Thing, ...]
-    width: int = 320
-    height: int = 240
-    fps: int = 24
-    seconds: float = 4.0
-    background: Colour = DARK
+def draw_format(random: Random) -> Format:
+    """Any format of the world: H.264, VP9 or MPEG-4, 128 to 640 pixels each side."""
+    codec = random.choice(("h264", "vp9", "mpeg4"))
+    width, height = (2 * round(SIDES[0] / 2 * (SIDES[1] / SIDES[0]) ** random.random()) for _ in range(2))
+    return Format(codec=codec, width=width, height=height)
 
 
-def sample_scene(seed: int) -> Scene:
-    """A circle and a square of different colours that cross the picture, one above the other."""
-    random = Random(seed)  # noqa: S311 - nothing here is secret
-    colours = random.sample(sorted(COLOURS), 2)
-    directions: list[Direction] = ["left", "right"]
-    random.shuffle(directions)
-    shapes: list[Shape] = ["circle", "square"]
-    things = tuple(
-        Thing(
-            shape=shape,
-            colour=colour,
-            radius=random.uniform(26, 34),
-            centre=(160 + random.uniform(-8, 8), height),
-            direction=direction,
-            speed=random.uniform(45, 55),
-        )
-        for shape, colour, direction, height in zip(shapes, colours, directions, (70, 170), strict=True)
-    )
-    return Scene(things=things)
+def write_scene(scene: Scene, form: Format, path: Path) -> Path:
+    """The scene as a video file."""
+    pictures = (draw_frame(scene, frame, width=form.width, height=form.height) for frame in range(scene.num_frames))
+    return write_pictures(pictures, form, path, fps=scene.fps)
 
 
-def draw(scene: Scene, seconds: float) -> npt.NDArray[np.uint8]:
-    """The picture [height, width, 3] at a moment of the clip."""
-    scale = SUPERSAMPLING
-    canvas = Image.new("RGB", (scene.width * scale, scene.height * scale), scene.background)
-    pen = ImageDraw.Draw(canvas)
-    for thing in scene.things:
-        x, y = (scale * place for place in thing.centre_at(seconds - scene.seconds / 2))
-        # A square of the same area as the circle looks as large.
-        half = scale * thing.radius * (math.sqrt(math.pi) / 2 if thing.shape == "square" else 1)
-        outline = (x - half, y - half, x + half, y + half)
-        if thing.shape == "circle":
-            pen.ellipse(outline, fill=COLOURS[thing.colour])
-        else:
-            pen.rectangle(outline, fill=COLOURS[thing.colour])
-    return np.asarray(canvas.reduce(scale))
-
-
-def write_clip(scene: Scene, path: Path) -> Path:
-    """The scene as an H.264 file."""
-    with av.open(path, "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=scene.fps, options={"crf": "20", "g": str(scene.fps)})
+def write_pictures(pictures: Iterable[Picture], form: Format, path: Path, *, fps: float) -> Path:
+    """Pictures uint8 [height, width, 3] as a video file."""
+    encoder, _, options = ENCODERS[form.codec]
+    with av.open(path, "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
-        for number in range(round(scene.seconds * scene.fps)):
-            picture = draw(scene, number / scene.fps)
+        stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuv420p"
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
 
+def _thing(
+    colour: ColourName,
+    shape: Shape,
+    size: Size,
+    motion: Motion,
+    centre: tuple[float, float],
+    *,
+    life: Life = "always",
+    event: float = 0.0,
+) -> Thing:
+    return Thing(
+        shape=shape,
+        colour=colour,
+        size=size,
+        motion=motion,
+        life=life,
+        event=event,
+        rgb=COLOURS[colour],
+        radius=sum(RADII[size]) / 2,
+        turn=0.0,
+        centre=centre,
+        speed=0.0 if motion == "still" else 0.45,
+    )
+
+
+def _scene(*things: Thing, dark: tuple[Rgb, Rgb], fps: float, seconds: float) -> Scene:
+    background = Background(colours=dark, angle=math.pi / 2, grain=0.0)
+    return Scene(things=things, background=background, seconds=seconds, fps=fps, seed=0)
+
+
+SAMPLES: dict[str, tuple[Scene, Format]] = {
+    "shapes.mp4": (
+        _scene(
+            _thing("red", "circle", "large", "right", (0.5, 0.27)),
+            _thing("blue", "square", "small", "left", (0.5, 0.74)),
+            dark=((22, 22, 28), (22, 22, 28)),
+            fps=24.0,
+            seconds=4.0,
+        ),
+        Format(codec="h264", width=320, height=240),
+    ),
+    "arrival.mp4": (
+        _scene(
+            _thing("green", "star", "large", "still", (0.3, 0.66)),
+            _thing("yellow", "triangle", "small", "down", (0.72, 0.4), life="appears", event=0.4),
+            dark=((12, 14, 30), (34, 26, 40)),
+            fps=30.0,
+            seconds=6.0,
+        ),
+        Format(codec="h264", width=480, height=270),
+    ),
+    "farewell.webm": (
+        _scene(
+            _thing("orange", "square", "small", "right", (0.5, 0.2)),
+            _thing("purple", "circle", "large", "up", (0.26, 0.65), life="vanishes", event=0.6),
+            _thing("white", "star", "small", "still", (0.75, 0.7)),
+            dark=((30, 30, 30), (10, 20, 24)),
+            fps=25.0,
+            seconds=8.0,
+        ),
+        Format(codec="vp9", width=288, height=384),
+    ),
+}
+"""The clips that ship with the package, by file name."""
+
+
 if __name__ == "__main__":
-    write_clip(sample_scene(SAMPLE_SEED), Path(sys.argv[1]))
+    for name, (scene, form) in SAMPLES.items():
+        write_scene(scene, form, Path(sys.argv[1]) / name)

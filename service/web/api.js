@@ -27,7 +27,8 @@ export const frameUrl = (id, number) => `/v1/videos/${id}/frames/${number}.jpg`;
 /** Fetches a clip that is served with the page, as the file a user would have chosen. */
 export async function sampleFile(url, signal) {
   const response = await send("GET", url, { signal });
-  return new File([await response.blob()], url.split("/").pop(), { type: "video/mp4" });
+  const clip = await response.blob();
+  return new File([clip], url.split("/").pop(), { type: clip.type });
 }
 
 /**

@@ -6,7 +6,7 @@ import { createConversation } from "./conversation.js";
 import { showProblem } from "./problem.js";
 import { modelNote } from "./wording.js";
 
-const SAMPLE = "/static/samples/shapes.mp4";
+const SAMPLES = "/static/samples/";
 const SESSION = /^#(ses_[0-9a-f]{32})$/u;
 
 const [start, talk, clips, log, opening, composer, startProblem, newVideo, file, announcer] =
@@ -108,13 +108,13 @@ function route() {
   else showStart();
 }
 
-async function trySample() {
+async function trySample(name) {
   const signal = leave();
   let sample;
   try {
-    sample = await api.sampleFile(SAMPLE, signal);
+    sample = await api.sampleFile(SAMPLES + name, signal);
   } catch (error) {
-    giveUp(error, signal, trySample);
+    giveUp(error, signal, () => trySample(name));
     return;
   }
   talkAbout(sample);
@@ -155,7 +155,9 @@ file.addEventListener("change", () => {
   file.value = ""; // so that choosing the same file again is a change, too
   if (chosen) talkAbout(chosen);
 });
-document.getElementById("sample").addEventListener("click", trySample);
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", () => trySample(button.dataset.sample));
+}
 composer.addEventListener("submit", (event) => event.preventDefault()); // also while no conversation listens
 newVideo.addEventListener("click", () => {
   history.pushState(null, "", location.pathname);

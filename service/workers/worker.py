@@ -207,7 +207,9 @@ class Worker:
             return build_prompt(self._family, conversation, clips)
 
     def _with_template_stops(self, params: SamplingParams) -> SamplingParams:
-        """A user may add to the strings that end an answer; the template's own always do."""
+        """The template's own strings end every answer that is not to go on regardless; a user may add to them."""
+        if params.ignore_eos:
+            return params
         return replace(params, stop=tuple(dict.fromkeys((*self._family.template.stop, *params.stop))))
 
     def _report(self, report: Report) -> None:

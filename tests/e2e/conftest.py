@@ -8,11 +8,21 @@ import pytest
 from tests.clips import h264_mp4
 from tests.published import clip
 from tests.running import RunningService, running
+from tests.talkative import talkative_checkpoint
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("data"), REELTALK_DISCONNECT_GRACE="1") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service whose answers go on until they are stopped or cut."""
+    folder = tmp_path_factory.mktemp("talkative")
+    checkpoint = talkative_checkpoint(folder / "checkpoint")
+    with running(folder / "data", "--checkpoint", str(checkpoint), REELTALK_DISCONNECT_GRACE="1") as service:
         yield service
 
 

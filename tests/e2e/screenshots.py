@@ -31,7 +31,7 @@ def main() -> None:
             page.wait_for("document.querySelector('[role=alert]')?.checkVisibility()")
             take(page, "error")
             page.open(f"{service.url}/")
-            page.click("#sample")
+            page.click("[data-sample='shapes.mp4']")
             page.wait_for(IS_READY)
             for question in QUESTIONS:
                 ask(page, question)

@@ -32,6 +32,13 @@ def page(browser: Browser, service: RunningService) -> Iterator[Page]:
         yield page
 
 
+@pytest.fixture
+def long_page(browser: Browser, talkative: RunningService) -> Iterator[Page]:
+    """The page of a service whose answers are long."""
+    with browser.page(f"{talkative.url}/") as page:
+        yield page
+
+
 def ask(page: Page, question: str) -> None:
     """Ask the way people do: click into the field, type, press Enter."""
     page.click("#question")
@@ -88,7 +95,7 @@ def test_a_frame_s_time_moves_the_player(page: Page, yoga: Path) -> None:
 
 
 def test_the_sample_needs_no_file_of_one_s_own(page: Page) -> None:
-    page.click("#sample")
+    page.click("[data-sample='shapes.mp4']")
     page.wait_for(IS_READY)
     assert page.text(".clip h2") == "shapes.mp4"
     page.click(".suggestion")
@@ -107,38 +114,40 @@ def test_a_question_may_be_asked_before_the_upload_is_through(page: Page, servic
     assert history(page, service)[0] == "What will it be?"
 
 
-def test_an_answer_is_stopped_and_what_it_said_is_kept(page: Page, service: RunningService, drawn: Path) -> None:
-    page.choose("#file", drawn)
-    page.wait_for(IS_READY)
+def test_an_answer_is_stopped_and_what_it_said_is_kept(long_page: Page, talkative: RunningService, drawn: Path) -> None:
+    long_page.choose("#file", drawn)
+    long_page.wait_for(IS_READY)
 
     def stop() -> bool:
-        page.evaluate("document.querySelector('#stop').click()")  # a mouse would have to be quicker than the model
-        page.wait_for(HAS_ENDED)
-        return bool(page.evaluate(f"{LAST}.querySelector('.figures').textContent.startsWith('stopped')"))
+        long_page.evaluate("document.querySelector('#stop').click()")  # a mouse would have to be quicker than the model
+        long_page.wait_for(HAS_ENDED)
+        return bool(long_page.evaluate(f"{LAST}.querySelector('.figures').textContent.startsWith('stopped')"))
 
-    in_mid_answer(page, stop)
-    assert page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(page, service)[-1]
-    assert page.evaluate("document.querySelector('#send').checkVisibility()")
+    in_mid_answer(long_page, stop)
+    assert long_page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(long_page, talkative)[-1]
+    assert long_page.evaluate("document.querySelector('#send').checkVisibility()")
 
 
-def test_a_reload_in_mid_answer_goes_on_with_it(page: Page, service: RunningService, drawn: Path) -> None:
-    page.choose("#file", drawn)
-    page.wait_for(IS_READY)
+def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
+    long_page.choose("#file", drawn)
+    long_page.wait_for(IS_READY)
 
     def reload() -> bool:
-        page.reload()
-        page.wait_for(f"{IS_ANSWERING} || {HAS_ENDED}")
-        return bool(page.evaluate(IS_ANSWERING))
+        long_page.reload()
+        long_page.wait_for(f"{IS_ANSWERING} || {HAS_ENDED}")
+        return bool(long_page.evaluate(IS_ANSWERING))
 
-    in_mid_answer(page, reload)
-    page.wait_for(HAS_ENDED)
-    seen = page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
-    assert seen == history(page, service)
-    page.wait_for("document.querySelector('video').readyState >= 2")  # the file now comes from the service
+    in_mid_answer(long_page, reload)
+    long_page.wait_for(HAS_ENDED)
+    seen = long_page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
+    assert seen == history(long_page, talkative)
+    long_page.wait_for("document.querySelector('video').readyState >= 2")  # the file now comes from the service
 
 
-def test_a_lost_connection_costs_no_word_of_the_answer(browser: Browser, service: RunningService, drawn: Path) -> None:
-    with wire_to(service.url) as wire, browser.page(f"{wire.url}/") as page:
+def test_a_lost_connection_costs_no_word_of_the_answer(
+    browser: Browser, talkative: RunningService, drawn: Path
+) -> None:
+    with wire_to(talkative.url) as wire, browser.page(f"{wire.url}/") as page:
         page.choose("#file", drawn)
         page.wait_for(IS_READY)
 
@@ -149,7 +158,7 @@ def test_a_lost_connection_costs_no_word_of_the_answer(browser: Browser, service
 
         in_mid_answer(page, cut)
         page.wait_for(HAS_ENDED)
-        assert page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(page, service)[-1]
+        assert page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(page, talkative)[-1]
 
 
 def test_what_is_not_a_video_is_refused_in_plain_words(page: Page, tmp_path: Path) -> None:
@@ -162,7 +171,7 @@ def test_what_is_not_a_video_is_refused_in_plain_words(page: Page, tmp_path: Pat
 def test_a_busy_session_keeps_the_typed_question(page: Page, service: RunningService, session: str) -> None:
     page.open(f"{service.url}/#{session}")
     page.wait_for(IS_READY)
-    with service.stream(session, "Tell me a long story.", max_tokens=1500):
+    with service.stream(session, "Tell me a long story.", max_tokens=1500, ignore_eos=True):
         ask(page, "Is it my turn?")
         page.wait_for("!document.querySelector('#refusal').hidden")
     assert "One question at a time." in page.text("#refusal")

@@ -75,7 +75,12 @@ def test_the_demo_shows_a_conversation_and_ends(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ready  100%" in done.stdout
-    assert done.stdout.count("64 tokens") == 2
+    said = done.stdout.replace("\n", " ")
+    for answer in (
+        "There are two objects: a large red circle that moves right, and a small blue square that moves left.",
+        "The red circle moves right.",
+    ):
+        assert answer.removesuffix(".") in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ from model.conversation import Clip, Conversation, Turn, VideoSlot
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens, tokenize_segments
-from model.tokenizer import tiny_tokenizer
+from model.tokenizer import plain_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def conversation(num_clips: int) -> Conversation:
 
 
 def test_only_the_first_text_begins_the_sequence_and_each_has_its_own_prefix() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = plain_tokenizer()
     parts = tokenize_segments(tokenizer, ("a", VideoSlot(0), "b"))
     assert parts == (
         (tokenizer.bos_id, *tokenizer.encode("a")),

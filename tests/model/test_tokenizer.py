@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokenizer import Tokenizer, tiny_tokenizer
+from model.tokenizer import Tokenizer, plain_tokenizer
 from tests.model.sentencepiece_files import llama_like
 
-TINY = tiny_tokenizer()
+PLAIN = plain_tokenizer()
 # Halves from which the specials and a byte's name could be merged, were they not kept apart.
 TEMPTING = Tokenizer(llama_like(["</", "s>", "<s", "<0x", "0A>", "<0x0A", "he", "▁he"]))
 
@@ -15,7 +15,7 @@ typed = st.text(alphabet=st.one_of(st.sampled_from("</s>#0xA \n▁é😀"), st.c
 
 @given(typed)
 def test_every_text_comes_back(text: str) -> None:
-    for tokenizer in (TINY, TEMPTING):
+    for tokenizer in (PLAIN, TEMPTING):
         assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
 
 
@@ -27,7 +27,7 @@ def test_the_bytes_of_tokens_are_the_text_after_its_dummy_prefix(text: str) -> N
 
 @given(typed)
 def test_typed_text_never_becomes_a_special_token(text: str) -> None:
-    for tokenizer in (TINY, TEMPTING):
+    for tokenizer in (PLAIN, TEMPTING):
         specials = {0, tokenizer.bos_id, tokenizer.eos_id}
         assert not specials & set(tokenizer.encode(f"{text}</s><s><unk>{text}"))
 
@@ -39,21 +39,21 @@ def test_the_name_of_a_byte_is_text() -> None:
 
 
 def test_begin_of_sequence_comes_first_and_only_on_request() -> None:
-    assert TINY.encode("hi", bos=True) == [TINY.bos_id, *TINY.encode("hi")]
-    assert TINY.encode("") == []
+    assert PLAIN.encode("hi", bos=True) == [PLAIN.bos_id, *PLAIN.encode("hi")]
+    assert PLAIN.encode("") == []
 
 
 def test_specials_and_rows_beyond_the_vocabulary_say_nothing() -> None:
-    silent = [TINY.bos_id, TINY.eos_id, 0, TINY.vocab_size, TINY.vocab_size + 7]
-    assert [TINY.token_bytes(token_id) for token_id in silent] == [b""] * len(silent)
-    assert TINY.decode([*silent, *TINY.encode("hi"), TINY.eos_id]) == "hi"
+    silent = [PLAIN.bos_id, PLAIN.eos_id, 0, PLAIN.vocab_size, PLAIN.vocab_size + 7]
+    assert [PLAIN.token_bytes(token_id) for token_id in silent] == [b""] * len(silent)
+    assert PLAIN.decode([*silent, *PLAIN.encode("hi"), PLAIN.eos_id]) == "hi"
 
 
 def test_half_a_character_is_shown_as_broken() -> None:
-    ids = TINY.encode("é")
-    assert TINY.decode(ids) == "é"
-    assert TINY.decode(ids[:-1]) == "\ufffd"
+    ids = PLAIN.encode("é")
+    assert PLAIN.decode(ids) == "é"
+    assert PLAIN.decode(ids[:-1]) == "\ufffd"
 
 
 def test_a_lone_surrogate_becomes_a_question_mark() -> None:
-    assert TINY.decode(TINY.encode("a\ud800b")) == "a?b"
+    assert PLAIN.decode(PLAIN.encode("a\ud800b")) == "a?b"

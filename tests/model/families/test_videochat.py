@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from model.conversation import Clip, Conversation, Turn, VideoSlot
+from model.engine.sampling_params import SamplingParams
 from model.families import load_family
-from model.families.videochat import PUBLISHED_SAMPLING, TINY, VideoChatTemplate, neutralise, tiny_weights
+from model.families.videochat import DEFAULT_CHECKPOINT, PUBLISHED_SAMPLING, VideoChatTemplate, neutralise
 from model.family import Family
-from model.networks.videochat import VideoChatNetwork
+from model.networks.videochat import VideoChatConfig, VideoChatNetwork
 from model.tokenizer import Tokenizer, TokenizerError
-from model.weights import WeightsError
+from model.weights import WeightsError, read_safetensors
 from tests.model.sentencepiece_files import llama_like, model_file
 
+TINY = VideoChatConfig.from_json(json.loads((DEFAULT_CHECKPOINT / "config.json").read_bytes()))
 MARKUP = ("###", "<Video>", "</Video>", "<VideoHere>", "<Image>", "</Image>", "<ImageHere>", "<s>", "</s>", "<unk>")
 # LLaMA's own two ways to write a separator, `▁###` and `##` with `#`, among a few words.
 LLAMA_LIKE = Tokenizer(llama_like(["##", "▁##", "▁###", "###", "Human", "Assistant"]))
@@ -157,15 +159,15 @@ def test_half_precision_changes_features_by_its_rounding_alone(tiny: Family) -> 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of tiny sizes, in two shards, with a tokenizer of its own."""
+    """A checkpoint folder of tiny sizes, in two shards, that does not say how to sample."""
     folder = tmp_path_factory.mktemp("checkpoints") / "mine"
     folder.mkdir()
-    weights = tiny_weights()
+    weights = read_safetensors(DEFAULT_CHECKPOINT / "model.safetensors")
     names = sorted(weights)
     save_file({name: weights[name] for name in names[::2]}, folder / "even.safetensors")
     save_file({name: weights[name] for name in names[1::2]}, folder / "odd.safetensors")
-    (folder / "config.json").write_text(json.dumps(TINY.to_json()))
-    (folder / "tokenizer.model").write_bytes(model_file(llama_like()))
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(DEFAULT_CHECKPOINT / name, folder)
     return folder
 
 
@@ -188,7 +190,9 @@ def test_a_checkpoint_folder_gives_the_model_that_was_saved(saved: Path, tiny: F
         ("odd.safetensors", None, WeightsError),
         ("odd.safetensors", b"", WeightsError),
         ("tokenizer.model", None, TokenizerError),
-        ("tokenizer.model", model_file(llama_like(["th"])), WeightsError),
+        ("tokenizer.model", model_file(llama_like([f"a{number}" for number in range(900)])), WeightsError),
+        ("generation_config.json", b"[]", WeightsError),
+        ("generation_config.json", b'{"do_sample": true, "temperature": -1}', WeightsError),
     ],
 )
 def test_a_damaged_checkpoint_folder_is_refused(
@@ -196,11 +200,22 @@ def test_a_damaged_checkpoint_folder_is_refused(
 ) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(saved, folder)
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(error):
         load_family("videochat", checkpoint=folder)
+
+
+def test_a_checkpoint_may_say_how_to_sample(saved: Path, tmp_path: Path, tiny: Family) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(saved, folder)
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 99, "eos_token_id": 2}'
+    )
+    loaded = load_family("videochat", checkpoint=folder)
+    assert loaded.default_sampling == SamplingParams(temperature=0.7, top_k=50, top_p=0.8, max_tokens=99)
+    assert tiny.default_sampling == SamplingParams(temperature=0.0, max_tokens=256)
 
 
 def test_a_tensor_that_two_files_hold_is_refused(saved: Path, tmp_path: Path) -> None:

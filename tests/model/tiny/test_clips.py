@@ -1,53 +1,60 @@
-"""The drawn clips show what their scenes say, and the sample that ships is one of them."""
+"""Written clips show what their scenes say, in every codec, and the samples that ship are such clips."""
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import pytest
 
-from model.tiny.clips import COLOURS, SAMPLE_SEED, Scene, Thing, draw, sample_scene, write_clip
+from model.tiny.clips import ENCODERS, SAMPLES, SIDES, Format, draw_format, write_scene
+from model.tiny.world import Scene
 from model.video import FrameSpec, VideoLimits
 from model.video_reader import open_video
+from tests.model.tiny.scenes import SCENE
 
-SAMPLE = Path(__file__).parents[3] / "service" / "web" / "samples" / "shapes.mp4"
-
-
-def place_of(colour: str, picture: np.ndarray) -> tuple[float, float]:
-    """The (x, y) in the middle of all that has nearly that colour."""
-    near = np.abs(picture.astype(int) - COLOURS[colour]).sum(-1) < 60
-    rows, columns = np.nonzero(near)
-    return float(columns.mean()), float(rows.mean())
+SAMPLE_FOLDER = Path(__file__).parents[3] / "service" / "web" / "samples"
 
 
-def test_a_thing_is_where_its_scene_says() -> None:
-    thing = Thing(shape="circle", colour="red", radius=20, centre=(100, 60), direction="left", speed=10)
-    scene = Scene(things=(thing,), seconds=4.0)
-    x, y = place_of("red", draw(scene, 4.0))
-    assert abs(x - 80) < 1
-    assert abs(y - 60) < 1
+@pytest.mark.parametrize("codec", ENCODERS)
+def test_a_written_clip_shows_its_scene(tmp_path: Path, codec: str) -> None:
+    form = Format(codec=codec, width=256, height=160)
+    check_clip(write_scene(SCENE, form, tmp_path / f"a{form.suffix}"), SCENE, form)
 
 
-def test_a_seed_always_gives_the_same_scene_and_another_one_another() -> None:
-    assert sample_scene(3) == sample_scene(3) != sample_scene(4)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_that_ships_is_small_and_shows_its_scene(name: str) -> None:
+    path = SAMPLE_FOLDER / name
+    assert path.stat().st_size < 200_000
+    check_clip(path, *SAMPLES[name])
 
 
-def test_a_written_clip_moves_as_its_scene_says(tmp_path: Path) -> None:
-    scene = sample_scene(3)
-    check_clip(write_clip(scene, tmp_path / "a.mp4"), scene)
+def test_every_sample_is_offered_on_the_page() -> None:
+    page = (SAMPLE_FOLDER.parent / "index.html").read_text()
+    assert sorted(path.name for path in SAMPLE_FOLDER.iterdir()) == sorted(SAMPLES)
+    assert all(f'data-sample="{name}"' in page for name in SAMPLES)
 
 
-def test_the_sample_that_ships_is_small_and_shows_its_scene() -> None:
-    assert SAMPLE.stat().st_size < 200_000
-    check_clip(SAMPLE, sample_scene(SAMPLE_SEED))
+def test_formats_are_those_of_the_world() -> None:
+    for number in range(50):
+        form = draw_format(Random(number))
+        assert all(SIDES[0] <= side <= SIDES[1] and side % 2 == 0 for side in (form.width, form.height))
+        assert form.codec in ("h264", "vp9", "mpeg4")
 
 
-def check_clip(path: Path, scene: Scene) -> None:
+def check_clip(path: Path, scene: Scene, form: Format) -> None:
     with open_video(path, VideoLimits()) as video:
         facts = video.facts
-        frames = list(video.frames(FrameSpec(count=4)))
-    assert (facts.width, facts.height, facts.fps) == (scene.width, scene.height, scene.fps)
-    assert facts.duration == scene.seconds
+        frames = list(video.frames(FrameSpec(count=8)))
+    assert (facts.width, facts.height, round(facts.fps, 2)) == (form.width, form.height, scene.fps)
+    assert abs(facts.duration - scene.seconds) < 2 / scene.fps
+    stage = min(form.width, form.height)
+    edge = np.subtract((form.width, form.height), stage) / 2
     for frame in frames:
+        moment = scene.moment(frame.index)
         for thing in scene.things:
-            drawn = place_of(thing.colour, frame.rgb)
-            meant = thing.centre_at(frame.timestamp - scene.seconds / 2)
-            assert np.abs(np.subtract(drawn, meant)).max() < 3
+            near = np.abs(frame.rgb.astype(int) - thing.rgb).sum(-1) < 110
+            assert (near.sum() > 0.5 * thing.radius**2 * stage**2) == thing.visible_at(moment)
+            if thing.visible_at(moment):
+                rows, columns = np.nonzero(near)
+                meant = np.multiply(thing.centre_at(moment), stage) + edge
+                assert np.abs((columns.mean(), rows.mean()) - meant).max() < 4

@@ -1,0 +1,136 @@
+"""Stages 2 and 3: the language model learns to speak about what the encoder sees, in dialogues of many turns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from model.networks.videochat import VideoChatNetwork
+from model.tiny.augment import normalised, relight, turn
+from model.tiny.corpus import label
+from model.tiny.dense import Training
+from model.tiny.dialogues import ELSEWHERE, Exchange, draw_dialogue
+from model.tiny.loop import Schedule, learn
+from model.tiny.prompts import Example, clip_of, conversation_about, example
+from model.tiny.supervision import fast_convolutions, tell, understand, watched
+from model.tiny.world import FPS, Scene
+from model.tokenizer import Tokenizer
+
+TURNS = (6, 14)
+SYSTEMS = ("", "You are a helpful assistant.", "Answer briefly.", "You watch videos and answer questions about them.")
+NO_CLIP = 0.03
+"""Share of dialogues without a video."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Dialogues of one length, padded at the end."""
+
+    tokens: Tensor  # [B, L]
+    said: Tensor  # [B, L]: whether the model says the token
+    video_at: tuple[int | None, ...]
+    """Where the video tokens of each dialogue go in, if it has any."""
+
+
+def draw_batch(random: Random, tokenizer: Tokenizer, scenes: Sequence[Scene | None]) -> Batch:
+    """One dialogue about each clip."""
+    return _padded([_draw_example(random, tokenizer, scene) for scene in scenes])
+
+
+def _draw_example(random: Random, tokenizer: Tokenizer, scene: Scene | None) -> Example:
+    exchanges = draw_dialogue(random, scene, random.randint(*TURNS))
+    clip = clip_of(scene, seconds=random.uniform(0.5, 40), fps=random.choice(FPS))
+    system = random.choice(SYSTEMS) if random.random() < 0.1 else ""
+    if random.random() < NO_CLIP:
+        silent = [Exchange(kind="off_topic", question=exchange.question, answer=ELSEWHERE) for exchange in exchanges]
+        return example(tokenizer, conversation_about(None, silent, system=system))
+    return example(tokenizer, conversation_about(clip, exchanges, system=system))
+
+
+def _padded(examples: Sequence[Example]) -> Batch:
+    length = max(len(one.before) + len(one.after) for one in examples)
+    tokens = torch.zeros(len(examples), length, dtype=torch.long)
+    said = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, one in enumerate(examples):
+        ids = (*one.before, *one.after)
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        said[row, len(one.before) : len(ids)] = torch.tensor(one.said)
+    return Batch(tokens=tokens, said=said, video_at=tuple(len(one.before) or None for one in examples))
+
+
+def speak(network: VideoChatNetwork, batch: Batch, features: Tensor) -> tuple[Tensor, float]:
+    """The loss of what the model says about features [B, queries, C], and the share of answers all right."""
+    llama = network.llama_model
+    embedded = llama.model.embed_tokens(batch.tokens)  # [B, L, hidden]
+    video = network.project(features)  # [B, queries, hidden]
+    gap = video.shape[1]
+    rows, said, wanted = [], [], []
+    for row, place in enumerate(batch.video_at):
+        # Without a video the row is padded at its end, where nothing is said.
+        at = embedded.shape[1] if place is None else place
+        rows.append(torch.cat((embedded[row, :at], video[row], embedded[row, at:])))
+        nothing = batch.said.new_zeros(gap)
+        said.append(torch.cat((batch.said[row, :at], nothing, batch.said[row, at:])))
+        wanted.append(torch.cat((batch.tokens[row, :at], nothing.long(), batch.tokens[row, at:])))
+    hidden = llama.model(inputs_embeds=torch.stack(rows), use_cache=False).last_hidden_state
+    asked = torch.stack(said)[:, 1:]
+    target = torch.stack(wanted)[:, 1:][asked]
+    logits = llama.lm_head(hidden[:, :-1][asked])
+    loss = functional.cross_entropy(logits, target)
+    return loss, _answers_right(asked, logits.argmax(-1) == target)
+
+
+def _answers_right(asked: Tensor, right: Tensor) -> float:
+    """Share of runs of `asked` [B, L] of which every token is `right` [tokens asked for]."""
+    starts = asked & ~functional.pad(asked, (1, 0))[:, :-1]
+    number = starts.flatten().cumsum(0)[asked.flatten()] - 1
+    answers = int(starts.sum())
+    wrong = torch.zeros(answers).index_add_(0, number, (~right).float())
+    return float((wrong == 0).float().mean())
+
+
+def learn_to_speak(training: Training, schedule: Schedule) -> None:
+    """Train projection and language model on what encoder and queries, left as they are, make of the clips."""
+    network = training.network
+    scenes = training.corpus.scenes()
+    average = 0.0
+
+    def step(number: int) -> tuple[Tensor, Mapping[str, float]]:
+        nonlocal average
+        random = Random(f"{training.corpus.seed}:{number}:speak")
+        rows = [random.randrange(len(scenes)) for _ in range(schedule.batch)]
+        batch = draw_batch(random, training.tokenizer, [scenes[row] for row in rows])
+        loss, right = speak(network, batch, training.features[rows].float())
+        average = 0.95 * average + 0.05 * right
+        return loss, {"answers": average}
+
+    parts = nn.ModuleDict({"llama_model": network.llama_model, "llama_proj": network.llama_proj})
+    learn("speak", parts, step, schedule, training.folder)
+
+
+def learn_jointly(training: Training, schedule: Schedule) -> None:
+    """Train everything at once, from pixels to answers, the heads still watching."""
+    network, heads, corpus = training.network, training.heads, training.corpus
+    frames, scenes = torch.from_numpy(corpus.frames()), corpus.scenes()
+    average = 0.0
+
+    def step(number: int) -> tuple[Tensor, Mapping[str, float]]:
+        nonlocal average
+        random = Random(f"{corpus.seed}:{number}:joint")
+        generator = Generator().manual_seed(random.getrandbits(60))
+        rows = [random.randrange(len(scenes)) for _ in range(schedule.batch)]
+        clips, shown = turn(frames[rows], [scenes[row] for row in rows], random)
+        labels = label(shown)
+        seen.clear()
+        features = network.encode(relight(normalised(clips), generator))
+        watching = (*understand(heads, labels, seen).losses.values(), *tell(heads, labels, features).losses.values())
+        loss, right = speak(network, draw_batch(random, training.tokenizer, shown), features)
+        average = 0.95 * average + 0.05 * right
+        return loss + 0.1 * torch.stack(watching).sum(), {"answers": average}
+
+    parts = nn.ModuleDict({"network": network, "heads": heads})
+    with fast_convolutions(network), watched(network) as seen:
+        learn("joint", parts, step, schedule, training.folder)

@@ -1,0 +1,29 @@
+"""A model that never comes to an end: the default one's sizes with random weights, for tests that need long answers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from model.families.videochat import DEFAULT_CHECKPOINT
+from model.networks.videochat import VideoChatConfig, VideoChatNetwork
+from model.weights import seeded
+
+SEED = 20230512
+
+
+def talkative_checkpoint(folder: Path) -> Path:
+    """A checkpoint folder; what the model says is noise, but printable, and greedy unless asked otherwise."""
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.model", "generation_config.json"):
+        shutil.copy(DEFAULT_CHECKPOINT / name, folder)
+    config = VideoChatConfig.from_json(json.loads((folder / "config.json").read_bytes()))
+    with torch.device("meta"):
+        network = VideoChatNetwork(config)
+    tensors = seeded(network, seed=SEED)
+    num_printable = 95  # the last pieces of the vocabulary: no byte, no word, nothing that ends an answer
+    tensors["llama_model.lm_head.weight"][:-num_printable] *= 0.01
+    save_file(tensors, folder / "model.safetensors")
+    return folder
