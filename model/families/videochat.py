@@ -4,7 +4,6 @@ The network itself is `model.networks.videochat`. Prompt and numbers are those o
 that lets the text of a user forge a turn, ours does not.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.checkpoint import read_sampling, read_sizes, read_tensors
 from model.conversation import Clip, Conversation, Template, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.family import tokenize_segments
 from model.networks.eva_vit import VisionConfig
-from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig, VideoChatNetwork
+from model.networks.llama import DecoderConfig
+from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.pixels import PixelSpec
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import Tokenizer
 from model.video import FrameSpec
-from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict, read_safetensors
+from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict
 
 KEY_MAP = KeyMap(
     renames=(
@@ -138,8 +139,9 @@ def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dt
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
-    config, tokenizer, sampling = _read_config(checkpoint), _read_tokenizer(checkpoint), _read_sampling(checkpoint)
-    tensors = _read_tensors(checkpoint)
+    config, tokenizer = _read_config(checkpoint), _read_tokenizer(checkpoint)
+    sampling = read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
+    tensors = read_tensors(checkpoint)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")
     digest = checkpoint_digest(tensors, config.to_json())
@@ -169,40 +171,13 @@ def _blank(config: VideoChatConfig) -> VideoChatNetwork:
 
 def _read_config(checkpoint: Path) -> VideoChatConfig:
     try:
-        return VideoChatConfig.from_json(json.loads((checkpoint / "config.json").read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+        return VideoChatConfig.from_json(read_sizes(checkpoint))
+    except (TypeError, KeyError, AssertionError) as error:
         raise WeightsError(f"{checkpoint.name} has no config.json with the sizes of a VideoChat model.") from error
 
 
 def _read_tokenizer(checkpoint: Path) -> Tokenizer:
     return read_sentencepiece(checkpoint / "tokenizer.model")
-
-
-def _read_sampling(checkpoint: Path) -> SamplingParams:
-    path = checkpoint / "generation_config.json"
-    if not path.exists():
-        return PUBLISHED_SAMPLING
-    try:
-        values = json.loads(path.read_bytes())
-        return SamplingParams(
-            temperature=float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0,
-            top_k=int(values.get("top_k", PUBLISHED_SAMPLING.top_k)) if values.get("do_sample") else 0,
-            top_p=float(values.get("top_p", 1.0)) if values.get("do_sample") else 1.0,
-            repetition_penalty=float(values.get("repetition_penalty", 1.0)),
-            max_tokens=int(values.get("max_new_tokens", PUBLISHED_SAMPLING.max_tokens)),
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"The generation_config.json of {checkpoint.name} cannot be used: {error}") from error
-
-
-def _read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        shard = read_safetensors(path)
-        if twins := sorted(tensors.keys() & shard.keys()):
-            raise WeightsError(f"{path.name} repeats {twins[0]}.")
-        tensors |= shard
-    return tensors
 
 
 def _sampled(clip: Clip) -> str:

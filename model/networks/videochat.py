@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from model.networks.eva_vit import EvaViT, VisionConfig
+from model.networks.llama import DecoderConfig, build_llama, restore_rotary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,19 +27,6 @@ class QFormerConfig:
     num_queries: int = 32
     num_extra_queries: int = 64
     cross_every: int = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's."""
-
-    vocab_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
-    max_positions: int = 2048
-    rms_eps: float = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +84,7 @@ class VideoChatNetwork(nn.Module):
         self.extra_query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_extra_queries, width))
         self.qformer = Blip2QFormerModel(_qformer_config(config))
         self.llama_proj = nn.Linear(width, config.decoder.width)
-        self.llama_model = LlamaForCausalLM(_llama_config(config.decoder))
+        self.llama_model = build_llama(config.decoder)
         nn.init.normal_(self.query_tokens, std=0.02)
         nn.init.normal_(self.extra_query_tokens, std=0.02)
 
@@ -122,12 +109,8 @@ class VideoChatNetwork(nn.Module):
         return out
 
     def restore_rotary(self) -> None:
-        """Compute LLaMA's rotary frequencies anew, in float32.
-
-        No checkpoint holds them, so a network built on the meta device lacks them; and a cast to half
-        precision would spoil them.
-        """
-        self.llama_model.model.rotary_emb = LlamaRotaryEmbedding(config=self.llama_model.config)
+        """As `model.networks.llama.restore_rotary`."""
+        restore_rotary(self.llama_model)
 
 
 def _qformer_config(config: VideoChatConfig) -> Blip2QFormerConfig:
@@ -143,21 +126,5 @@ def _qformer_config(config: VideoChatConfig) -> Blip2QFormerConfig:
         hidden_act="gelu",
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation="sdpa",
-    )
-
-
-def _llama_config(sizes: DecoderConfig) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.depth,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.mlp_width,
-        max_position_embeddings=sizes.max_positions,
-        rms_norm_eps=sizes.rms_eps,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
         attn_implementation="sdpa",
     )

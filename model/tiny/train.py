@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.networks.eva_vit import VisionConfig
-from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig, VideoChatNetwork
+from model.networks.llama import DecoderConfig
+from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.sentencepiece import write_sentencepiece
 from model.tiny.corpus import PIXELS, Corpus
 from model.tiny.dense import Training, learn_to_look, learn_to_tell, learn_to_understand

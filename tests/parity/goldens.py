@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.networks.eva_vit import VisionConfig
-from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig
+from model.networks.llama import DecoderConfig
+from model.networks.videochat import QFormerConfig, VideoChatConfig
 
 TOLERANCE = 2e-5
 """Of the largest expected value: some five times the noise of float32, far below every mistake tried."""

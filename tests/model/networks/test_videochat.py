@@ -7,7 +7,8 @@ import torch
 
 from model.families.videochat import PUBLISHED_7B, PUBLISHED_13B
 from model.networks.eva_vit import VisionConfig
-from model.networks.videochat import DecoderConfig, QFormerConfig, VideoChatConfig, VideoChatNetwork
+from model.networks.llama import DecoderConfig
+from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork
 
 SMALL = VideoChatConfig(
     num_frames=2,
