@@ -1,7 +1,7 @@
 """From a picture to what an encoder wants: resize, crop, normalise. numpy and Pillow; no torch.
 
-Bit-exact with the published preprocessing, torchvision's Resize and CenterCrop on a PIL image: that is Pillow's
-antialiased bicubic on uint8.
+Bit-exact with the published preprocessing: torchvision's Resize and CenterCrop on a PIL image, that is Pillow's
+antialiased bicubic on uint8; or torch's `interpolate` by nearest pixels.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelSpec:
-    """A square of `size` pixels, cropped from the middle or squashed; each channel's mean and deviation."""
+    """A square of `size` pixels, cropped from the middle or squashed; each channel's mean and deviation.
+
+    `nearest` squashes too, and smooths nothing: each pixel of the square is one of the picture's.
+    """
 
     size: int = 224
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Literal["crop", "squash", "nearest"] = "crop"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
@@ -40,8 +43,16 @@ def crop_corner(width: int, height: int, size: int) -> tuple[int, int]:
     return round((width - size) / 2.0), round((height - size) / 2.0)
 
 
+def nearest_places(length: int, size: int) -> npt.NDArray[np.int64]:
+    """Which of `length` pixels in a row each of `size` shows, [size]; in float32, as torch computes it."""
+    scale = np.float32(length) / np.float32(size)
+    return np.minimum((np.arange(size, dtype=np.float32) * scale).astype(np.int64), length - 1)
+
+
 def resize(rgb: npt.NDArray[np.uint8], spec: PixelSpec) -> npt.NDArray[np.uint8]:
     """uint8 [H, W, 3] to uint8 [size, size, 3]."""
+    if spec.fit == "nearest":
+        return rgb[np.ix_(*(nearest_places(length, spec.size) for length in rgb.shape[:2]))]
     picture = Image.fromarray(rgb)
     if spec.fit == "squash":
         return np.asarray(picture.resize((spec.size, spec.size), Image.Resampling.BICUBIC))

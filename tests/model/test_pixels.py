@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from model.pixels import PixelSpec, crop_corner, normalize, resize, resized_size
+from model.pixels import PixelSpec, crop_corner, nearest_places, normalize, resize, resized_size
 from model.video import FrameSpec, VideoLimits
 from model.video_reader import open_video
 from tests.published import clip, golden
@@ -64,3 +65,18 @@ def test_normalising_gives_each_channel_its_own_mean_and_deviation() -> None:
     tensor = normalize(frames, PixelSpec(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0)))
     assert tensor[0, :, 0, 0].tolist() == [1.0, 3.0, 1.0]
     assert tensor[1, :, 0, 0].tolist() == [-1.0, -1.0, 0.0]
+
+
+def test_the_nearest_pixels_are_those_that_torch_takes() -> None:
+    for length in (*range(1, 1300), 1920, 2160, 3840, 4096, 8191, 8192):
+        row = torch.arange(length, dtype=torch.float32).reshape(1, 1, 1, length)
+        for size in (56, 224, 336):
+            expected = torch.nn.functional.interpolate(row, (1, size)).flatten()
+            assert nearest_places(length, size).tolist() == expected.tolist(), (length, size)
+
+
+def test_a_picture_of_nearest_pixels_is_smoothed_nowhere() -> None:
+    picture = np.arange(90 * 160 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 160, 3)
+    square = resize(picture, PixelSpec(size=40, fit="nearest"))
+    np.testing.assert_array_equal(square[:, :, 1], picture[nearest_places(90, 40)][:, ::4, 1])
+    np.testing.assert_array_equal(resize(square, PixelSpec(size=40, fit="nearest")), square)
