@@ -6,12 +6,14 @@ A file is opened by `model.video_reader`; the words here cost numpy alone.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-MAX_FRAME_COUNT = 64
+MAX_FRAME_COUNT = 100
+"""As many as any family was made for: Video-ChatGPT's."""
 
 VideoErrorCode = Literal[
     "not_a_video",
@@ -51,13 +53,31 @@ def videochat_indices(num_frames: int, count: int) -> list[int]:
     return [start + int(np.round(segment * step)) for step in range(count)]
 
 
-FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {"videochat": videochat_indices}
-"""Frame rules by name: (num_frames, count) -> `count` frame numbers under `num_frames`, never decreasing."""
+def video_chatgpt_indices(num_frames: int, count: int) -> list[int]:
+    """Video-ChatGPT's rule (`get_seq_frames`): the middle of each segment, whose ends are rounded half to even.
+
+    With fewer frames than asked for, as many as there are; even so some repeat, and the last is never taken
+    but where it is the only one.
+    """
+    count = min(num_frames, count)
+    segment = float(num_frames - 1) / count
+    ends = [int(np.round(segment * step)) for step in range(count + 1)]
+    return [(start + end) // 2 for start, end in pairwise(ends)]
+
+
+FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {
+    "videochat": videochat_indices,
+    "video-chatgpt": video_chatgpt_indices,
+}
+"""Frame rules by name: (num_frames, count) -> frame numbers under `num_frames`, never decreasing.
+
+Between 1 and `count` of them; most rules give `count` always.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSpec:
-    """Which frames of a video to take: `count` of those shown from `start` on and before `end`, in seconds.
+    """Which frames of a video to take: up to `count` of those shown from `start` on and before `end`, in seconds.
 
     Raises:
         InvalidFrameSpec: a field is not finite, out of bounds, or names no rule.

@@ -48,6 +48,14 @@ class VideoReader:
         # Only a decoded frame tells how the pictures are turned; a good one also proves the codec.
         self.facts = _facts(decoder, self._surely(0), order.num_frames)
 
+    def num_frames(self, spec: FrameSpec) -> int:
+        """How many frames `spec` asks for.
+
+        Raises:
+            VideoError: `empty_interval`.
+        """
+        return len(self._order.select(spec))
+
     def frames(self, spec: FrameSpec) -> Iterator[Frame]:
         """The frames that `spec` asks for, in order; one that is asked for twice comes twice.
 

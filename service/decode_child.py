@@ -63,6 +63,7 @@ def answer(request: DecodeRequest) -> Iterator[Reply]:
     try:
         with open_video(Path(request.path), request.limits) as video:
             yield Probed(facts=video.facts)
+            total = video.num_frames(request.frame_spec)
             frames: list[npt.NDArray[np.uint8]] = []
             indices: list[int] = []
             timestamps: list[float] = []
@@ -72,7 +73,7 @@ def answer(request: DecodeRequest) -> Iterator[Reply]:
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)
                 timestamps.append(frame.timestamp)
-                yield Progress(done=len(frames), total=request.frame_spec.count)
+                yield Progress(done=len(frames), total=total)
         yield Sampled(
             indices=tuple(indices),
             timestamps=tuple(timestamps),

@@ -38,7 +38,7 @@ class DecodeRequest:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """[frames, size, size, 3] of the answer."""
+        """[frames, size, size, 3] of the answer; a frame rule may take fewer frames of a short video."""
         return (self.frame_spec.count, self.pixel_spec.size, self.pixel_spec.size, 3)
 
 
@@ -59,7 +59,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """All wanted frames: raw uint8 pixels of `DecodeRequest.shape`, and a JPEG thumbnail of each."""
+    """All wanted frames: raw uint8 pixels [frames, size, size, 3], and a JPEG thumbnail of each."""
 
     indices: tuple[int, ...]
     timestamps: tuple[float, ...]
@@ -128,8 +128,7 @@ def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> Reply:
         if kind == "Probed":
             return Probed(facts=_read_facts(values["facts"]))
         if kind == "Progress":
-            _check(values["total"] == request.frame_spec.count)
-            return Progress(done=_whole(values["done"]), total=request.frame_spec.count)
+            return Progress(done=_whole(values["done"]), total=_read_count(values["total"], request))
         _check(kind == "Rejected" and values["code"] in get_args(VideoErrorCode))
         return Rejected(code=values["code"], message=_text(values["message"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -151,10 +150,10 @@ def _read_facts(values: dict[str, Any]) -> VideoFacts:
 
 
 def _read_sampled(values: dict[str, Any], payload: bytes, request: DecodeRequest) -> Sampled:
-    count = request.frame_spec.count
-    pixels = math.prod(request.shape)
+    count = _read_count(len(values["indices"]), request)
+    pixels = count * math.prod(request.shape[1:])
     sizes = [_whole(size) for size in values["thumbnail_sizes"]]
-    _check(len(sizes) == len(values["indices"]) == len(values["timestamps"]) == count)
+    _check(len(sizes) == len(values["timestamps"]) == count)
     _check(max(sizes) <= MAX_THUMBNAIL and pixels + sum(sizes) == len(payload))
     ends = [pixels + sum(sizes[: place + 1]) for place in range(count)]
     return Sampled(
@@ -163,6 +162,12 @@ def _read_sampled(values: dict[str, Any], payload: bytes, request: DecodeRequest
         frames=payload[:pixels],
         thumbnails=tuple(payload[end - size : end] for end, size in zip(ends, sizes, strict=True)),
     )
+
+
+def _read_count(value: object, request: DecodeRequest) -> int:
+    count = _whole(value)
+    _check(1 <= count <= request.frame_spec.count)
+    return count
 
 
 def _check(fits: bool) -> None:  # noqa: FBT001 - a condition, not a mode

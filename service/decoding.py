@@ -152,7 +152,7 @@ class Decoder:
             indices=sampled.indices,
             timestamps=sampled.timestamps,
             frames=sampled.frames,
-            shape=request.shape,
+            shape=(len(sampled.indices), *request.shape[1:]),
             thumbnails=sampled.thumbnails,
             seconds=time.monotonic() - started,
         )

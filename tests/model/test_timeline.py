@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from model import timeline
-from model.video import FRAME_RULES, FrameSpec, InvalidFrameSpec, VideoError
+from model.video import FRAME_RULES, MAX_FRAME_COUNT, FrameSpec, InvalidFrameSpec, VideoError
 from tests.published import golden
 
 TENTHS = timeline.from_rate(0, 1, keys=[True] * 50, time_base=Fraction(1, 10), whole=True)
@@ -20,13 +20,26 @@ def test_the_rule_gives_the_published_indices() -> None:
         assert chosen == case["indices"], case
 
 
-def test_the_rule_never_leaves_the_video_nor_goes_back() -> None:
+def test_the_rule_of_video_chatgpt_gives_the_published_indices() -> None:
+    cases = json.loads((golden("video-chatgpt-open") / "frame_indices.json").read_text())
+    assert len(cases) > 5
+    for num_frames, indices in cases.items():
+        assert FRAME_RULES["video-chatgpt"](int(num_frames), 100) == indices, num_frames
+
+
+@pytest.mark.parametrize("rule", FRAME_RULES)
+def test_no_rule_leaves_the_video_or_goes_back_or_takes_more_frames_than_it_may(rule: str) -> None:
     for num_frames in (1, 2, 7, 100, 12_345):
-        for count in (1, 8, 64):
-            chosen = FRAME_RULES["videochat"](num_frames, count)
-            assert len(chosen) == count
+        for count in (1, 8, 64, MAX_FRAME_COUNT):
+            chosen = FRAME_RULES[rule](num_frames, count)
+            assert min(num_frames, count) <= len(chosen) <= count
             assert chosen == sorted(chosen)
             assert 0 <= chosen[0] <= chosen[-1] < num_frames
+
+
+def test_of_a_short_video_one_rule_repeats_frames_and_the_other_takes_fewer() -> None:
+    assert FRAME_RULES["videochat"](3, 8) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert FRAME_RULES["video-chatgpt"](3, 8) == [0, 1, 1]
 
 
 def test_an_interval_is_sampled_as_if_it_were_a_video_of_its_own() -> None:
@@ -72,7 +85,7 @@ def test_moments_that_are_missing_or_given_twice_order_nothing(pts: list[int | N
     ("param", "fields"),
     [
         ("count", {"count": 0}),
-        ("count", {"count": 65}),
+        ("count", {"count": 101}),
         ("start", {"start": float("nan")}),
         ("start", {"start": -1.0}),
         ("end", {"end": float("inf")}),

@@ -49,7 +49,9 @@ def test_a_request_arrives_as_it_was_sent_and_is_one_line() -> None:
     [
         Probed(facts=FACTS),
         Progress(done=1, total=2),
+        Progress(done=1, total=1),
         SAMPLED,
+        Sampled(indices=(0,), timestamps=(0.0,), frames=bytes(48), thumbnails=(b"only",)),
         Rejected(code="too_long", message="The video is longer than 60 seconds."),
     ],
 )
@@ -78,6 +80,7 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         ({}, b""),
         ({"kind": "Surprise"}, b""),
         ({"kind": "Progress", "done": 1, "total": 3}, b""),
+        ({"kind": "Progress", "done": 0, "total": 0}, b""),
         ({"kind": "Progress", "done": True, "total": 2}, b""),
         ({"kind": "Progress", "done": 1, "total": 2}, b"and more"),
         ({"kind": "Rejected", "code": "i_say_so", "message": "No."}, b""),
@@ -91,6 +94,7 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         ({"kind": "Probed", "facts": {}}, b""),
         (SAMPLED_HEADER, bytes(96 + 14)),
         (SAMPLED_HEADER, bytes(96 + 16)),
+        (SAMPLED_HEADER | {"indices": [], "timestamps": [], "thumbnail_sizes": []}, b""),
         (SAMPLED_HEADER | {"indices": [3]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"indices": [3, "9"]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"timestamps": [0.1, None]}, bytes(96 + 15)),

@@ -112,6 +112,18 @@ async def test_a_child_gives_what_decoding_at_home_would_give(tmp_path: Path) ->
     assert events == [Probed(facts=video.facts), *(Progress(done=done, total=8) for done in range(1, 9))]
 
 
+async def test_of_a_short_video_a_rule_may_take_fewer_frames_than_were_asked_for(tmp_path: Path) -> None:
+    path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(3))
+    events: list[DecodeEvent] = []
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        decoded = await decoder.decode(path, FrameSpec(count=100, rule="video-chatgpt"), PIXELS, events.append)
+    assert decoded.indices == (0, 1, 1)
+    assert decoded.shape == (3, 64, 64, 3)
+    assert len(decoded.frames) == 3 * 64 * 64 * 3
+    assert len(decoded.thumbnails) == 3
+    assert events[1:] == [Progress(done=done, total=3) for done in (1, 2, 3)]
+
+
 async def test_thumbnails_show_the_whole_frame_the_right_way_up(tmp_path: Path) -> None:
     path = clips.rotated_mp4(tmp_path / "a.mp4", 180)
     async with running(Decoder(VideoLimits(), 60, thumbnail_side=80)) as decoder:
