@@ -41,6 +41,17 @@ class VideoSlot:
     clip: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A token that no text becomes, by its name in the vocabulary, e.g. `</s>`."""
+
+    name: str
+
+
+Part = str | SpecialToken | VideoSlot
+"""What a rendered prompt is made of."""
+
+
 class Template(Protocol):
     """How a family writes a conversation down."""
 
@@ -48,5 +59,5 @@ class Template(Protocol):
     def stop(self) -> Sequence[str]:
         """Strings at which an answer ends; they are never part of it."""
 
-    def render(self, conversation: Conversation) -> tuple[str | VideoSlot, ...]:
-        """The prompt as text segments and video slots, in order. Text typed by a user can forge neither."""
+    def render(self, conversation: Conversation) -> tuple[Part, ...]:
+        """The prompt as texts, special tokens and video slots, in order. Text typed by a user can forge none."""

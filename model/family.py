@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from transformers import LlamaForCausalLM
 
-from model.conversation import Conversation, Template, VideoSlot
+from model.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.pixels import PixelSpec
@@ -31,7 +31,7 @@ class Family(Protocol):
     tokenizer: Tokenizer
     language_model: LlamaForCausalLM
     feature_shape: tuple[int, int]
-    """[query tokens, Q-Former width] of one clip's features."""
+    """[tokens, width] of one clip's features, however many frames it has."""
     num_video_tokens: int
     """Positions one clip takes in a prompt."""
     max_model_len: int
@@ -62,14 +62,23 @@ class EncodedClip:
     identity: str
 
 
-def tokenize_segments(
-    tokenizer: Tokenizer, segments: Sequence[str | VideoSlot]
-) -> tuple[tuple[int, ...] | VideoSlot, ...]:
-    """Each text by itself, with its own dummy prefix; begin-of-sequence before the first one alone."""
-    return tuple(
-        segment if isinstance(segment, VideoSlot) else tuple(tokenizer.encode(segment, bos=place == 0))
-        for place, segment in enumerate(segments)
-    )
+def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Part]) -> tuple[tuple[int, ...] | VideoSlot, ...]:
+    """Each text by itself, with its own dummy prefix; begin-of-sequence before the first one alone.
+
+    Raises:
+        TokenizerError: the vocabulary lacks a special token.
+    """
+    return tuple(_tokenized(tokenizer, segment, bos=place == 0) for place, segment in enumerate(segments))
+
+
+def _tokenized(tokenizer: Tokenizer, segment: Part, *, bos: bool) -> tuple[int, ...] | VideoSlot:
+    match segment:
+        case VideoSlot():
+            return segment
+        case SpecialToken(name):
+            return (tokenizer.special_id(name),)
+        case text:
+            return tuple(tokenizer.encode(text, bos=bos))
 
 
 def build_prompt(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from model.tokenizer import Piece, Tokenizer, TokenizerError
+from model.tokenizer import Piece, Tokenizer, TokenizerError, control_pieces
 
 _MODEL_PIECE, _MODEL_TRAINER, _MODEL_NORMALIZER = 1, 2, 3
 _PIECE_TEXT, _PIECE_SCORE, _PIECE_KIND = 1, 2, 3
@@ -27,14 +27,14 @@ _KINDS: dict[int, Literal["normal", "unknown", "control", "byte"]] = {
 Value = int | bytes
 
 
-def read_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizer that a sentencepiece file describes.
+def read_sentencepiece(path: Path, *, added: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer that a sentencepiece file describes; special tokens called `added` follow its pieces.
 
     Raises:
         TokenizerError: the file is unreadable, damaged, or no byte-pair model of LLaMA's kind.
     """
     try:
-        return Tokenizer(list(_pieces(path.read_bytes())))
+        return Tokenizer([*_pieces(path.read_bytes()), *control_pieces(added)])
     except OSError as error:
         raise TokenizerError(f"{path.name} cannot be read.") from error
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:

@@ -44,6 +44,7 @@ class Tokenizer:
         self.bos_id = ids[BOS]
         self.eos_id = ids[EOS]
         self.vocab_size = len(pieces)
+        self._specials = {piece.text: number for number, piece in enumerate(pieces) if piece.kind == "control"}
         self._bytes = tuple(_piece_bytes(piece) for piece in pieces)
         self._core = Core(models.BPE(ids, list(_merges(pieces)), unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
         self._core.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
@@ -56,6 +57,16 @@ class Tokenizer:
         clean = text.encode("utf-8", "replace").decode()
         ids = self._core.encode(clean, add_special_tokens=False).ids
         return [self.bos_id, *ids] if bos else ids
+
+    def special_id(self, name: str) -> int:
+        """The id of a token that no text becomes, e.g. `</s>`.
+
+        Raises:
+            TokenizerError: there is none of this name.
+        """
+        if name not in self._specials:
+            raise TokenizerError(f"The vocabulary lacks {name}.")
+        return self._specials[name]
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, in UTF-8; nothing for a special one or a row beyond the vocabulary.
@@ -75,15 +86,44 @@ def byte_piece(value: int) -> str:
     return f"<0x{value:02X}>"
 
 
-def plain_tokenizer() -> Tokenizer:
-    """The vocabulary of a model that has learned none: specials, bytes, the space and printable ASCII."""
-    specials = [
-        Piece(text=UNKNOWN, kind="unknown"),
-        *(Piece(text=text, kind="control") for text in (BOS, EOS)),
-    ]
-    every_byte = [Piece(text=byte_piece(value), kind="byte") for value in range(256)]
+def control_pieces(names: Sequence[str]) -> list[Piece]:
+    """Special tokens, in the order of their ids."""
+    return [Piece(text=name, kind="control") for name in names]
+
+
+_FIRST_PIECES = (
+    Piece(text=UNKNOWN, kind="unknown"),
+    *control_pieces((BOS, EOS)),
+    *(Piece(text=byte_piece(value), kind="byte") for value in range(256)),
+)
+
+
+def plain_tokenizer(*, added: Sequence[str] = ()) -> Tokenizer:
+    """The vocabulary of a model that has learned none: specials, bytes, the space and printable ASCII.
+
+    `added` are the names of special tokens that follow.
+    """
     printable = [Piece(text=SPACE), *(Piece(text=chr(code)) for code in range(0x21, 0x7F))]
-    return Tokenizer([*specials, *every_byte, *printable])
+    return Tokenizer([*_FIRST_PIECES, *printable, *control_pieces(added)])
+
+
+class ByteTokenizer(Tokenizer):
+    """One token for each byte of UTF-8, without a dummy prefix: what reference tensors were made with.
+
+    Ids 3 to 258 are the bytes; the special tokens called `added` follow.
+    """
+
+    def __init__(self, *, added: Sequence[str] = ()) -> None:
+        super().__init__([*_FIRST_PIECES, *control_pieces(added)])
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """The ids of the bytes of `text`; with `bos`, the begin-of-sequence id comes first."""
+        ids = [len(_FIRST_PIECES) - 256 + byte for byte in text.encode("utf-8", "replace")]
+        return [self.bos_id, *ids] if bos else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; broken characters become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
 
 def _piece_bytes(piece: Piece) -> bytes:

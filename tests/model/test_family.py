@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from model.conversation import Clip, Conversation, Turn, VideoSlot
+from model.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens, tokenize_segments
-from model.tokenizer import plain_tokenizer
+from model.tokenizer import TokenizerError, plain_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,14 @@ def test_only_the_first_text_begins_the_sequence_and_each_has_its_own_prefix() -
         tuple(tokenizer.encode("b")),
     )
     assert tokenizer.decode(tokenizer.encode("a") + tokenizer.encode("b")) == "a b"
+
+
+def test_a_special_token_is_its_id_and_nothing_more() -> None:
+    tokenizer = plain_tokenizer(added=("<start>",))
+    parts = tokenize_segments(tokenizer, ("a", SpecialToken("<start>"), SpecialToken("</s>"), "b"))
+    assert parts == ((tokenizer.bos_id, *tokenizer.encode("a")), (354,), (2,), tuple(tokenizer.encode("b")))
+    with pytest.raises(TokenizerError, match="lacks <end>"):
+        tokenize_segments(tokenizer, ("a", SpecialToken("<end>")))
 
 
 def test_each_clip_s_projected_features_take_its_place_in_the_prompt(family: Family) -> None:

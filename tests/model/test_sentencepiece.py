@@ -60,3 +60,11 @@ def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"absent\.model cannot be read"):
         read_sentencepiece(tmp_path / "absent.model")
+
+
+def test_special_tokens_can_be_added_behind_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model_file(PIECES))
+    tokenizer = read_sentencepiece(tmp_path / "tokenizer.model", added=("<start>", "<end>"))
+    assert [tokenizer.special_id(name) for name in ("<start>", "<end>")] == [len(PIECES), len(PIECES) + 1]
+    with pytest.raises(TokenizerError, match="the same"):
+        read_sentencepiece(tmp_path / "tokenizer.model", added=("the",))

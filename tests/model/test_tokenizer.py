@@ -1,9 +1,10 @@
 """Text to ids and back."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokenizer import Tokenizer, plain_tokenizer
+from model.tokenizer import ByteTokenizer, Tokenizer, TokenizerError, plain_tokenizer
 from tests.model.sentencepiece_files import llama_like
 
 PLAIN = plain_tokenizer()
@@ -57,3 +58,26 @@ def test_half_a_character_is_shown_as_broken() -> None:
 
 def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     assert PLAIN.decode(PLAIN.encode("a\ud800b")) == "a?b"
+
+
+def test_added_special_tokens_follow_the_others_and_no_text_becomes_one() -> None:
+    added = plain_tokenizer(added=("<start>", "<end>"))
+    assert [added.special_id(name) for name in ("<s>", "</s>", "<start>", "<end>")] == [1, 2, 354, 355]
+    assert added.vocab_size == 356
+    assert added.encode("<start>") == PLAIN.encode("<start>")
+    assert added.token_bytes(354) == b""
+
+
+@pytest.mark.parametrize("name", ["<start>", "a", "<0x0A>", ""])
+def test_only_a_special_token_is_found_by_name(name: str) -> None:
+    with pytest.raises(TokenizerError, match="lacks"):
+        PLAIN.special_id(name)
+
+
+@given(typed)
+def test_a_token_can_be_one_byte(text: str) -> None:
+    tokenizer = ByteTokenizer(added=("<start>",))
+    ids = tokenizer.encode(text, bos=True)
+    assert ids == [1, *(3 + byte for byte in text.encode())]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.special_id("<start>") == 259

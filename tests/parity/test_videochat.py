@@ -134,7 +134,7 @@ def test_a_file_becomes_the_features_of_the_original() -> None:
 
     clip = Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps)
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text="?"),))
-    assert told["msg"] in text_of(family.template.render(conversation))
+    assert told["msg"] in text_of(VideoChatTemplate().render(conversation))
 
     squares = np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames])
     pixel_values = torch.from_numpy(normalize(squares, family.pixel_spec))  # [T, 3, S, S]
