@@ -1,0 +1,138 @@
+"""The whole Video-ChatGPT network in any sizes: CLIP's vision tower, pooling over time and space, projection, LLaMA.
+
+Tensors in, tensors out; refuses to know checkpoints, prompts and devices. CLIP and LLaMA are transformers' own.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
+
+from model.networks.llama import DecoderConfig, build_llama, restore_rotary
+
+NUM_TEMPORAL_TOKENS = 100
+"""One for each frame; a clip of fewer is filled up with zeros (`get_spatio_temporal_features_torch`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipVisionConfig:
+    """Sizes of CLIP's vision tower. `depth` counts the published layers, of which the last is not used."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one frame, which is as many as there are spatial tokens."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoChatGPTConfig:
+    """Every size of a Video-ChatGPT network, and the special tokens it knows beyond the tokenizer's file."""
+
+    vision: ClipVisionConfig
+    decoder: DecoderConfig
+    added_tokens: tuple[str, ...]
+    """In the order of their ids, which follow those of the file."""
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """[temporal and spatial tokens, width] of one clip."""
+        return NUM_TEMPORAL_TOKENS + self.vision.num_patches, self.vision.width
+
+    def to_json(self) -> dict[str, Any]:
+        """The sizes as nested plain values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, sizes: dict[str, Any]) -> "VideoChatGPTConfig":
+        """Sizes as `to_json` wrote them.
+
+        Raises:
+            KeyError, TypeError: a size is missing or unknown.
+        """
+        parts: dict[str, Any] = {
+            "vision": ClipVisionConfig(**sizes["vision"]),
+            "decoder": DecoderConfig(**sizes["decoder"]),
+            "added_tokens": tuple(sizes["added_tokens"]),
+        }
+        return cls(**{**sizes, **parts})
+
+
+class FrameEncoder(nn.Module):
+    """CLIP's vision tower up to its last layer but one; frames do not see each other."""
+
+    def __init__(self, config: ClipVisionConfig) -> None:
+        super().__init__()
+        clip = _clip_config(config)
+        self.embeddings = CLIPVisionEmbeddings(clip)
+        self.pre_layrnorm = nn.LayerNorm(config.width, eps=clip.layer_norm_eps)  # so spelled in every checkpoint
+        self.encoder = CLIPEncoder(clip)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames [N, 3, H, W] to patches [N, S, C], without the class token and before any last norm."""
+        tokens = self.pre_layrnorm(self.embeddings(frames))  # [N, 1 + S, C]
+        encoded: Tensor = self.encoder(inputs_embeds=tokens).last_hidden_state
+        return encoded[:, 1:]
+
+
+class VideoChatGPTNetwork(nn.Module):
+    """All modules of one Video-ChatGPT model, freshly initialised."""
+
+    def __init__(self, config: VideoChatGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = FrameEncoder(config.vision)
+        self.mm_projector = nn.Linear(config.vision.width, config.decoder.width)
+        self.language_model = build_llama(config.decoder)
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W], normalised, to features [B, 100 + S, C], not projected yet; T from 1 to 100."""
+        return self.pool(self.see(pixel_values))
+
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] to patches [B, T, S, C]."""
+        patches: Tensor = self.vision_tower(pixel_values.flatten(0, 1))
+        return patches.reshape(*pixel_values.shape[:2], *patches.shape[1:])
+
+    def pool(self, patches: Tensor) -> Tensor:
+        """Patches [B, T, S, C] to features [B, 100 + S, C]: the mean of each frame, then that of each place."""
+        num_missing = NUM_TEMPORAL_TOKENS - patches.shape[1]
+        assert num_missing >= 0, "there are more frames than temporal tokens"
+        temporal = functional.pad(patches.mean(2), (0, 0, 0, num_missing))  # [B, 100, C]
+        return torch.cat((temporal, patches.mean(1)), dim=1)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features [..., C] to video tokens [..., hidden]."""
+        out: Tensor = self.mm_projector(features)
+        return out
+
+    def restore_buffers(self) -> None:
+        """Compute anew what no checkpoint holds, and a network built on the meta device therefore lacks."""
+        restore_rotary(self.language_model)
+        embeddings = self.vision_tower.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)
+
+
+def _clip_config(sizes: ClipVisionConfig) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.depth - 1,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.mlp_width,
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        attention_dropout=0.0,
+        attn_implementation="sdpa",
+    )

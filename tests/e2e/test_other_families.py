@@ -1,0 +1,36 @@
+"""Families that are not the default one, over HTTP: they serve as they are, with seeded weights that say nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clips import numbered_pictures, write_video
+from tests.running import RunningService, running
+
+
+@pytest.fixture(scope="module")
+def video_chatgpt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with running(tmp_path_factory.mktemp("data"), "--family", "video-chatgpt") as service:
+        yield service
+
+
+def test_video_chatgpt_answers_twice_and_the_same_again(video_chatgpt: RunningService, drawn: Path) -> None:
+    video = video_chatgpt.upload(drawn)
+    assert (video["status"], len(video["frames"])) == ("ready", 48)  # all there are; it takes up to a hundred
+    answers = []
+    for _ in range(2):
+        session = video_chatgpt.open_session(video["id"])
+        said = [video_chatgpt.ask(session, question) for question in ("What happens?", "And then?")]
+        assert [answer["usage"]["completion_tokens"] for answer in said] == [8, 8]
+        answers.append([answer["content"] for answer in said])
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[0][1]
+
+
+def test_video_chatgpt_takes_fewer_frames_of_a_short_video(video_chatgpt: RunningService, tmp_path: Path) -> None:
+    video = video_chatgpt.upload(write_video(tmp_path / "short.mp4", numbered_pictures(3)))
+    assert [frame["index"] for frame in video["frames"]] == [0, 1, 1]
+    session = video_chatgpt.open_session(video["id"], frames={"count": 2})
+    answer = video_chatgpt.ask(session, "What happens?")
+    assert [len(clip["frames"]) for clip in answer["frames"]] == [2]
