@@ -13,6 +13,7 @@ from model.conversation import Clip, Conversation, Part, SpecialToken, Turn, Vid
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
 from model.families.video_chatgpt import (
+    PUBLISHED_7B,
     VIDEO_FILE_KEYS,
     VideoChatGPT,
     VideoChatGPTTemplate,
@@ -22,9 +23,10 @@ from model.families.video_chatgpt import (
     merge_published,
     verify_stages,
 )
-from model.family import EncodedClip, build_prompt
+from model.family import EncodedClip, build_prompt, tokenize_segments
 from model.networks.video_chatgpt import VideoChatGPTNetwork
 from model.pixels import PixelSpec, normalize, resize
+from model.sentencepiece import read_sentencepiece
 from model.video import FRAME_RULES
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import read_json, tensors
@@ -107,6 +109,25 @@ def rendered(turns: tuple[Turn, ...], *, video: str) -> str:
     """A prompt in one text, with `video` for its video."""
     parts = VideoChatGPTTemplate().render(Conversation(clips=ONE_CLIP, turns=turns))
     return "".join(written(part, video=video) for part in parts)
+
+
+def test_a_prompt_in_parts_is_tokenised_as_the_whole_of_it_is_by_a_tokenizer_that_knows_the_special_tokens() -> None:
+    tokenizer = read_sentencepiece(
+        golden("videochat-open") / "llama" / "tokenizer.model", added=PUBLISHED_7B.added_tokens
+    )
+    turns = (
+        Turn(role="user", text=QUESTION),
+        Turn(role="assistant", text="A cat."),
+        Turn(role="user", text=" And then? "),
+    )
+    parts = tokenize_segments(tokenizer, VideoChatGPTTemplate().render(Conversation(clips=ONE_CLIP, turns=turns)))
+    patch = tokenizer.special_id("<vid_patch>")
+    ours = [token for part in parts for token in ((patch,) if isinstance(part, VideoSlot) else part)]
+
+    whole = tokenizer._core
+    whole.add_special_tokens(["</s>", *PUBLISHED_7B.added_tokens])
+    text = rendered(turns, video="<vid_patch>")
+    assert ours == [tokenizer.bos_id, *whole.encode(text, add_special_tokens=False).ids]
 
 
 def written(part: Part, *, video: str) -> str:
