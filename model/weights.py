@@ -76,6 +76,22 @@ def load_strict(
     Raises:
         WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
     """
+    covered = cover(module, tensors, key_map=key_map)
+    cast = {target: tensor.to(dtype or tensor.dtype) for target, (_, tensor) in covered.items()}
+    module.load_state_dict(cast, assign=True)
+
+
+def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) -> dict[str, tuple[str, Tensor]]:
+    """Which published key covers each parameter of the module, and its tensor in the module's shape.
+
+    Args:
+        module: on any device, the meta device too; it is left alone.
+        tensors: published key to tensor.
+        key_map: what the published keys are called in `module`.
+
+    Raises:
+        WeightsError: a key is unknown, covered twice or missing, or a shape differs.
+    """
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
     sources: dict[str, list[str]] = {}
     for key in tensors:
@@ -84,26 +100,40 @@ def load_strict(
     _refuse("unknown keys", (key for target, keys in sources.items() if target not in wanted for key in keys))
     _refuse("keys for one parameter", (key for keys in sources.values() if len(keys) > 1 for key in keys))
     _refuse("parameters that no key covers", (name for name in wanted if name not in sources))
-    loaded = {target: key_map.shaped(target, tensors[key]) for target, (key,) in sources.items()}
+    covered = {target: (key, key_map.shaped(target, tensors[key])) for target, (key,) in sources.items()}
     _refuse(
         "shapes that differ",
         (
-            f"{sources[name][0]} {list(tensor.shape)} for {list(wanted[name])}"
-            for name, tensor in loaded.items()
-            if tensor.shape != wanted[name]
+            f"{key} {list(tensor.shape)} for {list(wanted[target])}"
+            for target, (key, tensor) in covered.items()
+            if tensor.shape != wanted[target]
         ),
     )
-    cast = {name: tensor.to(dtype or tensor.dtype) for name, tensor in loaded.items()}
-    module.load_state_dict(cast, assign=True)
+    return covered
+
+
+class CheckpointDigest:
+    """SHA-256 of a checkpoint's sizes and of its tensors, which are added one by one in the order of names."""
+
+    def __init__(self, sizes: Mapping[str, Any]) -> None:
+        self._digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """One tensor: name, dtype, shape, bytes."""
+        tensor = tensor.detach().cpu().contiguous()
+        self._digest.update(f"\n{json.dumps(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        self._digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Of what was added so far, hex."""
+        return self._digest.hexdigest()
 
 
 def checkpoint_digest(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
     """SHA-256, hex, of every tensor (name, dtype, shape, bytes) in the order of names, and of the sizes."""
-    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    digest = CheckpointDigest(sizes)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"\n{json.dumps(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.add(name, tensors[name])
     return digest.hexdigest()
 
 
