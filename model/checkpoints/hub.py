@@ -1,0 +1,68 @@
+"""Fetches a repository of the Hugging Face Hub into a folder; the only file that needs a network."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from model.weights import WeightsError
+
+WANTED = ("*.json", "*.model", "*.safetensors")
+PICKLES = ("*.bin", "*.pth")
+TIMEOUT = 10.0
+"""Seconds to wait for the Hub's first word."""
+
+
+def pull(repository: str, folder: Path, *, revision: str | None) -> None:
+    """Fetch weights, sizes and tokenizer of a repository; files that are there already are kept.
+
+    Pickled weights are fetched only where there are no safetensors. Programs are never fetched.
+
+    Args:
+        repository: `owner/name` on the Hub.
+        folder: where the files go.
+        revision: a branch, a tag or a commit; None is the main branch.
+
+    Raises:
+        WeightsError: there is no such repository, it wants a login, or the Hub cannot be reached.
+    """
+    try:
+        files = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT).siblings or []
+        has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
+        wanted = [*WANTED, *(() if has_safetensors else PICKLES)]
+        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
+    except Exception as error:
+        raise WeightsError(_refusal(repository, error)) from error
+
+
+def _refusal(repository: str, error: Exception) -> str:
+    match error:
+        case HFValidationError():
+            return f"{repository!r} is no name on the Hub; names look like lmsys/vicuna-7b-v1.5."
+        case GatedRepoError():
+            return f"{repository} is only for those who accepted its terms. Accept them on its page, set HF_TOKEN."
+        case RepositoryNotFoundError():
+            return f"The Hub has no repository {repository}, or it is private and HF_TOKEN does not open it."
+        case RevisionNotFoundError():
+            return f"{repository} has no such revision."
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | HfHubHTTPError() | OSError():
+            return _UNREACHABLE
+        # The Hub's client lets the errors of its own HTTP client through, httpx or httpx2.
+        case _ if type(error).__module__.startswith("httpx"):
+            return _UNREACHABLE
+        case _:
+            raise error
+
+
+_UNREACHABLE = (
+    "The Hugging Face Hub cannot be reached from here. Check the network (HTTPS_PROXY, HF_ENDPOINT, HF_HUB_OFFLINE), "
+    "or download the files on another machine and copy the folder."
+)

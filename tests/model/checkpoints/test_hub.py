@@ -1,0 +1,26 @@
+"""What `pull` says where the Hub cannot give what is asked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.checkpoints.hub import pull
+from model.weights import WeightsError
+
+
+def test_without_a_network_it_is_said_what_to_do(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from model.checkpoints.hub import pull\n"
+    code += "pull('owner/name', Path(sys.argv[1]), revision=None)"
+    closed = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env=closed, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "WeightsError: The Hugging Face Hub cannot be reached from here. Check the network" in done.stderr
+
+
+def test_a_name_that_cannot_be_one_is_answered_with_an_example(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no name on the Hub; names look like"):
+        pull("not a name", tmp_path, revision=None)
