@@ -1,0 +1,1 @@
+"""Checking an installed model, stage by stage, against what the original code computed."""
