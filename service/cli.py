@@ -1,4 +1,4 @@
-"""The command `reeltalk`: serve, demo, settings."""
+"""The command `reeltalk`: serve, demo, settings, and those for checkpoints."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from service.checkpoint_cli import add_commands
 from service.logging import configure_logging
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
@@ -51,6 +52,9 @@ def settings() -> None:
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else field.default
         _console.print(f"{PREFIX}{name.upper()}={default}", markup=False, highlight=False, soft_wrap=True)
+
+
+add_commands(app)
 
 
 def _settings(**overrides: object) -> Settings:

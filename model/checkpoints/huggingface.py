@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.checkpoints.json_object import read_object
 from model.checkpoints.torch_file import read_torch_file
-from model.networks.videochat import DecoderConfig
+from model.networks.llama import DecoderConfig
 from model.weights import WeightsError, read_safetensors
 
 Reader = Callable[[Path], dict[str, Tensor]]

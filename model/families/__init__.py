@@ -1,11 +1,14 @@
 """The registry of families: every module in this folder is one, under its own name.
 
-A family's module has `load(*, checkpoint, device, dtype) -> Family`.
+A family's module has `load(*, checkpoint, device, dtype) -> Family`. For the commands beside `serve` it may have
+`read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see
+`videochat`.
 """
 
 import importlib
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +45,16 @@ def load_family(
         UnknownFamily: there is no such family.
         WeightsError, TokenizerError: the checkpoint is incomplete, damaged or another model's.
     """
+    family: Family = family_module(name).load(checkpoint=checkpoint, device=device, dtype=dtype)
+    return family
+
+
+def family_module(name: str) -> ModuleType:
+    """The module of one family.
+
+    Raises:
+        UnknownFamily: there is no such family.
+    """
     if name not in family_names():
         raise UnknownFamily(f"There is no family {name!r}; there are: {', '.join(family_names())}.")
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    family: Family = module.load(checkpoint=checkpoint, device=device, dtype=dtype)
-    return family
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from model.checkpoint import read_sampling, read_sizes, read_tensors
+from model.checkpoints.converted import read_sampling, read_sizes, read_tensors
 from model.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.family import tokenize_segments

@@ -5,25 +5,28 @@ that lets the text of a user forge a turn, ours does not.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import read_sampling, read_sizes, read_tensors
+from model.checkpoints.converted import read_sampling
+from model.checkpoints.folder import WHOLE, Checkpoint, folder_digest, read_folder, stamps
+from model.checkpoints.videochat import BUFFERS, PUBLISHED_7B, PUBLISHED_13B, find_published, merge, read_sizes
 from model.conversation import Clip, Conversation, Template, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.family import tokenize_segments
-from model.networks.eva_vit import VisionConfig
-from model.networks.llama import DecoderConfig
-from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork
+from model.networks.videochat import VideoChatConfig, VideoChatNetwork
 from model.pixels import PixelSpec
+from model.plan import Blueprint, num_parameters
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import Tokenizer
+from model.verification.stage import Finding
+from model.verification.videochat import videochat_stages
 from model.video import FrameSpec
-from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict
+from model.weights import KeyMap, WeightsError, cover, load_strict
 
 KEY_MAP = KeyMap(
     renames=(
@@ -31,28 +34,15 @@ KEY_MAP = KeyMap(
         (r"^Qformer\.bert\.", "qformer."),
         (r"attention\.self\.", "attention.attention."),
     ),
-    ignored=(r"Qformer\.bert\.embeddings\.position_ids", r"llama_model\..*\.rotary_emb\.inv_freq"),
+    ignored=BUFFERS,
     squeezed={"visual_encoder.patch_embed.proj.weight": (5, 2)},
 )
 """The original model's state dict to ours; our own names pass unchanged."""
 
-_PUBLISHED_VISION = VisionConfig(image_size=224, patch_size=14, width=1408, depth=39, num_heads=16, num_global_blocks=8)
-_PUBLISHED_QFORMER = QFormerConfig(width=768, depth=12, num_heads=12, mlp_width=3072)
-PUBLISHED_7B = VideoChatConfig(
-    num_frames=8,
-    vision=_PUBLISHED_VISION,
-    qformer=_PUBLISHED_QFORMER,
-    decoder=DecoderConfig(vocab_size=32001, width=4096, depth=32, num_heads=32, mlp_width=11008),
-)
-PUBLISHED_13B = VideoChatConfig(
-    num_frames=8,
-    vision=_PUBLISHED_VISION,
-    qformer=_PUBLISHED_QFORMER,
-    decoder=DecoderConfig(vocab_size=32001, width=5120, depth=40, num_heads=40, mlp_width=13824),
-)
 PUBLISHED_SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, max_tokens=1000)
 """The demo's. `top_k` is transformers' default of its day, which the demo never mentions."""
 
+SIZES = {"7b": PUBLISHED_7B, "13b": PUBLISHED_13B}
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "tiny" / "weights"
 """The small model that ships with the package; `model.tiny` trains it."""
 
@@ -110,18 +100,18 @@ class VideoChat:
         self.num_video_tokens = config.feature_shape[0]
         self.max_model_len = config.decoder.max_positions
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._network = network
+        self.network = network
         self._device = network.llama_proj.weight.device
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape]; any T from 1 on."""
         with torch.no_grad():
-            return self._network.encode(pixel_values.to(self._device, self.dtype))
+            return self.network.encode(pixel_values.to(self._device, self.dtype))
 
     def project(self, features: Tensor) -> Tensor:
         """Features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
         with torch.no_grad():
-            return self._network.project(features.to(self._device, self.dtype))
+            return self.network.project(features.to(self._device, self.dtype))
 
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
         """The rendered prompt in token ids, segment by segment."""
@@ -131,22 +121,88 @@ class VideoChat:
 def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dtype | None) -> VideoChat:
     """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
-    `config.json` holds the sizes as `VideoChatConfig.to_json` gives them; the tensors carry the original
-    names or ours, in one file or several. `generation_config.json`, as transformers writes it, may say how
-    answers are sampled by default; without it they are sampled as the published demo does.
+    `config.json` holds the sizes as `VideoChatConfig.to_json` gives them, or by part (`vit`, `qformer`, `llama`);
+    the tensors carry the original names or ours, in `weights.safetensors` or in several files. The tokenizer may
+    lie in a subfolder `llama`. `generation_config.json`, as transformers writes it, may say how answers are
+    sampled by default; without it they are sampled as the published demo does.
+
+    On the CPU, tensors that are in `dtype` already stay mapped from their files.
 
     Raises:
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
-    config, tokenizer = _read_config(checkpoint), _read_tokenizer(checkpoint)
-    sampling = read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
-    tensors = read_tensors(checkpoint)
+    config = read_sizes(checkpoint / "config.json")
+    tokenizer, sampling = read_sentencepiece(_tokenizer_of(checkpoint)), read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
+    tensors = read_folder(checkpoint)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")
-    digest = checkpoint_digest(tensors, config.to_json())
     network = assemble(config, tensors, device=device, dtype=dtype or torch.float32)
+    digest = folder_digest(checkpoint, tensors, config.to_json())
     return VideoChat(network, tokenizer, digest=digest, default_sampling=sampling)
+
+
+def read_source(
+    folder: Path | None, *, parts: Mapping[str, Path], ignored: tuple[str, ...], dtype: torch.dtype | None
+) -> tuple[Checkpoint, str]:
+    """What `reeltalk convert` is to write, and what names its sources.
+
+    Args:
+        folder: holds the four published files and a LLaMA folder, or a whole model in `weights.safetensors`.
+        parts: files that are elsewhere: `vision`, `qformer`, `llama` (a folder), `videochat`, `config`.
+        ignored: keys that the user knows to be harmless.
+        dtype: what to cast to; None keeps each tensor's.
+
+    Raises:
+        WeightsError: the files do not make up one VideoChat model.
+    """
+    if folder and not parts and (folder / WHOLE).is_file():
+        config, tensors, tokenizer = read_sizes(folder / "config.json"), read_folder(folder), _tokenizer_of(folder)
+        origin = stamps((folder / WHOLE, tokenizer))
+    else:
+        files = find_published(folder, parts)
+        config, tensors = merge(files, ignored=ignored)
+        tokenizer, origin = files.llama / "tokenizer.model", stamps(files.all_files())
+    read_sentencepiece(tokenizer)
+    with torch.device("meta"):
+        covered = cover(VideoChatNetwork(config), tensors, key_map=KEY_MAP)
+    wanted = {key: tensors[key] for key, _ in covered.values()}
+    beside = {"tokenizer.model": tokenizer}
+    checkpoint = Checkpoint(family="videochat", sizes=config.to_json(), tensors=wanted, dtype=dtype, beside=beside)
+    return checkpoint, origin
+
+
+def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Iterator[Finding]:
+    """Every stage of the model in a folder, on the inputs that lie beside it.
+
+    Raises:
+        WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
+    """
+    return videochat_stages(load(checkpoint=folder, device=device, dtype=dtype), folder)
+
+
+def blueprint(size: str) -> Blueprint:
+    """What a published size is made of; `size` is one of `SIZES`. No memory is taken."""
+    config = SIZES[size]
+    network = _blank(config)
+    vision, decoder = network.visual_encoder, config.decoder
+    num_tokens = config.vision.num_tokens(config.num_frames)
+    global_blocks = num_parameters(vision.gmhra) + vision.gmhra_cls_token.numel()
+    return Blueprint(
+        modules={
+            "visual encoder": num_parameters(vision) - global_blocks,
+            "GMHRA": global_blocks,
+            "ln_vision": num_parameters(network.ln_vision),
+            "Q-Former": num_parameters(network.qformer),
+            "query tokens": network.query_tokens.numel() + network.extra_query_tokens.numel(),
+            "llama_proj": num_parameters(network.llama_proj),
+            "LLaMA": num_parameters(network.llama_model),
+        },
+        kv_values_per_token=2 * decoder.depth * decoder.width,
+        max_model_len=decoder.max_positions,
+        num_video_tokens=config.feature_shape[0],
+        encoder_values_per_clip=num_tokens * (2 * config.vision.mlp_width + 6 * config.vision.width),
+    )
 
 
 def assemble(
@@ -169,15 +225,9 @@ def _blank(config: VideoChatConfig) -> VideoChatNetwork:
         return VideoChatNetwork(config)
 
 
-def _read_config(checkpoint: Path) -> VideoChatConfig:
-    try:
-        return VideoChatConfig.from_json(read_sizes(checkpoint))
-    except (TypeError, KeyError, AssertionError) as error:
-        raise WeightsError(f"{checkpoint.name} has no config.json with the sizes of a VideoChat model.") from error
-
-
-def _read_tokenizer(checkpoint: Path) -> Tokenizer:
-    return read_sentencepiece(checkpoint / "tokenizer.model")
+def _tokenizer_of(folder: Path) -> Path:
+    own = folder / "tokenizer.model"
+    return own if own.is_file() else folder / "llama" / "tokenizer.model"
 
 
 def _sampled(clip: Clip) -> str:

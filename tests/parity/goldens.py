@@ -1,4 +1,4 @@
-"""Where the reference tensors lie, how near is equal, and a golden set's sizes in our words."""
+"""How near to the reference tensors is equal, and what every module of a network gave."""
 
 import json
 from dataclasses import dataclass
@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from model.networks.eva_vit import VisionConfig
-from model.networks.llama import DecoderConfig
-from model.networks.videochat import QFormerConfig, VideoChatConfig
 
 TOLERANCE = 2e-5
 """Of the largest expected value: some five times the noise of float32, far below every mistake tried."""
@@ -26,41 +22,6 @@ def assert_near(got: Tensor, expected: Tensor, what: str) -> None:
     assert got.shape == expected.shape, what
     error = (got - expected).abs().max() / expected.abs().max()
     assert error <= TOLERANCE, f"{what}: off by {error:.1e} of the largest value"
-
-
-def videochat_config(folder: Path) -> VideoChatConfig:
-    sizes = read_json(folder / "config.json")
-    vit, qformer, llama = sizes["vit"], sizes["qformer"], sizes["llama"]
-    return VideoChatConfig(
-        num_frames=sizes["num_frames"],
-        vision=VisionConfig(
-            image_size=vit["img_size"],
-            patch_size=vit["patch_size"],
-            width=vit["embed_dim"],
-            depth=vit["depth"],
-            num_heads=vit["num_heads"],
-            num_global_blocks=vit["gmhra_layers"],
-            mlp_ratio=vit["mlp_ratio"],
-        ),
-        qformer=QFormerConfig(
-            width=qformer["hidden_size"],
-            depth=qformer["num_hidden_layers"],
-            num_heads=qformer["num_attention_heads"],
-            mlp_width=qformer["intermediate_size"],
-            num_queries=qformer["num_query_token"],
-            num_extra_queries=qformer["extra_num_query_token"],
-            cross_every=qformer["cross_attention_freq"],
-        ),
-        decoder=DecoderConfig(
-            vocab_size=llama["vocab_size"],
-            width=llama["hidden_size"],
-            depth=llama["num_hidden_layers"],
-            num_heads=llama["num_attention_heads"],
-            mlp_width=llama["intermediate_size"],
-            max_positions=llama["max_position_embeddings"],
-            rms_eps=llama["rms_norm_eps"],
-        ),
-    )
 
 
 @dataclass

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoints.videochat import read_sizes
 from model.conversation import Clip, Conversation, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment
@@ -21,7 +22,7 @@ from model.sentencepiece import read_sentencepiece
 from model.video import VideoLimits
 from model.video_reader import open_video
 from model.weights import WeightsError, load_strict
-from tests.parity.goldens import Stages, assert_near, read_json, tensors, videochat_config
+from tests.parity.goldens import Stages, assert_near, read_json, tensors
 from tests.published import golden
 
 SETS = ("videochat-open", "videochat-e2e")
@@ -29,7 +30,7 @@ SETS = ("videochat-open", "videochat-e2e")
 
 def load(folder: Path) -> VideoChat:
     weights = tensors(folder / "weights.safetensors")
-    network = assemble(videochat_config(folder), weights, device="cpu", dtype=torch.float32)
+    network = assemble(read_sizes(folder / "config.json"), weights, device="cpu", dtype=torch.float32)
     tokenizer = read_sentencepiece(folder / "llama" / "tokenizer.model")
     return VideoChat(network, tokenizer, digest="0" * 64, default_sampling=SamplingParams())
 
@@ -57,7 +58,7 @@ def inputs(open_set: Path) -> dict[str, Tensor]:
 def test_every_stage_gives_the_tensors_of_the_original(
     videochat: VideoChat, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    network = videochat._network
+    network = videochat.network
     stages = Stages.of(network)
     videochat.project(videochat.encode(inputs["video"]))
     ours = stages.outputs
@@ -146,7 +147,7 @@ def test_a_file_becomes_the_features_of_the_original() -> None:
 def test_a_checkpoint_that_lacks_a_key_or_has_one_too_many_is_refused(open_set: Path) -> None:
     weights = tensors(open_set / "weights.safetensors")
     with torch.device("meta"):
-        network = VideoChatNetwork(videochat_config(open_set))
+        network = VideoChatNetwork(read_sizes(open_set / "config.json"))
     needed = {key: target for key in weights if (target := KEY_MAP.target(key)) is not None}
     assert len(needed) == len(list(network.parameters()))
     for key, target in needed.items():

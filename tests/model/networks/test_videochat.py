@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from model.families.videochat import PUBLISHED_7B, PUBLISHED_13B
+from model.checkpoints.videochat import PUBLISHED_7B, PUBLISHED_13B
 from model.networks.eva_vit import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork

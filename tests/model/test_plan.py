@@ -1,0 +1,39 @@
+"""Memory of the published sizes, against what was counted on the original's own classes."""
+
+import pytest
+import torch
+
+from model.families.videochat import SIZES, blueprint
+from model.plan import MIB, plan
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(("size", "gib", "kv"), [("7b", 14.97, 524_288), ("13b", 26.66, 819_200)])
+def test_published_sizes_take_what_the_original_takes_in_16_bits(size: str, gib: float, kv: int) -> None:
+    memory = plan(blueprint(size), torch.float16)
+    assert memory.weight_bytes / GIB == pytest.approx(gib, abs=0.005)
+    assert memory.kv_bytes_per_token == kv
+
+
+def test_every_parameter_belongs_to_one_module() -> None:
+    modules = blueprint("7b").modules
+    assert modules["visual encoder"] == 985_894_528
+    assert modules["GMHRA"] == 202_340_736
+    assert modules["Q-Former"] == 105_137_664
+    assert modules["query tokens"] == 73_728
+    assert sum(modules.values()) - modules["LLaMA"] == 1_296_599_296
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    memory = plan(blueprint("7b"), torch.bfloat16)
+    fixed = memory.weight_bytes + memory.encoder_bytes_per_clip
+    conversation = 1_170 * memory.kv_bytes_per_token
+    assert conversation == 585 * MIB
+    assert memory.largest_batch(fixed + 3 * conversation, num_tokens=1_170) == 3
+    assert memory.largest_batch(fixed + 3 * conversation - 1, num_tokens=1_170) == 2
+    assert memory.largest_batch(0, num_tokens=1_170) == 0
+
+
+def test_each_size_has_a_blueprint() -> None:
+    assert all(blueprint(size).max_model_len == 2048 for size in SIZES)

@@ -1,0 +1,201 @@
+"""The four published files, in small: merged as the original merges them, and what is said of wrong ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoints.folder import write_folder
+from model.checkpoints.videochat import (
+    PUBLISHED_7B,
+    PUBLISHED_13B,
+    find_published,
+    merge,
+    read_sizes,
+)
+from model.families import load_family
+from model.families.videochat import read_source
+from model.networks.videochat import VideoChatConfig
+from model.weights import WeightsError
+from tests.parity.goldens import assert_near, tensors
+from tests.published import golden
+
+SETS = ("videochat-open", "videochat-e2e")
+Change = Callable[[dict[str, Tensor]], None]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The four files and their sizes in one folder, as a user would lay them, to be spoiled."""
+    folder = tmp_path / "published"
+    shutil.copytree(golden("videochat-open-ckpt"), folder)
+    shutil.copytree(golden("videochat-open") / "llama", folder / "llama")
+    shutil.copy(golden("videochat-open") / "config.json", folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def changed(path: Path, change: Change) -> None:
+    """Rewrite a published file's tensors."""
+    content = torch.load(path, weights_only=True)
+    change(content.get("model", content))
+    torch.save(content, path)
+
+
+def merged(folder: Path, **parts: Path) -> dict[str, Tensor]:
+    return merge(find_published(folder, parts))[1]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_four_files_merge_into_the_state_dict_of_the_original_exactly(name: str) -> None:
+    folder = golden(name)
+    config, ours = merge(find_published(golden(f"{name}-ckpt"), {"llama": folder / "llama"}))
+    assert config == read_sizes(folder / "config.json")
+    original = tensors(folder / "weights.safetensors")
+    assert ours.keys() == original.keys()
+    for key, tensor in original.items():
+        assert torch.equal(ours[key].to(tensor.dtype), tensor), key
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_converted_folder_gives_the_features_of_the_files_it_was_made_from(name: str, tmp_path: Path) -> None:
+    folder = golden(name)
+    checkpoint, origin = read_source(
+        golden(f"{name}-ckpt"), parts={"llama": folder / "llama"}, ignored=(), dtype=torch.float32
+    )
+    digest = write_folder(tmp_path / "mine", checkpoint, origin=origin, report=lambda *_: None)
+    converted = load_family("videochat", checkpoint=tmp_path / "mine")
+    assert converted.checkpoint_digest == digest
+
+    whole = load_family("videochat", checkpoint=folder)
+    size = whole.pixel_spec.size
+    pixel_values = torch.randn(1, 2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    # Not to the last bit: where a file happens to place a matrix decides in which order its sums are made.
+    assert_near(converted.encode(pixel_values), whole.encode(pixel_values), "features")
+    assert converted.tokenizer.encode("What is it?", bos=True) == whole.tokenizer.encode("What is it?", bos=True)
+    for ours, theirs in zip(converted.language_model.parameters(), whole.language_model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_whole_model_in_one_file_converts_as_its_four_files_do(files: Path) -> None:
+    of_four, _ = read_source(files, parts={}, ignored=(), dtype=None)
+    of_one, _ = read_source(golden("videochat-open"), parts={}, ignored=(), dtype=None)
+    assert of_four.tensors.keys() == of_one.tensors.keys()
+    assert of_four.sizes == of_one.sizes
+    assert not any("inv_freq" in key or "position_ids" in key or "t5_proj" in key for key in of_four.tensors)
+
+
+def drop(key: str) -> Change:
+    def change(state: dict[str, Tensor]) -> None:
+        for name in [name for name in state if name.startswith(key)]:
+            del state[name]
+
+    return change
+
+
+def add(key: str) -> Change:
+    return lambda state: state.update({key: torch.zeros(1)})
+
+
+def narrow(key: str, rows: int) -> Change:
+    return lambda state: state.update({key: state[key][:rows].clone()})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("videochat.pth", drop("visual_encoder.gmhra"), "holds no GMHRA .* not the file that VideoChat published"),
+        ("videochat.pth", drop("visual_encoder.gmhra.1.dpe"), r"no key covers: visual_encoder\.gmhra\.1\.dpe\.bias"),
+        ("videochat.pth", drop("extra_query_tokens"), "no key covers: extra_query_tokens"),
+        ("videochat.pth", add("lora_A.weight"), r"videochat\.pth has a key that belongs nowhere .*: lora_A\.weight"),
+        ("videochat.pth", narrow("llama_proj.weight", 40), "projects to 40 values, but the language model is 64 wide"),
+        ("eva_vit_g.pth", drop("blocks.2."), r"no key covers: visual_encoder\.blocks\.2\."),
+        ("eva_vit_g.pth", add("rel_pos_bias"), r"eva_vit_g\.pth has a key .*: rel_pos_bias.*--ignore"),
+        ("eva_vit_g.pth", narrow("pos_embed", 0), "shapes that differ: visual_encoder.pos_embed"),
+        ("blip2_pretrained_flant5xxl.pth", drop("query_tokens"), "no key covers: query_tokens"),
+        ("blip2_pretrained_flant5xxl.pth", add("opt_proj.bias"), "has a key .*: opt_proj.bias"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, said: str) -> None:
+    changed(files / file, change)
+    with pytest.raises(WeightsError, match=said):
+        read_source(files, parts={}, ignored=(), dtype=None)
+
+
+def test_a_key_that_the_user_knows_to_be_harmless_is_passed_over(files: Path) -> None:
+    changed(files / "eva_vit_g.pth", add("rel_pos_bias"))
+    checkpoint, _ = read_source(files, parts={}, ignored=("rel_pos_bias",), dtype=None)
+    assert not any("rel_pos" in key for key in checkpoint.tensors)
+
+
+def rewritten(folder: Path, **values: object) -> None:
+    path = folder / "llama" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"vocab_size": 384}, "vocab_size is 384, not 385.*vicuna-7b-delta-v0 .* a bare delta, LLaMA-2"),
+        ({"hidden_size": 80, "num_attention_heads": 5}, "width is 80, not 64"),
+        ({"num_hidden_layers": 3}, "depth is 3, not 2"),
+        ({"max_position_embeddings": 4096}, "max_positions is 4096, not 2048"),
+    ],
+)
+def test_another_llama_is_refused_with_the_right_ones_name(files: Path, values: dict[str, int], said: str) -> None:
+    rewritten(files, **values)
+    with pytest.raises(WeightsError, match=said):
+        merged(files)
+
+
+def test_a_llama_without_the_row_that_vicuna_added_is_refused(files: Path) -> None:
+    path = files / "llama" / "model.safetensors"
+    state = load_file(path)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[key] = state[key][:384].clone()
+    save_file(state, path)
+    with pytest.raises(WeightsError, match=r"has 384 embedding rows where 385 belong.*\[PAD\] row"):
+        merged(files)
+
+
+@pytest.mark.parametrize("file", ["eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "videochat.pth"])
+def test_a_file_that_is_absent_or_cut_short_is_named_with_what_to_do(files: Path, file: str) -> None:
+    whole = (files / file).read_bytes()
+    (files / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match=rf"{file} is damaged or was cut short .* Download it again"):
+        merged(files)
+    (files / file).unlink()
+    with pytest.raises(WeightsError, match=rf"has no {file}; download it, or name it with --part"):
+        merged(files)
+
+
+def test_parts_may_lie_anywhere(files: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "my_vit.pth"
+    (files / "eva_vit_g.pth").rename(elsewhere)
+    assert merged(files, vision=elsewhere).keys() == tensors(golden("videochat-open") / "weights.safetensors").keys()
+    with pytest.raises(WeightsError, match=r"no part 'vit'; its parts are vision, qformer, llama, videochat, config"):
+        merged(files, vit=elsewhere)
+
+
+def test_two_files_that_might_be_meant_are_both_named(files: Path) -> None:
+    shutil.copy(files / "videochat.pth", files / "videochat_7b.pth")
+    with pytest.raises(WeightsError, match=r"has videochat_7b\.pth and videochat\.pth; say which"):
+        merged(files)
+
+
+@pytest.mark.parametrize("config", [PUBLISHED_7B, PUBLISHED_13B])
+def test_without_a_config_the_projection_tells_the_published_size(files: Path, config: VideoChatConfig) -> None:
+    rows = config.decoder.width
+    (files / "config.json").unlink()
+    changed(files / "videochat.pth", lambda state: state.update({"llama_proj.weight": torch.zeros(rows, 768)}))
+    with pytest.raises(WeightsError, match=r"holds another LLaMA .* vocab_size is 385, not 32001"):
+        merged(files)
+    changed(files / "videochat.pth", lambda state: state.update({"llama_proj.weight": torch.zeros(64, 32)}))
+    with pytest.raises(WeightsError, match=r"neither the 7B nor the 13B .* \[64, 32\].*--part config=FILE"):
+        merged(files)

@@ -1,0 +1,146 @@
+"""The commands for checkpoints, as a user runs them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from tests.published import golden
+
+
+def reeltalk(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the reference, to be spoiled."""
+    copy = tmp_path / "reference"
+    shutil.copytree(golden("videochat-open"), copy)
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["videochat-open", "videochat-e2e"])
+def test_verify_passes_on_a_reference_and_writes_its_tensors(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="decoding needs PyAV")
+    done = reeltalk("verify", golden(name), "--out", tmp_path / "out.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "Nothing differs." in done.output
+    expected, written = load_file(golden(name) / "expected.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert {key: (t.shape, t.dtype) for key, t in written.items()} == {
+        key: (t.shape, t.dtype) for key, t in expected.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["videochat-open", "videochat-e2e"])
+def test_verify_without_a_reference_writes_the_same_tensors_and_compares_none(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="decoding needs PyAV")
+    folder = tmp_path / "reference"
+    shutil.copytree(golden(name), folder, ignore=shutil.ignore_patterns("expected.safetensors"))
+    done = reeltalk("verify", folder, "--out", tmp_path / "out.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "compared with nothing" in done.output
+    expected, written = load_file(golden(name) / "expected.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(written[key].shape == tensor.shape for key, tensor in expected.items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_verify_in_16_bits_passes_within_their_noise(dtype: str) -> None:
+    assert reeltalk("verify", golden("videochat-open"), "--dtype", dtype).exit_code == 0
+
+
+def failed_stages(done: Result) -> set[str]:
+    return {line.split()[0] for line in done.output.splitlines() if " fail" in line or " absent" in line}
+
+
+def test_verify_names_the_stage_from_which_a_fault_shows(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    weights["visual_encoder.gmhra.1.dpe.weight"] *= 1.01
+    save_file(weights, folder / "weights.safetensors")
+    done = reeltalk("verify", folder)
+    assert done.exit_code == 1
+    failed = failed_stages(done)
+    assert {"gmhra.1", "visual_encoder", "inputs_llama", "turn1.greedy_logits"} <= failed
+    assert not {"blocks.3", "gmhra.0", "turn1.prompt"} & failed
+
+
+def test_verify_finds_exchanged_queries_a_missing_stage_and_another_text(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    weights["query_tokens"], weights["extra_query_tokens"] = (
+        torch.cat((weights["extra_query_tokens"][:, :3], weights["query_tokens"][:, 3:]), dim=1),
+        torch.cat((weights["query_tokens"][:, :3], weights["extra_query_tokens"][:, 3:]), dim=1),
+    )
+    save_file(weights, folder / "weights.safetensors")
+    expected = load_file(folder / "expected.safetensors")
+    save_file(expected | {"blocks.99": torch.ones(1)}, folder / "expected.safetensors")
+    dialogue = folder / "dialogue.json"
+    dialogue.write_text(dialogue.read_text().replace("What is she doing?\\n###", "What is he doing?\\n###"))
+    done = reeltalk("verify", folder)
+    assert done.exit_code == 1
+    assert {"qformer.embeddings", "inputs_llama", "blocks.99", "turn1.prompt"} <= failed_stages(done)
+    assert not {"visual_encoder", "ln_vision"} & failed_stages(done)
+
+
+def test_convert_makes_a_folder_whose_digest_verify_confirms(tmp_path: Path) -> None:
+    mine, reference = tmp_path / "mine", golden("videochat-open")
+    done = reeltalk("convert", golden("videochat-open-ckpt"), "--to", mine, "--part", f"llama={reference / 'llama'}")
+    assert done.exit_code == 0, done.output
+    assert f"{mine} is complete" in done.output
+    assert {t.dtype for t in load_file(mine / "model-00001-of-00001.safetensors").values()} == {torch.float16}
+    assert reeltalk("verify", mine).exit_code == 0
+
+    again = reeltalk("convert", reference, "--to", mine)
+    assert again.exit_code == 2
+    assert "exists already" in again.output
+
+    (shard,) = mine.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    spoiled = reeltalk("verify", mine)
+    assert spoiled.exit_code == 1
+    assert failed_stages(spoiled) == {"digest"}
+
+
+def test_a_converted_folder_with_a_reference_beside_it_is_verified_whole(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    assert reeltalk("convert", folder, "--to", mine, "--dtype", "float32").exit_code == 0
+    for name in ("inputs.safetensors", "expected.safetensors", "dialogue.json"):
+        shutil.copy(folder / name, mine)
+    done = reeltalk("verify", mine)
+    assert done.exit_code == 0, done.output
+    assert {"digest", "turn2.beam3"} <= {line.split()[0] for line in done.output.splitlines()}
+
+
+def test_plan_prints_modules_cache_and_batch() -> None:
+    done = reeltalk("plan", "--size", "7b", "--budget-mib", "20000", "--tokens", "1170")
+    assert done.exit_code == 0, done.output
+    assert "15,325.6" in done.output
+    assert "524,288 bytes a token" in done.output
+    assert "Largest batch in 20,000 MiB: 7 conversations of 1,170 tokens" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "--size", "70b"], "videochat has no size '70b'; there are: 7b, 13b."),
+        (["plan", "--family", "videochat9"], "There is no family 'videochat9'"),
+        (["verify", "/nowhere"], "/nowhere/config.json is not there"),
+        (["verify", "/nowhere", "--device", "cuda:99"], "There is no device 'cuda:99' here."),
+        (["convert", "--to", "/nowhere/new"], "name one with --part llama=FOLDER"),
+        (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part wants NAME=PATH"),
+        (["pull", "no name"], "is no name on the Hub"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_status_2(arguments: list[str], said: str) -> None:
+    done = reeltalk(*arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert "Traceback" not in done.output
