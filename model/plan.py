@@ -1,10 +1,13 @@
 """How much memory a model of known sizes takes, and how many conversations fit beside it; loads no weight."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from model.quantization import Quantization, quantized_bytes
 
 MIB = 1024**2
 
@@ -15,6 +18,10 @@ class Blueprint:
 
     modules: Mapping[str, int]
     """Parameters by module."""
+    quantizable: str
+    """The module of which linear layers can be quantised."""
+    linear_shapes: Sequence[tuple[int, int]]
+    """Those layers' weights."""
     kv_values_per_token: int
     """Keys and values of all layers."""
     max_model_len: int
@@ -42,10 +49,15 @@ class Plan:
         return max(0, left // (self.kv_bytes_per_token * num_tokens))
 
 
-def plan(blueprint: Blueprint, dtype: torch.dtype) -> Plan:
-    """The memory of weights, KV cache and activations, everything in `dtype`."""
+def plan(blueprint: Blueprint, dtype: torch.dtype, quantization: Quantization | None = None) -> Plan:
+    """The memory of weights, KV cache and activations: in `dtype`, but for the weights that are quantised."""
+    module_bytes = {name: count * dtype.itemsize for name, count in blueprint.modules.items()}
+    if quantization is not None:
+        for shape in blueprint.linear_shapes:
+            fewer = quantized_bytes(quantization, shape, scale_bytes=dtype.itemsize)
+            module_bytes[blueprint.quantizable] -= math.prod(shape) * dtype.itemsize - fewer
     return Plan(
-        module_bytes={name: count * dtype.itemsize for name, count in blueprint.modules.items()},
+        module_bytes=module_bytes,
         kv_bytes_per_token=blueprint.kv_values_per_token * dtype.itemsize,
         encoder_bytes_per_clip=blueprint.encoder_values_per_clip * dtype.itemsize,
     )

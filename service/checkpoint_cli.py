@@ -84,9 +84,11 @@ def verify(
 
 
 def plan(
+    *,
     size: Annotated[str, typer.Option(help="A published size, e.g. 7b.")] = "7b",
     family: FamilyOption = "videochat",
     dtype: DtypeOption = "float16",
+    quantize: Annotated[Literal["int8", "int4"] | None, typer.Option(help="Of the language model's weights.")] = None,
     budget_mib: Annotated[int | None, typer.Option(min=1, help="MiB to fit into.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Positions of a conversation.", show_default="all")] = None,
 ) -> None:
@@ -101,8 +103,9 @@ def plan(
         if size not in sizes:
             _refuse(f"{family} has no size {size!r}; there are: {', '.join(sizes)}.")
         blueprint = _capability(family, "blueprint")(size)
-        memory = plan_memory(blueprint, getattr(torch, dtype))
-    table = Table("module", "parameters", "MiB", title=f"{family} {size} in {dtype}")
+        memory = plan_memory(blueprint, getattr(torch, dtype), quantize)
+    title = f"{family} {size} in {dtype}" + (f", language model in {quantize}" if quantize else "")
+    table = Table("module", "parameters", "MiB", title=title)
     for name, count in blueprint.modules.items():
         table.add_row(name, f"{count:,}", f"{memory.module_bytes[name] / MIB:,.1f}")
     table.add_section()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.family import Family
+    from model.quantization import Quantization
 
 
 class UnknownFamily(ValueError):
@@ -32,6 +33,7 @@ def load_family(
     checkpoint: Path | None = None,
     device: "torch.device | str" = "cpu",
     dtype: "torch.dtype | None" = None,
+    quantization: "Quantization | None" = None,
 ) -> "Family":
     """Load one family on one device, ready for inference.
 
@@ -40,12 +42,14 @@ def load_family(
         checkpoint: a folder in the family's layout; None takes the family's `tiny` sizes and weights.
         device: where all weights go.
         dtype: what everything computes in; None is float32.
+        quantization: bits of the language model's weights; None leaves them in `dtype`.
 
     Raises:
         UnknownFamily: there is no such family.
         WeightsError, TokenizerError: the checkpoint is incomplete, damaged or another model's.
     """
-    family: Family = family_module(name).load(checkpoint=checkpoint, device=device, dtype=dtype)
+    options = {} if quantization is None else {"quantization": quantization}
+    family: Family = family_module(name).load(checkpoint=checkpoint, device=device, dtype=dtype, **options)
     return family
 
 

@@ -21,6 +21,7 @@ from model.family import tokenize_segments
 from model.networks.videochat import VideoChatConfig, VideoChatNetwork
 from model.pixels import PixelSpec
 from model.plan import Blueprint, num_parameters
+from model.quantization import Quantization, linear_layers, quantize
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import Tokenizer
 from model.verification.stage import Finding
@@ -99,7 +100,7 @@ class VideoChat:
         self.feature_shape = config.feature_shape
         self.num_video_tokens = config.feature_shape[0]
         self.max_model_len = config.decoder.max_positions
-        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.num_parameters = num_parameters(network)
         self.network = network
         self._device = network.llama_proj.weight.device
 
@@ -118,7 +119,13 @@ class VideoChat:
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
 
 
-def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dtype | None) -> VideoChat:
+def load(
+    *,
+    checkpoint: Path | None,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    quantization: Quantization | None = None,
+) -> VideoChat:
     """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
     `config.json` holds the sizes as `VideoChatConfig.to_json` gives them, or by part (`vit`, `qformer`, `llama`);
@@ -126,10 +133,12 @@ def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dt
     lie in a subfolder `llama`. `generation_config.json`, as transformers writes it, may say how answers are
     sampled by default; without it they are sampled as the published demo does.
 
-    On the CPU, tensors that are in `dtype` already stay mapped from their files.
+    On the CPU, tensors that are in `dtype` already stay mapped from their files. With a `quantization` the language
+    model's weights reach `device` in fewer bits; features and their digest stay what they are.
 
     Raises:
-        WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
+        WeightsError, TokenizerError: the folder is incomplete, damaged or another model's, or the library that
+            quantises is not installed.
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     config = read_sizes(checkpoint / "config.json")
@@ -137,9 +146,14 @@ def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dt
     tensors = read_folder(checkpoint)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")
-    network = assemble(config, tensors, device=device, dtype=dtype or torch.float32)
     digest = folder_digest(checkpoint, tensors, config.to_json())
-    return VideoChat(network, tokenizer, digest=digest, default_sampling=sampling)
+    network = assemble(config, tensors, device="cpu", dtype=dtype or torch.float32)
+    total = num_parameters(network)
+    if quantization is not None:
+        quantize(network.llama_model, quantization, device=device)
+    family = VideoChat(network.to(device), tokenizer, digest=digest, default_sampling=sampling)
+    family.num_parameters = total  # of 4-bit weights, two are stored as one
+    return family
 
 
 def read_source(
@@ -198,6 +212,8 @@ def blueprint(size: str) -> Blueprint:
             "llama_proj": num_parameters(network.llama_proj),
             "LLaMA": num_parameters(network.llama_model),
         },
+        quantizable="LLaMA",
+        linear_shapes=[(linear.out_features, linear.in_features) for linear in linear_layers(network.llama_model)],
         kv_values_per_token=2 * decoder.depth * decoder.width,
         max_model_len=decoder.max_positions,
         num_video_tokens=config.feature_shape[0],

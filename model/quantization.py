@@ -1,0 +1,94 @@
+"""Weights of a LLaMA in 8 or 4 bits; activations, embeddings and the head stay as they are.
+
+int8 is torchao's, with one scale a row; int4 is the 4-bit NormalFloat of bitsandbytes (NF4, QLoRA), with one scale
+for 64 weights. Both are extras, imported when asked for, and compute on the CPU as well as on a GPU.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
+
+from model.weights import WeightsError
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+Quantization = Literal["int8", "int4"]
+INT4_GROUP = 64
+"""Weights that share a scale, float32."""
+
+
+def quantize(network: "LlamaForCausalLM", kind: Quantization, *, device: torch.device | str) -> None:
+    """Quantise every linear layer of the decoder's blocks in place, one after the other, each on `device`.
+
+    At no time are more than the quantised layers and one other in the memory of `device`. What is not quantised
+    stays where it is.
+
+    Raises:
+        WeightsError: the library is not installed.
+    """
+    replace = {"int8": _to_int8, "int4": _to_int4}[kind]()
+    for parent in list(network.model.layers.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, replace(child, torch.device(device)))
+
+
+def linear_layers(network: "LlamaForCausalLM") -> list[nn.Linear]:
+    """What `quantize` replaces."""
+    return [module for module in network.model.layers.modules() if isinstance(module, nn.Linear)]
+
+
+def quantized_bytes(kind: Quantization, shape: tuple[int, int], *, scale_bytes: int) -> int:
+    """What a linear layer of `shape` takes: its weights, and a scale for each row (int8) or each group (int4)."""
+    num_rows, num_columns = shape
+    num_weights = num_rows * num_columns
+    return num_weights + num_rows * scale_bytes if kind == "int8" else num_weights // 2 + num_weights // INT4_GROUP * 4
+
+
+_Replace = Callable[[nn.Linear, torch.device], nn.Module]
+
+
+def _to_int8() -> _Replace:
+    library = _imported("torchao.quantization")
+
+    def replace(linear: nn.Linear, device: torch.device) -> nn.Module:
+        linear = linear.to(device)
+        library.quantize_(linear, library.Int8WeightOnlyConfig())
+        return linear.requires_grad_(False)
+
+    return replace
+
+
+def _to_int4() -> _Replace:
+    library = _imported("bitsandbytes.nn")
+
+    def replace(linear: nn.Linear, device: torch.device) -> nn.Module:
+        assert "bias" not in dict(linear.named_parameters()), "LLaMA's linear layers have no bias"
+        weight = linear.weight
+        with torch.device("meta"):
+            packed: nn.Module = library.Linear4bit(
+                linear.in_features, linear.out_features, bias=False, compute_dtype=weight.dtype, quant_type="nf4"
+            )
+        packed.weight = library.Params4bit(
+            weight.detach(), requires_grad=False, quant_type="nf4", blocksize=INT4_GROUP, compress_statistics=False
+        )
+        return packed.to(device)
+
+    return replace
+
+
+def _imported(name: str) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        wanted = " or ".join(get_args(Quantization))
+        raise WeightsError(
+            f"Weights in {wanted} need {name.partition('.')[0]}, which is not installed: pip install "
+            "'reeltalk[quantize]'."
+        ) from error

@@ -1,0 +1,49 @@
+"""LLaMA's weights in fewer bits."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from model.families.videochat import blueprint
+from model.plan import plan
+from model.quantization import Quantization, linear_layers, quantize
+from model.weights import WeightsError
+from tests.model.engine.small_llama import small_llama
+
+GIB = 1024**3
+LIBRARIES = {"int8": "torchao", "int4": "bitsandbytes"}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("kind", "noise"), [("int8", 0.05), ("int4", 0.4)])
+def test_logits_change_by_little_more_than_the_bits_that_are_left_out(kind: Quantization, noise: float) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    network = small_llama().eval()
+    ids = torch.tensor([[1, 5, 9, 12]])
+    with torch.no_grad():
+        exact = network(ids).logits
+        quantize(network, kind, device="cpu")
+        logits = network(ids).logits
+    assert not torch.equal(logits, exact)
+    assert (logits - exact).norm() < noise * exact.norm()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_without_the_library_it_is_said_how_to_install_it(kind: Quantization) -> None:
+    if importlib.util.find_spec(LIBRARIES[kind]):
+        pytest.skip(f"{LIBRARIES[kind]} is installed")
+    with pytest.raises(WeightsError, match=rf"need {LIBRARIES[kind]}, which is not installed: pip install"):
+        quantize(small_llama(), kind, device="cpu")
+
+
+def test_embeddings_and_head_are_left_alone() -> None:
+    network = small_llama()
+    layers = linear_layers(network)
+    assert len(layers) == 7 * network.config.num_hidden_layers
+    assert network.lm_head not in layers
+
+
+@pytest.mark.parametrize(("kind", "gib"), [("int8", 9.5), ("int4", 7.0)])
+def test_the_published_7b_fits_where_the_original_does_not(kind: Quantization, gib: float) -> None:
+    assert plan(blueprint("7b"), torch.float16, kind).weight_bytes / GIB < gib
