@@ -142,7 +142,10 @@ def load(
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     config = read_sizes(checkpoint / "config.json")
-    tokenizer, sampling = read_sentencepiece(_tokenizer_of(checkpoint)), read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
+    tokenizer, sampling = (
+        read_sentencepiece(_tokenizer_of(checkpoint)),
+        read_sampling(checkpoint, published=PUBLISHED_SAMPLING),
+    )
     tensors = read_folder(checkpoint)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")

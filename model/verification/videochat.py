@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoints.json_object import read_object
-from model.conversation import Clip, Conversation, Turn, VideoSlot
+from model.conversation import Clip, Conversation, Part, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.family import tokenize_segments
 from model.networks.videochat import VideoChatNetwork
@@ -172,9 +172,7 @@ class _Answer:
         return decode_greedily(self._llama, self._prompt, max_tokens=self._max_tokens, eos=eos, stop=stop)
 
 
-def _spliced(
-    family: "VideoChat", segments: tuple[str | VideoSlot, ...], video: Tensor
-) -> tuple[Tensor, list[list[int]]]:
+def _spliced(family: "VideoChat", segments: tuple[Part, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Embeddings [1, L, hidden] of a prompt with the video tokens in their place, and the ids of its texts."""
     parts = tokenize_segments(family.tokenizer, segments)
     embed = family.language_model.get_input_embeddings()
@@ -185,7 +183,7 @@ def _spliced(
         return torch.cat(rows).unsqueeze(0), [list(part) for part in parts if not isinstance(part, VideoSlot)]
 
 
-def _as_told(turn: Mapping[str, Any], ours: tuple[str | VideoSlot, ...]) -> tuple[str | VideoSlot, ...]:
+def _as_told(turn: Mapping[str, Any], ours: tuple[Part, ...]) -> tuple[Part, ...]:
     """The reference's texts, if there are, so that a prompt that differs does not spoil the stages after it."""
     texts = turn.get("segments")
     if not texts:
@@ -193,8 +191,8 @@ def _as_told(turn: Mapping[str, Any], ours: tuple[str | VideoSlot, ...]) -> tupl
     return tuple(part for text in texts for part in (text, VideoSlot(0)))[:-1]
 
 
-def _text_of(segments: tuple[str | VideoSlot, ...]) -> str:
-    return "".join("<VideoHere>" if isinstance(part, VideoSlot) else part for part in segments)
+def _text_of(segments: tuple[Part, ...]) -> str:
+    return "".join("<VideoHere>" if isinstance(part, VideoSlot) else str(part) for part in segments)
 
 
 def _without_bos(ids: list[int]) -> list[int]:
