@@ -28,6 +28,7 @@ from model.networks.video_chatgpt import (
 from model.pixels import PixelSpec
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
+from model.verification.stage import Stage
 from model.video import FrameSpec
 from model.weights import KeyMap, WeightsError, checkpoint_digest, load_strict, read_safetensors, seeded
 
@@ -247,7 +248,7 @@ def assemble(
 
 def verify_stages(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[Stage]:
     """What each stage gives for the inputs of a folder of reference tensors, under the names used there.
 
     With T frames of S patches of width C, L tokens of prompt, hidden size D and vocabulary V: `frame_features`
@@ -263,21 +264,21 @@ def verify_stages(
         yield from _stages(family, inputs["pixel_values"].to(family.dtype), inputs["input_ids"])
 
 
-def _stages(family: VideoChatGPT, pixel_values: Tensor, input_ids: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _stages(family: VideoChatGPT, pixel_values: Tensor, input_ids: Tensor) -> Iterator[Stage]:
     network = family._network
     patches = network.see(pixel_values.unsqueeze(0))
-    yield "frame_features", patches[0]
+    yield Stage(name="frame_features", tensor=patches[0])
     features = network.pool(patches)[0]
-    yield "spatio_temporal_features", features
-    yield "spatio_temporal_features_half", features.half()
+    yield Stage(name="spatio_temporal_features", tensor=features)
+    yield Stage(name="spatio_temporal_features_half", tensor=features.half())
     video_tokens = network.project(features)
-    yield "video_tokens", video_tokens
+    yield Stage(name="video_tokens", tensor=video_tokens)
     start, end = map(family.tokenizer.special_id, (VIDEO_START, VIDEO_END))
     inputs_embeds = _splice(network.language_model, input_ids, video_tokens, markers=(start, end))
-    yield "inputs_embeds", inputs_embeds
+    yield Stage(name="inputs_embeds", tensor=inputs_embeds)
     logits, ids = _answer_greedily(network.language_model, inputs_embeds, eos_id=family.tokenizer.eos_id)
-    yield "logits_first", logits
-    yield "greedy_ids", ids
+    yield Stage(name="logits_first", tensor=logits)
+    yield Stage(name="greedy_ids", tensor=ids, is_choice=True)
 
 
 def _splice(model: LlamaForCausalLM, input_ids: Tensor, video_tokens: Tensor, *, markers: tuple[int, int]) -> Tensor:

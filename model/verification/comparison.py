@@ -88,7 +88,8 @@ class Comparison:
             return Row(name=stage.name, verdict="fail", note=f"{_shape(got)}, not {_shape(expected)}")
         scale = float(expected.abs().max())
         error = float((got - expected).abs().max())
-        is_near = error <= self._tolerance * scale  # false for NaN
+        rounding = torch.finfo(stage.tensor.dtype).eps if stage.tensor.dtype != torch.float32 else 0.0
+        is_near = error <= max(self._tolerance, rounding) * scale  # false for NaN
         verdict = "pass" if is_near else self._if_differs(stage.is_choice)
         return Row(name=stage.name, verdict=verdict, error=error, scale=scale, note=note)
 

@@ -63,7 +63,7 @@ def is_near(got: Tensor, expected: Tensor) -> bool:
 
 
 def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: dict[str, Tensor]) -> None:
-    stages = dict(verify_stages(folder, device="cpu", dtype=None))
+    stages = {stage.name: stage.tensor for stage in verify_stages(folder, device="cpu", dtype=None)}
     assert stages.keys() == expected.keys()
     for name, tensor in stages.items():
         assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape), name

@@ -228,7 +228,7 @@ def reference(tmp_path: Path) -> Path:
 
 
 def test_stages_are_computed_where_nothing_says_what_they_should_be(reference: Path) -> None:
-    stages = dict(verify_stages(reference, device="cpu", dtype=torch.bfloat16))
+    stages = {stage.name: stage.tensor for stage in verify_stages(reference, device="cpu", dtype=torch.bfloat16)}
     assert stages["video_tokens"].dtype == torch.bfloat16
     assert len(stages["greedy_ids"]) == 16
 
