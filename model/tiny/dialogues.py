@@ -24,7 +24,7 @@ from model.tiny.wordings import (
     WHICH_MOVES,
     WHICH_STILL,
 )
-from model.tiny.world import COLOUR_NAMES, MOTIONS, SHAPES, SIZES, Scene, Thing, draw_scene, in_order
+from model.tiny.world import COLOUR_NAMES, MOTIONS, SHAPES, SIZES, ColourName, Scene, Thing, draw_scene, in_order
 
 ELSEWHERE = "I only know clips of drawn shapes."
 
@@ -67,6 +67,8 @@ class Exchange:
     """When what the answer gives the seconds of really happened, in the order of its numbers."""
     interval: float = 0.0
     """Seconds between two sampled frames."""
+    about: tuple[ColourName, ...] = ()
+    """The colours of the things that fit what the question says."""
 
     def is_right(self, said: str) -> bool:
         """Whether an answer is the right one: word for word, and seconds within one sampling interval."""
@@ -149,7 +151,7 @@ class _Dialogue:
     def _answered(self, kind: Kind, asked: Asked, thing: Thing, question: str) -> Exchange:
         self.focus, self.topic = thing, asked
         answer, moments = self._answer(asked, thing)
-        return self._exchange(kind, question, answer, moments)
+        return self._exchange(kind, question, answer, moments, about=[thing])
 
     def _answer(self, asked: Asked, thing: Thing) -> tuple[str, tuple[float, ...]]:
         if asked in ("appears", "vanishes"):
@@ -200,13 +202,12 @@ class _Dialogue:
     def _count(self, _: "_Before") -> Exchange:
         if self.random.random() < 0.65:
             answer = f"There {_be(len(self.things))} {NUMBERS[len(self.things)]} object{_s(len(self.things))}."
-            return self._exchange(
-                "count", self._word(QUESTIONS["count"], self.random.choice(("objects", "things"))), answer
-            )
+            question = self._word(QUESTIONS["count"], self.random.choice(("objects", "things")))
+            return self._exchange("count", question, answer, about=self.things)
         shape = self.random.choice(SHAPES)
-        count = sum(thing.shape == shape for thing in self.things)
-        answer = f"There {_be(count)} {NUMBERS[count]} {shape}{_s(count)}."
-        return self._exchange("count", self._word(QUESTIONS["count"], f"{shape}s"), answer)
+        found = [thing for thing in self.things if thing.shape == shape]
+        answer = f"There {_be(len(found))} {NUMBERS[len(found)]} {shape}{_s(len(found))}."
+        return self._exchange("count", self._word(QUESTIONS["count"], f"{shape}s"), answer, about=found)
 
     def _exists(self, _: "_Before") -> Exchange:
         like: Thing | _Wanted = self.random.choice(self.things)
@@ -214,11 +215,10 @@ class _Dialogue:
         if self.random.random() < 0.5:
             like = self._changed(like, self.random.choice(attributes))
         phrase = _plain_phrase(like, attributes)
-        found = bool(self._matching(like, attributes))
+        found = self._matching(like, attributes)
         question = self._word(QUESTIONS["exists"], f"a {phrase}")
-        return self._exchange(
-            "exists", question, f"Yes, there is a {phrase}." if found else f"No, there is no {phrase}."
-        )
+        answer = f"Yes, there is a {phrase}." if found else f"No, there is no {phrase}."
+        return self._exchange("exists", question, answer, about=found)
 
     def _which_moves(self, _: "_Before") -> Exchange:
         motion = self.random.choice(MOTIONS)
@@ -231,7 +231,7 @@ class _Dialogue:
         if len(found) == 1:
             self.focus, self.topic = found[0], "direction"
         question = self._word(WHICH_STILL if motion == "still" else WHICH_MOVES, motion)
-        return self._exchange("which_moves", question, f"{_capital(listed)} {moves}.")
+        return self._exchange("which_moves", question, f"{_capital(listed)} {moves}.", about=found)
 
     def _first(self, _: "_Before") -> Exchange | None:
         events = sorted(
@@ -244,7 +244,7 @@ class _Dialogue:
             return None
         (thing,) = (thing for thing in self.things if thing.colour == events[0][1])
         self.focus = thing
-        return self._exchange("first", question, f"First, the {_name(thing)} {thing.life}.")
+        return self._exchange("first", question, f"First, the {_name(thing)} {thing.life}.", about=[thing])
 
     def _describe(self, _: "_Before") -> Exchange:
         phrases, moments = [], []
@@ -259,7 +259,8 @@ class _Dialogue:
         if count == 1:
             self.focus = self.things[0]
         answer = f"There {_be(count)} {NUMBERS[count]} object{_s(count)}: {listed}."
-        return self._exchange("describe", self._word(QUESTIONS["describe"], ""), answer, tuple(moments))
+        question = self._word(QUESTIONS["describe"], "")
+        return self._exchange("describe", question, answer, tuple(moments), about=self.things)
 
     def _absent(self, _: "_Before") -> Exchange | None:
         asked = self.random.choice(ASKED)
@@ -274,10 +275,12 @@ class _Dialogue:
         asked = self.random.choice(ASKED)
         like = self.random.choice(self.things)
         attributes = self._some(("size", "shape"), hidden=ASKED_ATTRIBUTE.get(asked))
-        if len(self._matching(like, attributes)) < 2:
+        found = self._matching(like, attributes)
+        if len(found) < 2:
             return None
         question = self._word(QUESTIONS[asked], f"the {_plain_phrase(like, attributes)}")
-        return self._exchange("ambiguous", question, f"There is more than one {_plain_phrase(like, attributes)}.")
+        answer = f"There is more than one {_plain_phrase(like, attributes)}."
+        return self._exchange("ambiguous", question, answer, about=found)
 
     def _follow_up(self, before: "_Before") -> Exchange | None:
         thing, topic = before
@@ -300,9 +303,14 @@ class _Dialogue:
             return self._exchange("off_topic", self._in_any_style(question.strip() or "?"), ELSEWHERE)
         return self._exchange("off_topic", self._in_any_style(self.random.choice(OFF_TOPIC)), ELSEWHERE)
 
-    def _exchange(self, kind: Kind, question: str, answer: str, moments: tuple[float, ...] = ()) -> Exchange:
+    def _exchange(
+        self, kind: Kind, question: str, answer: str, moments: tuple[float, ...] = (), *, about: Sequence[Thing] = ()
+    ) -> Exchange:
         interval = self.scene.num_frames / len(self.seconds) / self.scene.fps
-        return Exchange(kind=kind, question=question, answer=answer, moments=moments, interval=interval)
+        colours = tuple(thing.colour for thing in about)
+        return Exchange(
+            kind=kind, question=question, answer=answer, moments=moments, interval=interval, about=colours
+        )
 
     # Words.
 
@@ -401,8 +409,8 @@ WEIGHTS: dict[Kind, float] = {
     "vanishes": 7,
     "first": 5,
     "describe": 8,
-    "absent": 4,
-    "ambiguous": 3,
+    "absent": 6,
+    "ambiguous": 4,
     "follow_up": 18,
     "off_topic": 3,
 }

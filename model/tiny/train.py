@@ -53,7 +53,7 @@ def sizes(vocab_size: int) -> VideoChatConfig:
             image_size=PIXELS.size, patch_size=8, width=128, depth=4, num_heads=8, num_global_blocks=2, mlp_ratio=2.0
         ),
         qformer=QFormerConfig(width=128, depth=4, num_heads=4, mlp_width=256),
-        decoder=DecoderConfig(vocab_size=vocab_size, width=192, depth=4, num_heads=6, mlp_width=512),
+        decoder=DecoderConfig(vocab_size=vocab_size, width=192, depth=4, num_heads=4, mlp_width=512),
     )
 
 
