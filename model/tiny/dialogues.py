@@ -273,11 +273,14 @@ class _Dialogue:
 
     def _ambiguous(self, _: "_Before") -> Exchange | None:
         asked = self.random.choice(ASKED)
-        like = self.random.choice(self.things)
-        attributes = self._some(("size", "shape"), hidden=ASKED_ATTRIBUTE.get(asked))
-        found = self._matching(like, attributes)
-        if len(found) < 2:
+        told: tuple[Attribute, ...] = ("size", "shape")
+        free = [attribute for attribute in told if attribute != ASKED_ATTRIBUTE.get(asked)]
+        sets = [chosen for size in range(1, len(free) + 1) for chosen in combinations(free, size)]
+        several = [(like, chosen) for like in self.things for chosen in sets if len(self._matching(like, chosen)) > 1]
+        if not several:
             return None
+        like, attributes = self.random.choice(several)
+        found = self._matching(like, attributes)
         question = self._word(QUESTIONS[asked], f"the {_plain_phrase(like, attributes)}")
         answer = f"There is more than one {_plain_phrase(like, attributes)}."
         return self._exchange("ambiguous", question, answer, about=found)
@@ -410,7 +413,7 @@ WEIGHTS: dict[Kind, float] = {
     "first": 5,
     "describe": 8,
     "absent": 6,
-    "ambiguous": 4,
+    "ambiguous": 8,
     "follow_up": 18,
     "off_topic": 3,
 }

@@ -1,11 +1,12 @@
 """The recipe of the default model, from nothing to weights: `python -m model.tiny.train`.
 
-Everything is drawn from one seed. A run that was stopped goes on where it was: finished clips and the state of every
-stage stay in the work folder. About two hours on two CPU cores.
+Everything is drawn from one seed. A run that was stopped goes on where it was: finished clips, the vocabulary and the
+state of every stage stay in the work folder. About two hours on two CPU cores.
 """
 
 import argparse
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 from model.networks.eva_vit import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.networks.videochat import QFormerConfig, VideoChatConfig, VideoChatNetwork
-from model.sentencepiece import write_sentencepiece
+from model.sentencepiece import read_sentencepiece, write_sentencepiece
 from model.tiny.corpus import PIXELS, Corpus
 from model.tiny.dense import Training, learn_to_look, learn_to_tell, learn_to_understand
 from model.tiny.loop import Schedule
@@ -24,7 +25,6 @@ from model.tiny.supervision import Heads
 from model.tiny.tuning import learn_jointly, learn_to_speak
 from model.tiny.vocabulary import learn_pieces
 from model.tiny.world import NUM_SAMPLED
-from model.tokenizer import Tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the trained model lives in the package."""
@@ -42,7 +42,7 @@ class Recipe:
     understand: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=16, learning_rate=2e-3))
     tell: Schedule = field(default_factory=lambda: Schedule(steps=1200, batch=32, learning_rate=2e-3))
     speak: Schedule = field(default_factory=lambda: Schedule(steps=2600, batch=16, learning_rate=3e-3))
-    joint: Schedule = field(default_factory=lambda: Schedule(steps=240, batch=12, learning_rate=1e-3, warm_up=20))
+    joint: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=12, learning_rate=1e-3, warm_up=20))
 
 
 def sizes(vocab_size: int) -> VideoChatConfig:
@@ -73,8 +73,10 @@ def train(recipe: Recipe, work: Path, out: Path) -> None:
     """Run every stage that is not finished, and write the model as a checkpoint folder."""
     corpus = Corpus(folder=work / "clips", seed=recipe.seed, count=recipe.clips)
     corpus.draw()
-    pieces = learn_pieces(recipe.seed)
-    tokenizer = Tokenizer(pieces)
+    vocabulary = work / "tokenizer.model"
+    if not vocabulary.exists():
+        vocabulary.write_bytes(write_sentencepiece(learn_pieces(recipe.seed)))
+    tokenizer = read_sentencepiece(vocabulary)
     config = sizes(tokenizer.vocab_size)
     network, heads = fresh(config, recipe.seed)
     training = Training(network=network, heads=heads, tokenizer=tokenizer, corpus=corpus, folder=work)
@@ -88,7 +90,7 @@ def train(recipe: Recipe, work: Path, out: Path) -> None:
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text(f"{json.dumps(config.to_json(), indent=2)}\n")
     (out / "generation_config.json").write_text(f"{json.dumps(GENERATION, indent=2)}\n")
-    (out / "tokenizer.model").write_bytes(write_sentencepiece(pieces))
+    shutil.copyfile(vocabulary, out / "tokenizer.model")
 
 
 def main() -> None:

@@ -95,9 +95,9 @@ def speak(network: VideoChatNetwork, batch: Batch, features: Tensor) -> tuple[Te
     logits = llama.lm_head(hidden[:, :-1][asked])
     loss = functional.cross_entropy(logits, target)
     shown = {"answers": _answers_right(asked, logits.argmax(-1) == target)}
-    for (name, which), wanted in zip(LOOKING.items(), _wanted_looks(batch, gap), strict=True):
-        if len(wanted):
-            off = astray(llama, looks, which, wanted)
+    for (name, which), looked_at in zip(LOOKING.items(), _wanted_looks(batch, gap), strict=True):
+        if len(looked_at):
+            off = astray(llama, looks, which, looked_at)
             shown[name] = off.item()
             loss = loss + LOOKS * off
     return loss, shown
@@ -106,8 +106,8 @@ def speak(network: VideoChatNetwork, batch: Batch, features: Tensor) -> tuple[Te
 def _wanted_looks(batch: Batch, gap: int) -> tuple[Tensor, Tensor]:
     """Row, position, position looked at, number of those, for all that look at things and all that look at times."""
     things, times = [], []
-    for row, (at, glances) in enumerate(zip(batch.video_at, batch.glances, strict=True)):
-        for glance in glances:
+    for row, (at, looks) in enumerate(zip(batch.video_at, batch.glances, strict=True)):
+        for glance in looks:
             assert at is not None, "there is something to look at"
             place = at + gap + glance.place
             if glance.times:
