@@ -35,15 +35,25 @@ class EngineConfig:
     """How much the engine takes on at once.
 
     `max_num_seqs` sequences run together; prompt and answer of one have at most `max_model_len` tokens; a
-    step feeds the network at most `max_num_batched_tokens`, decode first and prefill with the rest.
+    step feeds the network at most `max_num_batched_tokens`, decode first and prefill with the rest, but no more than
+    `max_prefill_beside_decode` of it while anybody decodes, so that no stream waits long for its next token.
+
+    Keys and values lie in `num_blocks` blocks of `block_size` tokens; 0 leaves the number to the engine, which takes
+    what `max_num_seqs` of the longest sequences need, or less where memory is short. With `prefix_caching` a
+    sequence uses the blocks of another that began in the same way.
 
     Raises:
-        ValueError: a bound is too small, or a step could not decode every running sequence.
+        ValueError: a bound is too small, a step could not decode every running sequence, or the longest sequence does
+            not fit into the blocks.
     """
 
     max_num_seqs: int = 32
     max_model_len: int = 2048
     max_num_batched_tokens: int = 2048
+    max_prefill_beside_decode: int = 512
+    block_size: int = 16
+    num_blocks: int = 0
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
@@ -52,6 +62,22 @@ class EngineConfig:
             raise ValueError("max_model_len must be at least 2: a token of prompt and one of answer.")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs, a token each.")
+        if self.block_size < 1 or self.max_prefill_beside_decode < 1:
+            raise ValueError("block_size and max_prefill_beside_decode must be at least 1.")
+        if self.num_blocks and self.num_blocks < self.blocks_for(self.max_model_len):
+            raise ValueError(
+                f"A sequence of {self.max_model_len} tokens takes {self.blocks_for(self.max_model_len)} blocks, but"
+                f" there are {self.num_blocks}."
+            )
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens take."""
+        return -(-num_tokens // self.block_size)
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks for as many of the longest sequences as may run."""
+        return self.max_num_seqs * self.blocks_for(self.max_model_len)
 
 
 def check_length(num_prompt_tokens: int, config: EngineConfig) -> None:

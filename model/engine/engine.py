@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import LlamaForCausalLM
@@ -11,6 +11,7 @@ from model.engine.config import DuplicateRequest, EngineConfig, InvalidPrompt, P
 from model.engine.detokenizer import Detokenizer, Vocabulary
 from model.engine.model_runner import ModelRunner
 from model.engine.output import FinishReason, Output
+from model.engine.runner import Runner
 from model.engine.sampler import sample
 from model.engine.sampling_params import SamplingParams
 from model.engine.scheduler import Schedule, Scheduler
@@ -57,6 +58,7 @@ class _Answer:
             token_ids=token_ids,
             finish_reason=sequence.finish_reason,
             num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=len(sequence.output_token_ids),
         )
 
@@ -72,17 +74,16 @@ class Engine:
     """
 
     def __init__(self, language_model: LlamaForCausalLM, tokenizer: Vocabulary, config: EngineConfig) -> None:
-        if config.max_model_len > language_model.config.max_position_embeddings:
+        runner: Runner = ModelRunner(language_model)
+        if config.max_model_len > runner.max_positions:
             raise ValueError(
-                f"max_model_len is {config.max_model_len}, but the language model has"
-                f" {language_model.config.max_position_embeddings} positions."
+                f"max_model_len is {config.max_model_len}, but the language model has {runner.max_positions} positions."
             )
-        self._config = config
+        self._config = _with_blocks(config, runner)
         self._tokenizer = tokenizer
-        self._vocab_size: int = language_model.config.vocab_size
-        self._hidden_size: int = language_model.config.hidden_size
-        self._scheduler = Scheduler(config)
-        self._model_runner = ModelRunner(language_model)
+        self._runner = runner
+        self._scheduler = Scheduler(self._config)
+        self._runner.allocate(self._config.num_blocks, self._config.block_size)
         self._answers: dict[str, _Answer] = {}
 
     @property
@@ -101,9 +102,19 @@ class Engine:
         return self._scheduler.num_waiting
 
     @property
-    def num_cached_sequences(self) -> int:
-        """Sequences that hold room in the KV cache."""
-        return self._model_runner.num_cached_sequences
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return self._config.num_blocks
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that sequences hold."""
+        return self._config.num_blocks - self._scheduler.pool.num_free
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence has had to give back its blocks and begin again."""
+        return self._scheduler.num_preemptions
 
     def add_request(
         self,
@@ -150,8 +161,12 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one batch. Returns an output for every sequence that got a token or has ended."""
         schedule = self._scheduler.schedule()
-        logits = self._model_runner.run(schedule.chunks)
+        logits = self._runner.run(schedule.chunks)
         return self._postprocess(schedule, logits)
+
+    def check(self) -> None:
+        """Assert that every block is held by exactly those sequences that have it in their tables."""
+        self._scheduler.check()
 
     def _postprocess(self, schedule: Schedule, logits: torch.Tensor) -> list[Output]:
         outputs = [self._forget(sequence).output() for sequence in schedule.ended]
@@ -174,7 +189,6 @@ class Engine:
         return self._forget(answer.sequence)
 
     def _forget(self, sequence: Sequence) -> _Answer:
-        self._model_runner.free(sequence.request_id)
         return self._answers.pop(sequence.request_id)
 
     def _check_prompt(self, prompt: Iterable[Segment], output_token_ids: Ordered[int]) -> None:
@@ -184,8 +198,21 @@ class Engine:
             raise InvalidPrompt("The prompt is empty.")
         for segment in segments:
             if isinstance(segment, VideoSegment):
-                if segment.embeddings.ndim != 2 or segment.embeddings.shape[1] != self._hidden_size:
+                if segment.embeddings.ndim != 2 or segment.embeddings.shape[1] != self._runner.hidden_size:
                     shape = list(segment.embeddings.shape)
-                    raise InvalidPrompt(f"Video tokens have shape {shape}, not [n, {self._hidden_size}].")
-            elif any(not 0 <= token_id < self._vocab_size for token_id in segment.token_ids):
-                raise InvalidPrompt(f"A token id is not in the vocabulary of {self._vocab_size}.")
+                    raise InvalidPrompt(f"Video tokens have shape {shape}, not [n, {self._runner.hidden_size}].")
+            elif any(not 0 <= token_id < self._runner.vocab_size for token_id in segment.token_ids):
+                raise InvalidPrompt(f"A token id is not in the vocabulary of {self._runner.vocab_size}.")
+
+
+def _with_blocks(config: EngineConfig, runner: Runner) -> EngineConfig:
+    """The configuration with a number of blocks."""
+    if config.num_blocks:
+        return config
+    num_blocks = min(config.most_blocks, runner.most_blocks(config.block_size))
+    if num_blocks < config.blocks_for(config.max_model_len):
+        raise ValueError(
+            f"There is memory for {num_blocks * config.block_size} tokens of KV cache, less than the longest sequence"
+            f" has ({config.max_model_len}). Set a smaller max_model_len, or free memory."
+        )
+    return replace(config, num_blocks=num_blocks)

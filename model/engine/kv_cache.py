@@ -1,78 +1,80 @@
-"""Keys and values of every sequence that runs. Knows of layers and positions, not of what a request is.
+"""Keys and values of all blocks, layer by layer. Knows of slots, one a token, not of sequences or who holds what."""
 
-One contiguous buffer a sequence. Callers only allocate, append and free, so that blocks can take its place.
-"""
-
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from transformers import LlamaConfig
 
-_GRANULE = 128
-"""Tokens; room is taken in multiples of it, so that decode does not reallocate at every step."""
-
-
-@dataclass(slots=True)
-class _Buffer:
-    keys: torch.Tensor  # [num_layers, num_kv_heads, capacity, head_dim]
-    values: torch.Tensor  # the same
+_SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
+"""Of the memory that is free once the weights are loaded, what keys and values may take."""
 
 
 class KVCache:
-    """Room for the keys and values of many sequences, each under its request's id."""
+    """Two tensors [num_layers, num_kv_heads, num_slots, head_dim]; block b has the slots from b x block_size on."""
 
     def __init__(
         self,
+        config: LlamaConfig,
         *,
-        num_layers: int,
-        num_kv_heads: int,
-        head_dim: int,
+        num_blocks: int,
+        block_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._num_layers = num_layers
-        self._num_kv_heads = num_kv_heads
-        self._head_dim = head_dim
-        self._dtype = dtype
-        self._device = device
-        self._buffers: dict[str, _Buffer] = {}
+        shape = (config.num_hidden_layers, config.num_key_value_heads, num_blocks * block_size, config.head_dim)
+        # On the CPU a page of memory is taken when it is first written to.
+        self._keys = torch.empty(shape, dtype=dtype, device=device)
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+        self._block_size = block_size
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences that hold room."""
-        return len(self._buffers)
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put one layer's keys and values [num_kv_heads, n, head_dim] into the slots [n]."""
+        self._keys[layer].index_copy_(1, slots, keys)
+        self._values[layer].index_copy_(1, slots, values)
 
-    def allocate(self, request_id: str, num_tokens: int) -> None:
-        """Make sure that the sequence has room for `num_tokens` in all; what it holds is kept."""
-        old = self._buffers.get(request_id)
-        capacity = old.keys.shape[2] if old else 0
-        if num_tokens <= capacity:
-            return
-        # Grows by half at least, so that a long answer copies its past a few times only.
-        capacity = -(-max(num_tokens, capacity * 3 // 2) // _GRANULE) * _GRANULE
-        new = _Buffer(self._empty(capacity), self._empty(capacity))
-        if old:
-            new.keys[:, :, : old.keys.shape[2]] = old.keys
-            new.values[:, :, : old.values.shape[2]] = old.values
-        self._buffers[request_id] = new
+    def run(self, layer: int, first: int, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of adjacent slots, as views [num_kv_heads, num_slots, head_dim]."""
+        return self._keys[layer, :, first : first + num_slots], self._values[layer, :, first : first + num_slots]
 
-    def append(
-        self, request_id: str, layer: int, *, keys: torch.Tensor, values: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's keys and values [num_kv_heads, n, head_dim] at positions [start, start + n).
+    def gather(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of keys and values of any slots [n]: [num_kv_heads, n, head_dim]."""
+        return self._keys[layer].index_select(1, slots), self._values[layer].index_select(1, slots)
 
-        Returns:
-            All keys and all values of the layer so far, each [num_kv_heads, start + n, head_dim].
-        """
-        buffer = self._buffers[request_id]
-        end = start + keys.shape[1]
-        buffer.keys[layer, :, start:end] = keys
-        buffer.values[layer, :, start:end] = values
-        return buffer.keys[layer, :, :end], buffer.values[layer, :, :end]
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, each pair from the first to the second, all layers."""
+        size = self._block_size
+        for source, target in pairs:
+            for tensor in (self._keys, self._values):
+                tensor[:, :, target * size : (target + 1) * size] = tensor[:, :, source * size : (source + 1) * size]
 
-    def free(self, request_id: str) -> None:
-        """Give a sequence's room back; one that never had any is no mistake."""
-        self._buffers.pop(request_id, None)
 
-    def _empty(self, capacity: int) -> torch.Tensor:
-        shape = (self._num_layers, self._num_kv_heads, capacity, self._head_dim)
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+def bytes_per_block(config: LlamaConfig, *, block_size: int, dtype: torch.dtype) -> int:
+    """What one block takes in all layers."""
+    values_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return values_per_token * block_size * dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the cache may take of the memory that is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_FREE["cuda"])
+    return int(min(_available(), _left_to_container()) * _SHARE_OF_FREE["cpu"])
+
+
+def _available() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _left_to_container() -> float:
+    group = Path("/sys/fs/cgroup")
+    try:
+        return float((group / "memory.max").read_text()) - float((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return math.inf  # no limit, or none that can be read

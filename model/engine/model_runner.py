@@ -1,17 +1,17 @@
-"""Runs one step's chunks through the language model, packed in one forward pass. Chunks in, logits out."""
+"""Runs one step's chunks through transformers' own LLaMA, packed in one forward pass. Chunks in, logits out."""
 
 from collections.abc import Sequence as Ordered
 
 import torch
 from transformers import LlamaForCausalLM
 
-from model.engine.attention import IMPLEMENTATION, AttentionPlan, Span, causal_mask, register
-from model.engine.kv_cache import KVCache
+from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
+from model.engine.kv_cache import KVCache, bytes_per_block, free_bytes
 from model.engine.scheduler import Chunk
 
 
 class ModelRunner:
-    """The language model and the KV cache of what it runs.
+    """The language model and the KV cache of what it runs; implements `model.engine.runner.Runner`.
 
     From here on the model attends by our plan, so a plain `generate` on the same object no longer works.
     """
@@ -22,18 +22,32 @@ class ModelRunner:
         language_model.eval()
         self._language_model = language_model
         self._device: torch.device = language_model.device
+        self._kv_cache: KVCache | None = None
+        self._block_size = 0
+        self.vocab_size: int = language_model.config.vocab_size
+        self.hidden_size: int = language_model.config.hidden_size
+        self.max_positions: int = language_model.config.max_position_embeddings
+
+    def most_blocks(self, block_size: int) -> int:
+        """Blocks for which there is memory now."""
+        model = self._language_model
+        return free_bytes(self._device) // bytes_per_block(model.config, block_size=block_size, dtype=model.dtype)
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Make room for so many blocks."""
+        self._block_size = block_size
         self._kv_cache = KVCache(
-            num_layers=language_model.config.num_hidden_layers,
-            num_kv_heads=language_model.config.num_key_value_heads,
-            head_dim=language_model.config.head_dim,
-            dtype=language_model.dtype,
+            self._language_model.config,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=self._language_model.dtype,
             device=self._device,
         )
 
-    @property
-    def num_cached_sequences(self) -> int:
-        """Sequences that hold room in the KV cache."""
-        return self._kv_cache.num_sequences
+    def copy_blocks(self, pairs: Ordered[tuple[int, int]]) -> None:
+        """Copy what blocks hold, each pair from the first to the second."""
+        assert self._kv_cache is not None
+        self._kv_cache.copy_blocks(pairs)
 
     @torch.inference_mode()
     def run(self, chunks: Ordered[Chunk]) -> torch.Tensor:
@@ -42,23 +56,19 @@ class ModelRunner:
         Returns:
             Logits [num_seqs, vocab], float32: a row for each chunk that is `sampled`, in their order.
         """
+        assert self._kv_cache is not None
         if not chunks:
-            return torch.empty(0, self._language_model.config.vocab_size)
-        for chunk in chunks:
-            self._kv_cache.allocate(chunk.sequence.request_id, chunk.end)
+            return torch.empty(0, self.vocab_size)
+        pack = _pack(chunks)
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
         logits: torch.Tensor = self._language_model(
             inputs_embeds=self._embed(chunks)[None],  # [1, rows, hidden]
             position_ids=self._tensor(positions)[None],  # [1, rows]
             use_cache=False,
-            logits_to_keep=self._tensor(_sampled_rows(chunks)),
-            plan=AttentionPlan(self._spans(chunks), self._kv_cache),
+            logits_to_keep=self._tensor([row.first + row.num_rows - 1 for row, c in zip(pack, chunks, strict=True) if c.sampled]),
+            plan=make_plan(pack, self._kv_cache, block_size=self._block_size, device=self._device),
         ).logits
         return logits[0].float()
-
-    def free(self, request_id: str) -> None:
-        """Give back the cache of a sequence that has ended."""
-        self._kv_cache.free(request_id)
 
     def _embed(self, chunks: Ordered[Chunk]) -> torch.Tensor:
         """Input embeddings [rows, hidden]: text looked up in one go, video tokens laid over their places."""
@@ -76,31 +86,22 @@ class ModelRunner:
             embeds[row : row + len(rows)] = rows.to(device=embeds.device, dtype=embeds.dtype)
         return embeds
 
-    def _spans(self, chunks: Ordered[Chunk]) -> tuple[Span, ...]:
-        spans, row = [], 0
-        for chunk in chunks:
-            mask = causal_mask(chunk.start, chunk.num_tokens, self._device)
-            spans.append(
-                Span(
-                    request_id=chunk.sequence.request_id,
-                    row=row,
-                    num_rows=chunk.num_tokens,
-                    start=chunk.start,
-                    mask=mask,
-                )
-            )
-            row += chunk.num_tokens
-        return tuple(spans)
-
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
 
-def _sampled_rows(chunks: Ordered[Chunk]) -> list[int]:
-    """The last row of every chunk whose logits are wanted."""
-    rows, row = [], 0
+def _pack(chunks: Ordered[Chunk]) -> list[Rows]:
+    """The chunks one after the other."""
+    pack, first = [], 0
     for chunk in chunks:
-        row += chunk.num_tokens
-        if chunk.sampled:
-            rows.append(row - 1)
-    return rows
+        pack.append(
+            Rows(
+                first=first,
+                num_rows=chunk.num_tokens,
+                start=chunk.start,
+                blocks=chunk.sequence.block_table,
+                num_shared=chunk.num_shared_blocks,
+            )
+        )
+        first += chunk.num_tokens
+    return pack

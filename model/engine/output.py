@@ -20,4 +20,6 @@ class Output:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     num_prompt_tokens: int
+    num_cached_tokens: int
+    """Tokens of the prompt, and of an answer that went on, that the KV cache already had."""
     num_output_tokens: int

@@ -1,9 +1,11 @@
-"""Who computes what in the next step. Pure Python: it knows of token counts, never of tensors or text."""
+"""Who computes what in the next step, and in which blocks. Pure Python: it never knows of tensors or text."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
+from model.engine.block_pool import BlockPool
 from model.engine.config import EngineConfig
 from model.engine.output import FinishReason
 from model.engine.sequence import Sequence
@@ -13,13 +15,15 @@ from model.engine.sequence import Sequence
 class Chunk:
     """Positions [start, end) of a sequence, to be computed in this step.
 
-    `sampled` where they reach the last known token, so that the last row's logits choose the next one.
+    `sampled` where they reach the last known token, so that the last row's logits choose the next one. The first
+    `num_shared_blocks` of the sequence's blocks others hold too.
     """
 
     sequence: Sequence
     start: int
     end: int
     sampled: bool
+    num_shared_blocks: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -32,7 +36,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """One step's work: chunks to compute, and sequences that ended before it, whose cache is to be freed."""
+    """One step's work: chunks to compute, and sequences that ended before it."""
 
     chunks: tuple[Chunk, ...]
     ended: tuple[Sequence, ...]
@@ -44,25 +48,36 @@ class Schedule:
 
 
 class Scheduler:
-    """First come, first served, under `max_num_seqs` and `max_num_batched_tokens`.
+    """First come, first served, under bounds on sequences, tokens of a step, and blocks.
 
-    Running sequences are kept in order of arrival, and the next one is admitted only while budget is left.
-    So at most the last is still in prefill, and those that decode are always served before it.
+    Running sequences are kept in order of arrival, and those that decode are served before any prefill. Where no
+    block is left for one, the last to arrive gives back its own and waits again, first in line; what it had
+    computed stays findable until somebody needs the room.
+
+    A block is findable as soon as the step that fills it is scheduled: in every layer the runner writes all keys
+    and values of a step before any row looks at them.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
+        self._pool = BlockPool(config.num_blocks)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks and who holds them."""
+        return self._pool
 
     @property
     def num_waiting(self) -> int:
-        """Sequences of which nothing is computed yet."""
+        """Sequences that hold no block."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold a cache."""
+        """Sequences that hold blocks."""
         return len(self._running)
 
     @property
@@ -84,25 +99,42 @@ class Scheduler:
         return False
 
     def schedule(self) -> Schedule:
-        """Let go who has ended, admit who fits, and hand out the token budget. All state moves here."""
+        """Let go who has ended, make room, admit who fits, and hand out the token budget. All state moves here."""
         ended = self._release()
-        budget = self._config.max_num_batched_tokens
+        self._make_room()
         chunks = []
+        budget = self._config.max_num_batched_tokens
         for sequence in self._running:
-            if budget == 0:
-                break
-            chunks.append(_advance(sequence, budget))
+            if sequence.num_uncomputed_tokens == 1:
+                chunks.append(self._advance(sequence, 1))
+                budget -= 1
+        if chunks:
+            budget = min(budget, self._config.max_prefill_beside_decode)
+        for sequence in self._running:
+            if budget and sequence.num_uncomputed_tokens:
+                chunks.append(self._advance(sequence, budget))
+                budget -= chunks[-1].num_tokens
+        while budget and self._admit():
+            chunks.append(self._advance(self._running[-1], budget))
             budget -= chunks[-1].num_tokens
-        while self._waiting and budget and len(self._running) < self._config.max_num_seqs:
-            chunks.append(_advance(self._admit(), budget))
-            budget -= chunks[-1].num_tokens
-        return Schedule(tuple(chunks), ended)
+        return Schedule(tuple(map(self._with_shared, chunks)), ended)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Take a running sequence out: its answer is complete, or it has failed."""
+        """Take a running sequence out: its answer is complete, or it has failed, and nobody shall find its blocks."""
         self._running.remove(sequence)
+        if reason == "error":
+            self._pool.disown(sequence.block_table)
+        self._let_go(sequence)
         sequence.finish_reason = reason
         sequence.status = "finished"
+
+    def check(self) -> None:
+        """Assert that every block is held by exactly those sequences that have it in their tables."""
+        self._pool.check()
+        held = Counter(block for sequence in self._sequences() for block in sequence.block_table)
+        for block in range(self._pool.num_blocks):
+            assert held[block] == self._pool.num_holders(block), f"block {block} is lost or owned twice"
+        assert not any(sequence.block_table for sequence in self._waiting)
 
     def _sequences(self) -> Iterator[Sequence]:
         yield from self._running
@@ -114,25 +146,92 @@ class Scheduler:
             self._running = [sequence for sequence in self._running if not sequence.finish_reason]
             self._waiting = deque(sequence for sequence in self._waiting if not sequence.finish_reason)
         for sequence in ended:
+            self._let_go(sequence)
             sequence.status = "finished"
         return ended
 
-    def _admit(self) -> Sequence:
-        sequence = self._waiting.popleft()
+    def _make_room(self) -> None:
+        """Give every running sequence the blocks of all its known tokens, at the cost of the last to arrive."""
+        for sequence in list(self._running):
+            while sequence.status == "running":
+                missing = self._config.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+                if missing <= self._pool.num_free:
+                    self._extend(sequence, missing)
+                    break
+                self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._let_go(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.status = "waiting"
+        self._waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _admit(self) -> bool:
+        """Let the first in line run, if there is a place and room for all that is known of it."""
+        if not self._waiting or len(self._running) == self._config.max_num_seqs:
+            return False
+        sequence = self._waiting[0]
+        found = self._find_prefix(sequence)
+        num_new = self._config.blocks_for(sequence.num_tokens) - len(found)
+        # One block more for each that runs: who is admitted shall not be the next to be preempted.
+        spare = len(self._running)
+        if num_new + spare > self._pool.num_free - sum(map(self._pool.is_free, found)):
+            return False
+        self._waiting.popleft()
+        for block in found:
+            self._pool.share(block)
+        sequence.block_table = found
+        sequence.num_computed_tokens = sequence.num_cached_tokens = len(found) * self._config.block_size
+        longest = sequence.num_prompt_tokens + sequence.max_output_tokens
+        sequence.home = self._pool.settle(self._config.blocks_for(longest) - len(found))
+        self._extend(sequence, num_new)
         sequence.status = "running"
         self._running.append(sequence)
-        return sequence
+        return True
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """The blocks of the longest known prefix, without the last token: its logits are wanted."""
+        found: list[int] = []
+        size = self._config.block_size
+        if self._config.prefix_caching:
+            for number in range((sequence.num_tokens - 1) // size):
+                block = self._pool.find(sequence.block_key(number, size))
+                if block is None:
+                    break
+                found.append(block)
+        return found
+
+    def _extend(self, sequence: Sequence, num_blocks: int) -> None:
+        if num_blocks > 0:
+            sequence.block_table += self._pool.take(num_blocks, wanted=sequence.home or ())
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self._pool.give_back(sequence.block_table)
+        sequence.block_table = []
+        if sequence.home:
+            self._pool.leave(sequence.home)
+            sequence.home = None
+
+    def _advance(self, sequence: Sequence, budget: int) -> Chunk:
+        """The sequence's next tokens, as many as the budget allows; they count as computed from now on."""
+        start = sequence.num_computed_tokens
+        end = start + min(sequence.num_uncomputed_tokens, budget)
+        assert start < end, "a running sequence always has a token to compute"
+        sequence.num_computed_tokens = end
+        size = self._config.block_size
+        if self._config.prefix_caching:
+            for number in range(start // size, end // size):
+                self._pool.name(sequence.block_table[number], sequence.block_key(number, size))
+        return Chunk(sequence, start, end, sampled=end == sequence.num_tokens)
+
+    def _with_shared(self, chunk: Chunk) -> Chunk:
+        blocks = takewhile(lambda block: self._pool.num_holders(block) > 1, chunk.sequence.block_table)
+        num_shared = sum(1 for _ in blocks)
+        return replace(chunk, num_shared_blocks=num_shared) if num_shared else chunk
 
     def __repr__(self) -> str:
         running = ", ".join(map(repr, self._running)) or "none"
         waiting = ", ".join(map(repr, self._waiting)) or "none"
         return f"running {running}; waiting {waiting}"
-
-
-def _advance(sequence: Sequence, budget: int) -> Chunk:
-    """The sequence's next tokens, as many as the budget allows; they count as computed from now on."""
-    num_tokens = min(sequence.num_uncomputed_tokens, budget)
-    assert num_tokens > 0, "a running sequence always has a token to compute"
-    start = sequence.num_computed_tokens
-    sequence.num_computed_tokens += num_tokens
-    return Chunk(sequence, start, start + num_tokens, sampled=sequence.num_computed_tokens == sequence.num_tokens)

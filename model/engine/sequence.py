@@ -5,6 +5,8 @@ Torch appears in annotations only, so that the scheduler runs without it.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -63,8 +65,15 @@ class Sequence:
     output_token_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of those, how many another sequence had computed."""
+    block_table: list[int] = field(default_factory=list)
+    """The blocks that hold its keys and values, in the order of its positions."""
+    home: range | None = None
+    """Adjacent blocks that it prefers."""
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
+    _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = sum(segment.num_tokens for segment in self.prompt)
@@ -90,6 +99,38 @@ class Sequence:
             first += segment.num_tokens
         if end > first:
             yield tuple(self.output_token_ids[max(start - first, 0) : end - first])
+
+    def block_key(self, number: int, block_size: int) -> bytes:
+        """Names what a full block depends on: everything up to its end, token ids and rows of videos.
+
+        Equal keys, equal keys and values in the cache. `block_size` is always the same for one sequence.
+        """
+        assert (number + 1) * block_size <= self.num_tokens, "all tokens of the block are known"
+        while len(self._block_keys) <= number:
+            start = len(self._block_keys) * block_size
+            digest = hashlib.sha256(self._block_keys[-1] if self._block_keys else b"")
+            for content in self._contents(start, start + block_size):
+                digest.update(len(content).to_bytes(8, "big") + content)
+            self._block_keys.append(digest.digest())
+        return self._block_keys[number]
+
+    def _contents(self, start: int, end: int) -> Iterator[bytes]:
+        """What stands at positions [start, end); the same however the text is cut into segments."""
+        first, text = 0, array("q")
+        for segment in (*self.prompt, TextSegment(tuple(self.output_token_ids))):
+            low, high = max(start - first, 0), min(end - first, segment.num_tokens)
+            first += segment.num_tokens
+            if low >= high:
+                continue
+            if isinstance(segment, TextSegment):
+                text.extend(segment.token_ids[low:high])
+                continue
+            if text:
+                yield b"text" + text.tobytes()
+                text = array("q")
+            yield f"video {low} {high} {segment.identity}".encode()
+        if text:
+            yield b"text" + text.tobytes()
 
     def __repr__(self) -> str:
         return f"{self.request_id} {self.num_computed_tokens}/{self.num_tokens}"

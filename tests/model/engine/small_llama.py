@@ -12,7 +12,7 @@ from model.engine.sampling_params import SamplingParams
 EOS = 256
 VOCAB = 258
 HIDDEN = 32
-CONFIG = EngineConfig(max_num_seqs=16, max_model_len=96, max_num_batched_tokens=64)
+CONFIG = EngineConfig(max_num_seqs=16, max_model_len=96, max_num_batched_tokens=64, block_size=4)
 
 
 class Bytes:
@@ -85,7 +85,8 @@ def run_out(running: Engine) -> dict[str, Told]:
     told: dict[str, Told] = {}
     while running.has_work:
         collect(running.step(), told)
-    assert running.num_cached_sequences == 0
+    running.check()
+    assert running.num_held_blocks == 0
     return told
 
 

@@ -96,7 +96,7 @@ def test_alone_is_as_in_a_batch_of_mixed_lengths_arrivals_and_aborts() -> None:
         collect(crowd.step(), told)
         most = max(most, crowd.num_running)
     assert most == CONFIG.max_num_seqs
-    assert crowd.num_cached_sequences == 0
+    assert crowd.num_held_blocks == 0
     for request_id, (prompt, params) in requests.items():
         expected = alone(prompt, params)
         if told[request_id].finish_reason == "abort":
@@ -203,7 +203,7 @@ def test_an_abort_frees_the_cache_at_the_next_step_and_is_reported() -> None:
         crowd.add_request(request_id, clip_prompt(0), SamplingParams(max_tokens=50))
     crowd.step()
     crowd.step()
-    assert (crowd.num_running, crowd.num_waiting, crowd.num_cached_sequences) == (2, 1, 2)
+    assert (crowd.num_running, crowd.num_waiting, crowd.num_held_blocks) == (2, 1, 6 + 2)
     assert crowd.abort("a")
     assert crowd.abort("waiting")
     assert not crowd.abort("nobody")
@@ -212,12 +212,12 @@ def test_an_abort_frees_the_cache_at_the_next_step_and_is_reported() -> None:
     assert (outputs["a"].finish_reason, outputs["a"].num_output_tokens) == ("abort", 2)
     assert (outputs["waiting"].finish_reason, outputs["waiting"].num_output_tokens) == ("abort", 0)
     assert outputs["b"].finish_reason is None
-    assert (crowd.num_running, crowd.num_waiting, crowd.num_cached_sequences) == (1, 0, 1)
+    assert (crowd.num_running, crowd.num_waiting, crowd.num_held_blocks) == (1, 0, 6 + 1)
     assert not crowd.abort("a")
 
     crowd.abort("b")
     crowd.step()
-    assert crowd.num_cached_sequences == 0
+    assert crowd.num_held_blocks == 0
     assert not crowd.has_work
 
 

@@ -1,4 +1,4 @@
-"""Chunks, packs and neighbours change nothing about a sequence's logits."""
+"""Chunks, packs, neighbours and blocks change nothing about a sequence's logits."""
 
 import torch
 
@@ -9,48 +9,66 @@ from model.engine.sequence import Sequence
 from tests.model.engine.small_llama import VOCAB, small_llama, text, video
 
 
-def sequence(request_id: str, *, seed: int) -> Sequence:
+def sequence(request_id: str, *, seed: int, blocks: list[int]) -> Sequence:
+    """Twenty-three tokens: six blocks of four."""
     return Sequence(
         request_id=request_id,
         prompt=(text(7, seed=seed), video(10, seed=seed), text(6, seed=seed + 1)),
         params=SamplingParams(),
         max_output_tokens=9,
+        block_table=blocks,
     )
 
 
-def chunk(each: Sequence, start: int, end: int) -> Chunk:
-    return Chunk(each, start, end, sampled=end == each.num_tokens)
+def chunk(each: Sequence, start: int, end: int, *, num_shared: int = 0) -> Chunk:
+    return Chunk(each, start, end, sampled=end == each.num_tokens, num_shared_blocks=num_shared)
+
+
+def runner() -> ModelRunner:
+    made = ModelRunner(small_llama())
+    made.allocate(num_blocks=20, block_size=4)
+    return made
+
+
+def whole() -> torch.Tensor:
+    return runner().run([chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 23)])
 
 
 def test_the_logits_are_those_of_the_untouched_model() -> None:
-    each = sequence("a", seed=0)
+    each = sequence("a", seed=0, blocks=[])
     plain = small_llama()
     embed = plain.get_input_embeddings()
     rows = [piece if isinstance(piece, torch.Tensor) else embed(torch.tensor(piece)) for piece in each.pieces(0, 23)]
     with torch.inference_mode():
         expected = plain(inputs_embeds=torch.cat(rows)[None]).logits[:, -1]
-    torch.testing.assert_close(ModelRunner(small_llama()).run([chunk(each, 0, 23)]), expected)
+    torch.testing.assert_close(whole(), expected)
 
 
-def test_a_prompt_in_chunks_beside_others_is_the_prompt_in_one() -> None:
-    whole = ModelRunner(small_llama()).run([chunk(sequence("a", seed=0), 0, 23)])
-    runner = ModelRunner(small_llama())
-    a, b = sequence("a", seed=0), sequence("b", seed=5)
-    assert runner.run([chunk(b, 0, 3), chunk(a, 0, 1)]).shape == (0, VOCAB)
-    runner.run([chunk(a, 1, 12), chunk(b, 3, 4)])
-    runner.run([chunk(a, 12, 22), chunk(b, 4, 23)])
-    torch.testing.assert_close(runner.run([chunk(a, 22, 23)]), whole)
+def test_a_prompt_in_chunks_beside_others_in_scattered_blocks_is_the_prompt_in_one() -> None:
+    shared = runner()
+    a = sequence("a", seed=0, blocks=[9, 3, 4, 17, 0, 12])
+    b = sequence("b", seed=5, blocks=[19, 18, 1, 2, 7, 8])
+    assert shared.run([chunk(b, 0, 3), chunk(a, 0, 1)]).shape == (0, VOCAB)
+    shared.run([chunk(a, 1, 12), chunk(b, 3, 4)])
+    shared.run([chunk(a, 12, 22), chunk(b, 4, 23)])
+    torch.testing.assert_close(shared.run([chunk(a, 22, 23)]), whole())
 
 
-def test_a_freed_sequence_leaves_nothing_behind() -> None:
-    runner = ModelRunner(small_llama())
-    first = runner.run([chunk(sequence("a", seed=0), 0, 23)])
-    runner.free("a")
-    assert runner.num_cached_sequences == 0
-    runner.run([chunk(sequence("a", seed=3), 0, 23)])
-    runner.free("a")
-    torch.testing.assert_close(runner.run([chunk(sequence("a", seed=0), 0, 23)]), first)
+def test_blocks_that_are_filled_in_a_step_can_be_used_in_it() -> None:
+    shared = runner()
+    first = sequence("first", seed=0, blocks=[0, 1, 2, 3, 4, 5])
+    second = sequence("second", seed=0, blocks=[0, 1, 2, 10, 11, 12])
+    logits = shared.run([chunk(first, 0, 23, num_shared=3), chunk(second, 12, 23, num_shared=3)])
+    torch.testing.assert_close(logits, whole().expand(2, -1))
+
+
+def test_a_copied_block_is_as_good_as_the_first() -> None:
+    forked = runner()
+    forked.run([chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 22)])
+    forked.copy_blocks([(5, 9)])
+    logits = forked.run([chunk(sequence("b", seed=0, blocks=[0, 1, 2, 3, 4, 9]), 22, 23)])
+    torch.testing.assert_close(logits, whole())
 
 
 def test_a_step_without_chunks_runs_nothing() -> None:
-    assert ModelRunner(small_llama()).run([]).shape == (0, VOCAB)
+    assert runner().run([]).shape == (0, VOCAB)

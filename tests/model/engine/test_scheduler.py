@@ -12,8 +12,12 @@ from model.engine.scheduler import Schedule, Scheduler
 from model.engine.sequence import Sequence, TextSegment
 
 
-def scheduler(*, seqs: int, budget: int) -> Scheduler:
-    return Scheduler(EngineConfig(max_num_seqs=seqs, max_num_batched_tokens=budget))
+def scheduler(*, seqs: int, budget: int, blocks: int = 64, **bounds: int) -> Scheduler:
+    """Blocks of four tokens."""
+    config = EngineConfig(
+        max_num_seqs=seqs, max_num_batched_tokens=budget, block_size=4, num_blocks=blocks, max_model_len=16, **bounds
+    )
+    return Scheduler(config)
 
 
 def sequence(request_id: str, num_prompt_tokens: int) -> Sequence:
