@@ -10,9 +10,9 @@ from transformers import LlamaForCausalLM
 from model.engine.config import DuplicateRequest, EngineConfig, InvalidPrompt, PromptTooLong, check_length
 from model.engine.detokenizer import Detokenizer, Vocabulary
 from model.engine.model_runner import ModelRunner
-from model.engine.output import FinishReason, Output
+from model.engine.output import FinishReason, Logprobs, Output
 from model.engine.runner import Runner
-from model.engine.sampler import sample
+from model.engine.sampler import explain, sample
 from model.engine.sampling_params import SamplingParams
 from model.engine.scheduler import Schedule, Scheduler
 from model.engine.sequence import Segment, Sequence, TextSegment, VideoSegment
@@ -50,7 +50,7 @@ class _Answer:
             reason = "length"
         return (text + self.detokenizer.flush() if reason else text), reason
 
-    def output(self, *, text: str = "", token_ids: tuple[int, ...] = ()) -> Output:
+    def output(self, *, text: str = "", token_ids: tuple[int, ...] = (), logprobs: tuple[Logprobs, ...] = ()) -> Output:
         sequence = self.sequence
         return Output(
             request_id=sequence.request_id,
@@ -60,6 +60,7 @@ class _Answer:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=len(sequence.output_token_ids),
+            logprobs=logprobs,
         )
 
 
@@ -171,18 +172,19 @@ class Engine:
     def _postprocess(self, schedule: Schedule, logits: torch.Tensor) -> list[Output]:
         outputs = [self._forget(sequence).output() for sequence in schedule.ended]
         sampled = [chunk.sequence for chunk in schedule.chunks if chunk.sampled]
-        for sequence, token_id in zip(sampled, sample(logits, sampled), strict=True):
-            outputs.append(self._accept(self._answers[sequence.request_id], token_id))
+        token_ids = sample(logits, sampled)
+        for sequence, token_id, logprobs in zip(sampled, token_ids, explain(logits, sampled, token_ids), strict=True):
+            outputs.append(self._accept(self._answers[sequence.request_id], token_id, logprobs))
         return outputs
 
-    def _accept(self, answer: _Answer, token_id: int | None) -> Output:
+    def _accept(self, answer: _Answer, token_id: int | None, logprobs: Logprobs | None) -> Output:
         """Give an answer its next token; None, for logits that are not finite, fails it."""
         if token_id is None:
             return self._finish(answer, "error").output()
         text, reason = answer.append(token_id, self._tokenizer.eos_id)
         if reason:
             self._finish(answer, reason)
-        return answer.output(text=text, token_ids=(token_id,))
+        return answer.output(text=text, token_ids=(token_id,), logprobs=(logprobs,) if logprobs else ())
 
     def _finish(self, answer: _Answer, reason: FinishReason) -> _Answer:
         self._scheduler.finish(answer.sequence, reason)

@@ -53,7 +53,7 @@ class KVCache:
 
 def bytes_per_block(config: LlamaConfig, *, block_size: int, dtype: torch.dtype) -> int:
     """What one block takes in all layers."""
-    values_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    values_per_token: int = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return values_per_token * block_size * dtype.itemsize
 
 

@@ -60,12 +60,13 @@ class ModelRunner:
         if not chunks:
             return torch.empty(0, self.vocab_size)
         pack = _pack(chunks)
+        last_rows = [rows.first + rows.num_rows - 1 for rows, chunk in zip(pack, chunks, strict=True) if chunk.sampled]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
         logits: torch.Tensor = self._language_model(
             inputs_embeds=self._embed(chunks)[None],  # [1, rows, hidden]
             position_ids=self._tensor(positions)[None],  # [1, rows]
             use_cache=False,
-            logits_to_keep=self._tensor([row.first + row.num_rows - 1 for row, c in zip(pack, chunks, strict=True) if c.sampled]),
+            logits_to_keep=self._tensor(last_rows),
             plan=make_plan(pack, self._kv_cache, block_size=self._block_size, device=self._device),
         ).logits
         return logits[0].float()

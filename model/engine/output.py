@@ -7,6 +7,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Logprobs:
+    """How likely a token was, and which were the likeliest in its place: natural logarithms."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """What one step added to one answer.
 
@@ -23,3 +32,5 @@ class Output:
     num_cached_tokens: int
     """Tokens of the prompt, and of an answer that went on, that the KV cache already had."""
     num_output_tokens: int
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each of `token_ids`, where the request asked for them."""

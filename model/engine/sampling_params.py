@@ -7,6 +7,7 @@ MAX_TOKENS = 8192
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
 
 
 class InvalidSampling(ValueError):
@@ -19,7 +20,11 @@ class InvalidSampling(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `repetition_penalty` 1 are off.
+    """Temperature 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and the penalties 1, 0 and 0 are off.
+
+    The penalties look at what the answer has said so far, not at the prompt. `min_p` drops tokens that are less than
+    so many times as likely as the likeliest. With `logprobs` every token comes with the logarithm of its probability
+    and with as many of the likeliest; None is without.
 
     Random numbers are keyed by (seed, position), so neither batch mates nor a resumption change a token.
 
@@ -30,10 +35,14 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
     ignore_eos: bool = False
     """Go on after an end-of-sequence token, up to `max_tokens`: for measuring."""
 
@@ -41,9 +50,14 @@ class SamplingParams:
         _check("temperature", self.temperature, 0.0, 5.0)
         _check("top_k", self.top_k, 0, 1_000_000)
         _check("top_p", self.top_p, 1e-6, 1.0)
+        _check("min_p", self.min_p, 0.0, 1.0)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
+        _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _check("seed", self.seed, 0, MAX_SEED)
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidSampling("stop", f"At most {MAX_STOP_STRINGS} stop strings are allowed.")
         if any(not 1 <= len(text) <= MAX_STOP_LENGTH for text in self.stop):

@@ -311,9 +311,7 @@ class _Dialogue:
     ) -> Exchange:
         interval = self.scene.num_frames / len(self.seconds) / self.scene.fps
         colours = tuple(thing.colour for thing in about)
-        return Exchange(
-            kind=kind, question=question, answer=answer, moments=moments, interval=interval, about=colours
-        )
+        return Exchange(kind=kind, question=question, answer=answer, moments=moments, interval=interval, about=colours)
 
     # Words.
 

@@ -79,7 +79,9 @@ def test_who_settles_finds_adjacent_blocks_and_others_keep_out() -> None:
 
 @given(
     num_blocks=st.integers(1, 12),
-    deeds=st.lists(st.tuples(st.sampled_from(["take", "share", "give", "name", "settle", "disown"]), st.integers(0, 11))),
+    deeds=st.lists(
+        st.tuples(st.sampled_from(["take", "share", "give", "name", "settle", "disown"]), st.integers(0, 11))
+    ),
 )
 def test_no_storm_loses_a_block_or_gives_it_twice(num_blocks: int, deeds: list[tuple[str, int]]) -> None:
     pool = BlockPool(num_blocks)

@@ -105,8 +105,11 @@ def test_without_the_prefix_cache_nothing_is_shared() -> None:
     assert second.token_ids == first.token_ids
 
 
-@pytest.mark.parametrize("params", [SamplingParams(max_tokens=40), SamplingParams(max_tokens=40, temperature=1, seed=3)])
-def test_a_preempted_answer_is_the_undisturbed_one(params: SamplingParams) -> None:
+@pytest.mark.parametrize(
+    "params", [SamplingParams(max_tokens=40), SamplingParams(max_tokens=40, temperature=1, seed=3)]
+)
+def test_a_preempted_answer_is_the_undisturbed_one(temperature: float) -> None:
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=3)
     narrow = engine(NARROW)
     for number in range(5):
         narrow.add_request(f"{number}", about(number), params)
@@ -145,9 +148,7 @@ def test_too_few_blocks_for_one_sequence_are_refused() -> None:
 def test_after_any_storm_every_answer_is_right_and_no_block_is_lost(seed: int, blocks: int, caching: bool) -> None:
     random = Random(seed)
     beside = random.choice((1, 5, 64))
-    storm = engine(
-        replace(CONFIG, num_blocks=blocks, prefix_caching=caching, max_prefill_beside_decode=beside)
-    )
+    storm = engine(replace(CONFIG, num_blocks=blocks, prefix_caching=caching, max_prefill_beside_decode=beside))
     asked: dict[str, tuple[Prompt, SamplingParams]] = {}
     told: dict[str, Told] = {}
     for number in range(30):

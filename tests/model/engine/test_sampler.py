@@ -4,13 +4,15 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from model.engine.sampler import distribution, penalise, sample, uniform
+from model.engine import sampler
+from model.engine.sampler import distribution, explain, penalise, sample, uniform
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import Sequence, TextSegment
 
@@ -41,6 +43,9 @@ MIXED = [
     SamplingParams(temperature=1.0, top_k=9, top_p=0.9, repetition_penalty=0.5, seed=5),
     SamplingParams(temperature=5e-324),
     SamplingParams(temperature=1.0, top_k=VOCAB + 1, seed=6),
+    SamplingParams(temperature=1.0, min_p=0.2, seed=7),
+    SamplingParams(temperature=0.8, top_p=0.9, min_p=0.1, seed=8),
+    SamplingParams(temperature=1.0, presence_penalty=1.5, frequency_penalty=-0.7, seed=9),
 ]
 
 
@@ -52,12 +57,22 @@ def reference(logits: torch.Tensor, each: Sequence) -> torch.Tensor:
     if params.top_k:
         processors.append(TopKLogitsWarper(params.top_k))
     processors.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        processors.append(MinPLogitsWarper(params.min_p))
     said = torch.tensor([each.output_token_ids])
-    probabilities: torch.Tensor = processors(said, logits[None].clone())[0].softmax(dim=-1)
+    lost = logits.clone()
+    for token in set(each.output_token_ids):
+        lost[token] -= params.presence_penalty + params.frequency_penalty * each.output_token_ids.count(token)
+    probabilities: torch.Tensor = processors(said, lost[None])[0].softmax(dim=-1)
     return probabilities
 
 
-def test_distributions_are_those_of_transformers_processors_row_by_row() -> None:
+@pytest.mark.parametrize("few", [1, 4, 256])
+def test_distributions_are_those_of_transformers_processors_row_by_row(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of the likeliest tokens are looked at first."""
+    monkeypatch.setattr(sampler, "_FEW", few)
     sequences = [sequence(p, [3, 9, 9, 40]) for p in MIXED if p.temperature > 1e-3]
     logits = logits_of(len(sequences))
     ours = distribution(penalise(logits, sequences), [each.params for each in sequences])
@@ -112,3 +127,26 @@ def test_logits_that_are_not_finite_choose_nothing_and_spoil_no_one(poison: floa
         poisoned = logits.clone()
         poisoned[row, 3] = poison
         assert sample(poisoned, sequences) == [None if r == row else token for r, token in enumerate(sound)]
+
+
+def test_of_equal_logits_the_lower_ids_are_kept() -> None:
+    level = torch.zeros(1, VOCAB)
+    for params in (SamplingParams(temperature=1, top_k=7), SamplingParams(temperature=1, top_p=6.5 / VOCAB)):
+        assert distribution(level, [params])[0].nonzero().flatten().tolist() == list(range(7))
+
+
+def test_logprobs_are_the_models_own_whatever_is_sampled() -> None:
+    asking = SamplingParams(temperature=2.0, top_k=3, repetition_penalty=3.0, logprobs=2, seed=1)
+    sequences = [sequence(asking, [3, 9]), sequence(SamplingParams()), sequence(SamplingParams(logprobs=0))]
+    logits = logits_of(3)
+    tokens = sample(logits, sequences)
+    asked, silent, alone = explain(logits, sequences, tokens)
+    assert silent is None
+    assert asked is not None and alone is not None
+    expected = logits.log_softmax(-1)
+    assert (asked.token_id, alone.token_id) == (tokens[0], tokens[2])
+    assert asked.logprob == pytest.approx(float(expected[0, asked.token_id]))
+    assert [token for token, _ in asked.top] == expected[0].topk(2).indices.tolist()
+    assert [value for _, value in asked.top] == pytest.approx(expected[0].topk(2).values.tolist())
+    assert alone.top == ()
+    assert explain(logits, sequences, [None, None, None]) == [None, None, None]

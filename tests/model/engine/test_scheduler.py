@@ -12,10 +12,15 @@ from model.engine.scheduler import Schedule, Scheduler
 from model.engine.sequence import Sequence, TextSegment
 
 
-def scheduler(*, seqs: int, budget: int, blocks: int = 64, **bounds: int) -> Scheduler:
+def scheduler(*, seqs: int, budget: int, blocks: int = 64, beside: int = 512) -> Scheduler:
     """Blocks of four tokens."""
     config = EngineConfig(
-        max_num_seqs=seqs, max_num_batched_tokens=budget, block_size=4, num_blocks=blocks, max_model_len=16, **bounds
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        block_size=4,
+        num_blocks=blocks,
+        max_model_len=16,
+        max_prefill_beside_decode=beside,
     )
     return Scheduler(config)
 
@@ -165,3 +170,40 @@ def test_no_storm_breaks_the_order_or_the_bounds_or_loses_anyone(
 def test_the_scheduler_runs_where_there_is_no_torch() -> None:
     probe = "import sys, model.engine.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_while_anybody_decodes_a_prefill_goes_in_small_steps() -> None:
+    story = scheduler(seqs=4, budget=64, beside=3)
+    story.add(sequence("a", 2))
+    say(story.schedule())
+    story.add(sequence("long", 8))
+    say(story.schedule())
+    assert repr(story) == "running a 3/4, long 3/8; waiting none"
+    story.abort("a")
+    assert repr(story.schedule()) == "compute long [3:8]*; ended a abort"
+
+
+def test_the_last_to_arrive_makes_room_and_is_the_first_to_come_back() -> None:
+    story = scheduler(seqs=4, budget=64, blocks=5)
+    a, b = sequence("a", 8), sequence("b", 6)
+    b.prompt = (TextSegment(tuple(range(50, 56))),)
+    story.add(a)
+    story.add(b)
+    say(first := story.schedule())  # a takes two blocks, and b two; one is left
+    assert repr(first) == "compute a [0:8]*, b [0:6]*; ended none"
+    for _ in range(3):  # a takes the third of its own with its ninth token, b's eighth is the last that fits
+        say(story.schedule())
+    assert repr(story) == "running a 11/12; waiting b 0/9"
+    assert (story.num_preemptions, b.block_table) == (1, [])
+    story.check()
+    story.finish(a, "length")
+    # What it had computed is still known.
+    assert repr(story.schedule()) == "compute b [8:9]*; ended none"
+
+
+def test_who_shares_blocks_is_told() -> None:
+    story = scheduler(seqs=4, budget=64)
+    story.add(sequence("a", 10))
+    story.add(sequence("b", 9))
+    chunks = story.schedule().chunks
+    assert [(repr(chunk), chunk.num_shared_blocks) for chunk in chunks] == [("a [0:10]*", 2), ("b [8:9]*", 2)]
