@@ -6,10 +6,10 @@ Each prints a table, then one JSON line last.
 import sys
 from collections.abc import Callable
 
-from benchmarks import http
+from benchmarks import engine, http
 from model.tiny import evaluate
 
-BENCHMARKS: dict[str, Callable[[], None]] = {"http": http.main, "answers": evaluate.main}
+BENCHMARKS: dict[str, Callable[[], None]] = {"http": http.main, "engine": engine.main, "answers": evaluate.main}
 
 
 if __name__ == "__main__":

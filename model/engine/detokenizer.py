@@ -29,8 +29,21 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self._begun = False
+        self._text = ""
         self.stopped = False
         """Whether a stop string was met; nothing after it is text of the answer."""
+
+    @property
+    def text(self) -> str:
+        """All that has left."""
+        return self._text
+
+    def copy(self) -> "Detokenizer":
+        """Another one that has been fed the same."""
+        other = Detokenizer(self._vocabulary, self._stop)
+        other._decoder.setstate(self._decoder.getstate())
+        other._held, other._begun, other._text, other.stopped = self._held, self._begun, self._text, self.stopped
+        return other
 
     def feed(self, token_id: int) -> str:
         """Take one more token; returns the text that may leave now."""
@@ -82,4 +95,5 @@ class Detokenizer:
         if not self._begun:
             text = text.lstrip()
             self._begun = True
+        self._text += text
         return text

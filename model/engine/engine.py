@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import LlamaForCausalLM
 
+from model.engine.beam_search import Beam, BeamSearch, Continuation
 from model.engine.config import DuplicateRequest, EngineConfig, InvalidPrompt, PromptTooLong, check_length
 from model.engine.detokenizer import Detokenizer, Vocabulary
 from model.engine.model_runner import ModelRunner
@@ -86,6 +87,7 @@ class Engine:
         self._scheduler = Scheduler(self._config)
         self._runner.allocate(self._config.num_blocks, self._config.block_size)
         self._answers: dict[str, _Answer] = {}
+        self._searches: dict[str, BeamSearch] = {}
 
     @property
     def has_work(self) -> bool:
@@ -153,6 +155,8 @@ class Engine:
             if sequence.finish_reason:
                 break
         self._answers[request_id] = answer
+        if params.num_beams > 1 and not output_token_ids:
+            self._searches[request_id] = BeamSearch(sequence, answer.detokenizer, eos_id=self._tokenizer.eos_id)
         self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
@@ -170,11 +174,25 @@ class Engine:
         self._scheduler.check()
 
     def _postprocess(self, schedule: Schedule, logits: torch.Tensor) -> list[Output]:
-        outputs = [self._forget(sequence).output() for sequence in schedule.ended]
-        sampled = [chunk.sequence for chunk in schedule.chunks if chunk.sampled]
-        token_ids = sample(logits, sampled)
-        for sequence, token_id, logprobs in zip(sampled, token_ids, explain(logits, sampled, token_ids), strict=True):
+        ended = {sequence.request_id: sequence for sequence in schedule.ended}  # of beams, any speaks for all
+        outputs = [self._end(sequence).output() for sequence in ended.values()]
+        alone, rows = [], []
+        searching: dict[str, BeamSearch] = {}
+        for row, sequence in enumerate(chunk.sequence for chunk in schedule.chunks if chunk.sampled):
+            if search := self._searches.get(sequence.request_id):
+                search.hear(sequence, logits[row])
+                searching[sequence.request_id] = search
+            else:
+                alone.append(sequence)
+                rows.append(row)
+        if searching:
+            logits = logits[rows]
+        token_ids = sample(logits, alone)
+        for sequence, token_id, logprobs in zip(alone, token_ids, explain(logits, alone, token_ids), strict=True):
             outputs.append(self._accept(self._answers[sequence.request_id], token_id, logprobs))
+        for request_id, search in searching.items():
+            if search.is_ready or search.is_broken:
+                outputs += self._go_on(self._answers[request_id], search)
         return outputs
 
     def _accept(self, answer: _Answer, token_id: int | None, logprobs: Logprobs | None) -> Output:
@@ -186,12 +204,56 @@ class Engine:
             self._finish(answer, reason)
         return answer.output(text=text, token_ids=(token_id,), logprobs=(logprobs,) if logprobs else ())
 
-    def _finish(self, answer: _Answer, reason: FinishReason) -> _Answer:
-        self._scheduler.finish(answer.sequence, reason)
-        return self._forget(answer.sequence)
+    def _go_on(self, answer: _Answer, search: BeamSearch) -> list[Output]:
+        """Take a search one token further; its answer, if that is the end."""
+        chosen = [] if search.is_broken else search.choose()
+        if chosen:
+            self._branch(search, chosen)
+            return []
+        for beam in search.beams[1:]:
+            self._scheduler.finish(beam.sequence, "error" if search.is_broken else "stop")
+        if search.is_broken:
+            return [self._finish(answer, "error", search.beams[0].sequence).output()]
+        best = search.best
+        answer.sequence.output_token_ids = list(best.token_ids)
+        text = best.detokenizer.text + best.detokenizer.flush()
+        self._finish(answer, best.reason or "stop", search.beams[0].sequence)
+        return [answer.output(text=text, token_ids=best.token_ids)]
 
-    def _forget(self, sequence: Sequence) -> _Answer:
-        return self._answers.pop(sequence.request_id)
+    def _branch(self, search: BeamSearch, chosen: Ordered[Continuation]) -> None:
+        """Replace the beams of a search: each goes on in its own place, forks, or makes room."""
+        parents = {id(each.parent): each.parent for each in chosen}
+        for beam in search.beams:
+            if id(beam) not in parents:
+                self._scheduler.finish(beam.sequence, "stop")
+        beams, copies = [], []
+        for each in chosen:
+            sequence = each.parent.sequence
+            if parents.pop(id(each.parent), None) is None:
+                sequence = sequence.twin()
+                copies += self._scheduler.fork(each.parent.sequence, sequence)
+            beams.append(Beam(sequence, each.detokenizer, each.score))
+        for beam, each in zip(beams, chosen, strict=True):
+            beam.sequence.output_token_ids.append(each.token_ids[-1])
+        self._runner.copy_blocks(copies)
+        search.adopt(beams)
+
+    def _finish(self, answer: _Answer, reason: FinishReason, sequence: Sequence | None = None) -> _Answer:
+        self._scheduler.finish(sequence or answer.sequence, reason)
+        answer.sequence.finish_reason = reason
+        return self._forget(answer)
+
+    def _end(self, sequence: Sequence) -> _Answer:
+        """Forget an answer that the scheduler has let go."""
+        answer = self._answers[sequence.request_id]
+        if sequence.request_id in self._searches:
+            answer.sequence.output_token_ids = []  # nothing was said yet
+        answer.sequence.finish_reason = sequence.finish_reason
+        return self._forget(answer)
+
+    def _forget(self, answer: _Answer) -> _Answer:
+        self._searches.pop(answer.sequence.request_id, None)
+        return self._answers.pop(answer.sequence.request_id)
 
     def _check_prompt(self, prompt: Iterable[Segment], output_token_ids: Ordered[int]) -> None:
         """One bad index would fail the whole batch in the embedding lookup, so it is refused at the door."""

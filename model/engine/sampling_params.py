@@ -8,6 +8,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
+MAX_BEAMS = 16
 
 
 class InvalidSampling(ValueError):
@@ -43,6 +44,10 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    num_beams: int = 1
+    """More than one searches for the likeliest answer instead of sampling: nothing is said before the end."""
+    length_penalty: float = 1.0
+    """The power of an answer's length by which beam search divides its log-probability."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token, up to `max_tokens`: for measuring."""
 
@@ -56,6 +61,10 @@ class SamplingParams:
         _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _check("seed", self.seed, 0, MAX_SEED)
+        _check("num_beams", self.num_beams, 1, MAX_BEAMS)
+        _check("length_penalty", self.length_penalty, -5.0, 5.0)
+        if self.num_beams > 1 and (self.temperature > 0 or self.logprobs is not None):
+            raise InvalidSampling("num_beams", "Beam search neither samples (temperature) nor gives logprobs.")
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOP_STRINGS:

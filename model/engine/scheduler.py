@@ -1,5 +1,6 @@
 """Who computes what in the next step, and in which blocks. Pure Python: it never knows of tensors or text."""
 
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ class Scheduler:
         self._pool = BlockPool(config.num_blocks)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._num_arrived = 0
         self.num_preemptions = 0
 
     @property
@@ -88,15 +90,35 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. One that already carries a finish reason is only passed on as ended."""
         assert sequence.status == "waiting" and sequence.num_computed_tokens == 0
+        sequence.arrival = self._num_arrived
+        self._num_arrived += 1
         self._waiting.append(sequence)
 
+    def fork(self, sequence: Sequence, twin: Sequence) -> list[tuple[int, int]]:
+        """Let a twin of a sequence run, or wait if it must; returns the block to copy, from and to, if there is one.
+
+        All full blocks are shared. A twin that has to wait finds most of them when it is admitted.
+        """
+        num_full, rest = divmod(sequence.num_computed_tokens, self._config.block_size)
+        is_full = len(self._running) == self._config.max_num_seqs or (rest and not self._pool.num_free)
+        if sequence.status != "running" or is_full:
+            self._wait(twin)
+            return []
+        shared = sequence.block_table[:num_full]
+        for block in shared:
+            self._pool.share(block)
+        twin.block_table = shared + (self._pool.take(1) if rest else [])
+        twin.num_computed_tokens = sequence.num_computed_tokens
+        twin.status = "running"
+        insort(self._running, twin, key=lambda each: each.arrival)
+        return [(sequence.block_table[num_full], twin.block_table[num_full])] if rest else []
+
     def abort(self, request_id: str) -> bool:
-        """End a sequence at the next `schedule()`; False if there is none of this id."""
-        for sequence in self._sequences():
-            if sequence.request_id == request_id:
-                sequence.finish_reason = sequence.finish_reason or "abort"
-                return True
-        return False
+        """End all sequences of a request at the next `schedule()`; False if there is none."""
+        found = [sequence for sequence in self._sequences() if sequence.request_id == request_id]
+        for sequence in found:
+            sequence.finish_reason = sequence.finish_reason or "abort"
+        return bool(found)
 
     def schedule(self) -> Schedule:
         """Let go who has ended, make room, admit who fits, and hand out the token budget. All state moves here."""
@@ -114,14 +136,14 @@ class Scheduler:
             if budget and sequence.num_uncomputed_tokens:
                 chunks.append(self._advance(sequence, budget))
                 budget -= chunks[-1].num_tokens
-        while budget and self._admit():
-            chunks.append(self._advance(self._running[-1], budget))
+        while budget and (admitted := self._admit(must=not chunks)):
+            chunks.append(self._advance(admitted, budget))
             budget -= chunks[-1].num_tokens
         return Schedule(tuple(map(self._with_shared, chunks)), ended)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Take a running sequence out: its answer is complete, or it has failed, and nobody shall find its blocks."""
-        self._running.remove(sequence)
+        """Take a sequence out: its answer is complete, or it has failed, and nobody shall find its blocks."""
+        (self._running if sequence.status == "running" else self._waiting).remove(sequence)
         if reason == "error":
             self._pool.disown(sequence.block_table)
         self._let_go(sequence)
@@ -164,22 +186,46 @@ class Scheduler:
         self._running.remove(sequence)
         self._let_go(sequence)
         sequence.num_computed_tokens = 0
-        sequence.status = "waiting"
-        self._waiting.appendleft(sequence)
+        self._wait(sequence)
         self.num_preemptions += 1
 
-    def _admit(self) -> bool:
-        """Let the first in line run, if there is a place and room for all that is known of it."""
-        if not self._waiting or len(self._running) == self._config.max_num_seqs:
-            return False
+    def _wait(self, sequence: Sequence) -> None:
+        """Queue a sequence where it belongs by its arrival."""
+        sequence.status = "waiting"
+        behind = (place for place, other in enumerate(self._waiting) if other.arrival > sequence.arrival)
+        self._waiting.insert(next(behind, len(self._waiting)), sequence)
+
+    def _admit(self, *, must: bool) -> Sequence | None:
+        """Let the first in line run, if there is a place and room for all that is known of it.
+
+        Where otherwise nobody would compute anything (beams that wait for each other), it `must`: the last of those
+        that run, all idle, make room for it.
+        """
+        if not self._waiting:
+            return None
         sequence = self._waiting[0]
+        while not self._fits(sequence):
+            if not must or not self._running:
+                return None
+            self._preempt(self._running[-1])
+            sequence = self._waiting[0]
+        self._waiting.popleft()
+        self._seat(sequence)
+        return sequence
+
+    def _fits(self, sequence: Sequence) -> bool:
+        if len(self._running) == self._config.max_num_seqs:
+            return False
         found = self._find_prefix(sequence)
         num_new = self._config.blocks_for(sequence.num_tokens) - len(found)
         # One block more for each that runs: who is admitted shall not be the next to be preempted.
         spare = len(self._running)
-        if num_new + spare > self._pool.num_free - sum(map(self._pool.is_free, found)):
-            return False
-        self._waiting.popleft()
+        return num_new + spare <= self._pool.num_free - sum(map(self._pool.is_free, found))
+
+    def _seat(self, sequence: Sequence) -> None:
+        """Give a sequence the blocks of all its known tokens: those of a known prefix, and new ones."""
+        found = self._find_prefix(sequence)
+        num_new = self._config.blocks_for(sequence.num_tokens) - len(found)
         for block in found:
             self._pool.share(block)
         sequence.block_table = found
@@ -188,8 +234,7 @@ class Scheduler:
         sequence.home = self._pool.settle(self._config.blocks_for(longest) - len(found))
         self._extend(sequence, num_new)
         sequence.status = "running"
-        self._running.append(sequence)
-        return True
+        insort(self._running, sequence, key=lambda each: each.arrival)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """The blocks of the longest known prefix, without the last token: its logits are wanted."""

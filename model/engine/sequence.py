@@ -73,6 +73,8 @@ class Sequence:
     """Adjacent blocks that it prefers."""
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
+    arrival: int = 0
+    """Its number in the order of arrival."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,18 @@ class Sequence:
             first += segment.num_tokens
         if end > first:
             yield tuple(self.output_token_ids[max(start - first, 0) : end - first])
+
+    def twin(self) -> Sequence:
+        """Another one of the same tokens, of which nothing is computed."""
+        return Sequence(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            params=self.params,
+            max_output_tokens=self.max_output_tokens,
+            output_token_ids=list(self.output_token_ids),
+            arrival=self.arrival,
+            _block_keys=list(self._block_keys),
+        )
 
     def block_key(self, number: int, block_size: int) -> bytes:
         """Names what a full block depends on: everything up to its end, token ids and rows of videos.

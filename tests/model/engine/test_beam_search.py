@@ -1,0 +1,137 @@
+"""Beam search gives what transformers' `generate` gives, in any company and with little room."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.engine.engine import Engine, Segment
+from model.engine.sampling_params import InvalidSampling, SamplingParams
+from tests.model.engine.small_llama import CONFIG, EOS, Bytes, Told, collect, run_out, small_llama, text, video
+
+Prompt = tuple[Segment, ...]
+LLAMA = small_llama()
+ROOMY = replace(CONFIG, max_num_seqs=32)
+
+
+def prompt(seed: int) -> Prompt:
+    return (text(5, seed=seed), video(9, seed=seed), text(6, seed=seed + 50))
+
+
+def reference(asked: Prompt, params: SamplingParams, *, eos: int = EOS) -> list[int]:
+    """The ids of transformers' own beam search."""
+    language_model = small_llama()
+    embed = language_model.get_input_embeddings()
+    rows = [embed(torch.tensor(each.token_ids)) if hasattr(each, "token_ids") else each.embeddings for each in asked]
+    embeds = torch.cat(rows)[None]
+    ids: list[int] = language_model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        max_new_tokens=params.max_tokens,
+        num_beams=params.num_beams,
+        length_penalty=params.length_penalty,
+        do_sample=False,
+        eos_token_id=eos,
+        pad_token_id=EOS,
+    )[0].tolist()
+    return ids[: ids.index(eos) + 1] if eos in ids else ids
+
+
+def answer(engine: Engine, asked: Prompt, params: SamplingParams) -> Told:
+    engine.add_request("it", asked, params)
+    return run_out(engine)["it"]
+
+
+@pytest.mark.parametrize("num_beams", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_ids_are_those_of_generate(seed: int, num_beams: int) -> None:
+    params = SamplingParams(max_tokens=14, num_beams=num_beams)
+    told = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(seed), params)
+    assert told.token_ids == reference(prompt(seed), params)
+    assert told.text == bytes(told.token_ids).decode(errors="replace").strip()
+    assert [output.text for output in told.outputs[:-1]] == []
+
+
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 3.0])
+def test_answers_that_end_by_themselves_are_weighed_by_their_length(length_penalty: float) -> None:
+    """Every token of an answer in turn is made the one that ends it, so that answers of many lengths compete."""
+    params = SamplingParams(max_tokens=12, num_beams=4, length_penalty=length_penalty)
+    lengths = set()
+    for eos in sorted(set(answer(Engine(LLAMA, Bytes(), ROOMY), prompt(1), params).token_ids)):
+
+        class Ends(Bytes):
+            eos_id = eos
+
+        told = answer(Engine(LLAMA, Ends(), ROOMY), prompt(1), params)
+        assert told.token_ids == reference(prompt(1), params, eos=eos)
+        assert told.finish_reason == ("stop" if told.token_ids[-1] == eos else "length")
+        lengths.add(len(told.token_ids))
+    assert length_penalty > 1 or len(lengths) > 1
+
+
+def test_a_stop_string_ends_a_beam() -> None:
+    params = SamplingParams(max_tokens=14, num_beams=3)
+    free = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(2), params)
+    stop = next(free.text[at] for at in range(3, len(free.text)) if free.text[at] not in free.text[:at])
+    told = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(2), replace(params, stop=(stop,)))
+    assert stop not in told.text
+
+
+@pytest.mark.parametrize("num_blocks", [24, 31, 80])
+def test_searches_in_a_crowd_and_with_little_room_find_the_same(num_blocks: int) -> None:
+    crowd = Engine(LLAMA, Bytes(), replace(CONFIG, max_num_seqs=7, num_blocks=num_blocks))
+    params = SamplingParams(max_tokens=14, num_beams=3)
+    greedy = SamplingParams(max_tokens=20)
+    for seed in range(4):
+        crowd.add_request(f"search {seed}", prompt(seed), params)
+        crowd.add_request(f"greedy {seed}", prompt(seed), greedy)
+    told: dict[str, Told] = {}
+    while crowd.has_work:
+        collect(crowd.step(), told)
+        crowd.check()
+    assert crowd.num_held_blocks == 0
+    assert (crowd.num_preemptions > 0) == (num_blocks < 80)
+    for seed in range(4):
+        assert told[f"search {seed}"].token_ids == reference(prompt(seed), params)
+        assert (
+            told[f"greedy {seed}"].token_ids == answer(Engine(LLAMA, Bytes(), CONFIG), prompt(seed), greedy).token_ids
+        )
+
+
+def test_beams_share_what_they_have_in_common() -> None:
+    engine = Engine(LLAMA, Bytes(), ROOMY)
+    engine.add_request("it", prompt(0), SamplingParams(max_tokens=14, num_beams=5))
+    for _ in range(6):
+        engine.step()
+        engine.check()
+    assert engine.num_running == 5
+    # Twenty tokens of prompt in five blocks, held once; of the answers' five tokens each holds at most two blocks.
+    assert engine.num_held_blocks <= 5 + 5 * 2
+
+
+def test_an_abort_frees_all_beams_at_the_next_step_and_is_reported_once() -> None:
+    engine = Engine(LLAMA, Bytes(), ROOMY)
+    engine.add_request("it", prompt(0), SamplingParams(max_tokens=40, num_beams=4))
+    for _ in range(5):
+        assert engine.step() == []
+    assert engine.abort("it")
+    (output,) = engine.step()
+    assert (output.finish_reason, output.token_ids, output.num_output_tokens) == ("abort", (), 0)
+    assert engine.num_held_blocks == 0
+    assert not engine.has_work
+
+
+def test_a_search_on_poisoned_features_fails_alone() -> None:
+    rows = video(9).embeddings.clone()
+    rows[0, 0] = torch.nan
+    engine = Engine(LLAMA, Bytes(), ROOMY)
+    engine.add_request("bad", (text(3), replace(video(9), embeddings=rows)), SamplingParams(num_beams=3))
+    engine.add_request("good", prompt(0), SamplingParams(max_tokens=14, num_beams=3))
+    told = run_out(engine)
+    assert (told["bad"].finish_reason, told["bad"].token_ids) == ("error", [])
+    assert told["good"].token_ids == reference(prompt(0), SamplingParams(max_tokens=14, num_beams=3))
+
+
+def test_beam_search_does_not_sample() -> None:
+    with pytest.raises(InvalidSampling, match="neither samples"):
+        SamplingParams(num_beams=2, temperature=0.5)
