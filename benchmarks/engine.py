@@ -1,8 +1,7 @@
 """The engine against the loops people write around `generate`, on one LLaMA of 134 M random parameters.
 
-Prompts are 96 video rows and 74 token ids (or 170 token ids where a peer takes nothing else), answers 64 tokens, greedy.
+Prompts are 96 video rows and 74 token ids (170 token ids where a peer takes nothing else), answers 64 tokens, greedy.
 Everything that is compared runs in this one process, by turns, `--repeat` times; medians and their ratios are printed.
-llama.cpp takes part where llama-cpp-python and gguf are installed.
 """
 
 import argparse
@@ -75,9 +74,10 @@ class Bench:
         self.plain = language_model(self.dtype, self.device)
         self.served = language_model(self.dtype, self.device)
 
-    def engine(self, **bounds: int) -> Engine:
+    def engine(self) -> Engine:
         """A fresh one, with nothing cached."""
-        config = EngineConfig(max_num_seqs=32, max_model_len=POSITIONS, **bounds)
+        beside = 512 if self.device == "cuda" else 64  # as the service has it
+        config = EngineConfig(max_num_seqs=32, max_model_len=POSITIONS, max_prefill_beside_decode=beside)
         return Engine(self.served, Ids(), config)
 
     def race(self, title: str, runners: dict[str, Callable[[], float]], *, unit: str = "tokens/s") -> None:
@@ -162,7 +162,7 @@ class Bench:
     def interruption(self) -> tuple[float, float, float]:
         """Of 8 running streams: the median of milliseconds between tokens, undisturbed and then p99 while a prompt of
         1,500 tokens is prefilled beside them; and seconds until that one's first token."""
-        engine = self.engine(max_prefill_beside_decode=self._beside())
+        engine = self.engine()
         for number in range(8):
             engine.add_request(f"{number}", prompt(number), SamplingParams(max_tokens=1000, ignore_eos=True))
         engine.step()
@@ -217,9 +217,6 @@ class Bench:
         for _ in range(8):
             engine.step()
         return engine.num_held_blocks
-
-    def _beside(self) -> int:
-        return 512 if self.device == "cuda" else 32
 
     def _embeds(self, number: int) -> torch.Tensor:
         video, text = prompt(number)
@@ -319,9 +316,8 @@ def _measurements(bench: Bench) -> dict[str, Callable[[str], None]]:
         rounds = [bench.interruption() for _ in range(bench.repeat)]
         ratios = [slow / quiet for quiet, slow, _ in rounds]
         for quiet, slow, first in rounds:
-            print(
-                f"\n{title}\n  p50 {quiet:.1f} ms undisturbed, p99 {slow:.1f} ms beside it; its first token after {first:.1f} s"
-            )
+            told = f"p50 {quiet:.1f} ms undisturbed, p99 {slow:.1f} ms beside it; its first token after {first:.1f} s"
+            print(f"\n{title}\n  {told}")
         bench.results[title] = round(statistics.median(ratios), 2)
 
     return {

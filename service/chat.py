@@ -37,7 +37,12 @@ class Question:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
@@ -214,12 +219,20 @@ class Chat:
 
 
 def _sampling(question: Question, *, default: SamplingParams) -> SamplingParams:
+    num_beams = _chosen(question.num_beams, default.num_beams)
+    # Who asks for beams and says nothing of a temperature does not mean the model's own.
+    temperature = 0.0 if num_beams > 1 else default.temperature
     try:
         return SamplingParams(
-            temperature=_chosen(question.temperature, default.temperature),
+            temperature=_chosen(question.temperature, temperature),
             top_k=_chosen(question.top_k, default.top_k),
             top_p=_chosen(question.top_p, default.top_p),
+            min_p=_chosen(question.min_p, default.min_p),
             repetition_penalty=_chosen(question.repetition_penalty, default.repetition_penalty),
+            presence_penalty=_chosen(question.presence_penalty, default.presence_penalty),
+            frequency_penalty=_chosen(question.frequency_penalty, default.frequency_penalty),
+            num_beams=num_beams,
+            length_penalty=_chosen(question.length_penalty, default.length_penalty),
             max_tokens=_chosen(question.max_tokens, default.max_tokens),
             seed=_chosen(question.seed, secrets.randbelow(MAX_SEED)),
             stop=_chosen(question.stop, default.stop),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from model.engine.sampling_params import MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
+from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
 from service.store.records import (
@@ -151,7 +151,17 @@ class MessageRequest(_Request):
     temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     top_k: _Integer | None = Field(default=None, ge=0, le=1_000_000)
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    num_beams: _Integer | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_BEAMS,
+        description="More than one searches for the likeliest answer, which comes as a whole.",
+    )
+    length_penalty: float | None = Field(default=None, ge=-5, le=5, allow_inf_nan=False)
     max_tokens: _Integer | None = Field(default=None, ge=1, le=MAX_TOKENS)
     seed: _Integer | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: _StopString | _StopStrings | None = None

@@ -113,7 +113,12 @@ class Sampling(Record):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float = 0.0
     repetition_penalty: float
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
     max_tokens: int
     seed: int
     stop: tuple[str, ...]

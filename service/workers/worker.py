@@ -45,6 +45,8 @@ from service.workers.protocol import (
 )
 
 _MAX_ENCODE_FRAMES = 256  # frames of one encoder batch
+_PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 64}
+"""Tokens of prompts in a step in which others get their next token, so that they get it soon."""
 
 
 class Worker:
@@ -64,6 +66,7 @@ class Worker:
             max_num_seqs=config.max_num_seqs,
             max_model_len=self._family.max_model_len,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.language_model.device.type],
         )
         self._engine = Engine(self._family.language_model, self._family.tokenizer, self._engine_config)
         self._name = config.name
