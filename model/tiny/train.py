@@ -41,8 +41,8 @@ class Recipe:
     look: Schedule = field(default_factory=lambda: Schedule(steps=1000, batch=64, learning_rate=3e-3))
     understand: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=16, learning_rate=2e-3))
     tell: Schedule = field(default_factory=lambda: Schedule(steps=1200, batch=32, learning_rate=2e-3))
-    speak: Schedule = field(default_factory=lambda: Schedule(steps=2600, batch=16, learning_rate=3e-3))
-    joint: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=12, learning_rate=3e-4, warm_up=50))
+    speak: Schedule = field(default_factory=lambda: Schedule(steps=3000, batch=16, learning_rate=3e-3))
+    joint: Schedule = field(default_factory=lambda: Schedule(steps=120, batch=12, learning_rate=1e-4, warm_up=20))
 
 
 def sizes(vocab_size: int) -> VideoChatConfig:
