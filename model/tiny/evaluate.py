@@ -14,22 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from model.conversation import Clip, Conversation, Turn
-from model.engine.config import EngineConfig
-from model.engine.engine import Engine
 from model.families import load_family
-from model.family import EncodedClip, Family, build_prompt
-from model.pixels import normalize, resize
+from model.family import EncodedClip, Family
+from model.offline import Offline, watch
 from model.tiny.clips import Format, draw_format, write_pictures, write_scene
 from model.tiny.dialogues import KINDS, Exchange, ask, draw_dialogue
 from model.tiny.distractors import draw_distractor
 from model.tiny.world import Scene, draw_scene
-from model.video import VideoLimits
-from model.video_reader import open_video
 
 SEED = 20261122
 """Far from every seed that the model was trained on."""
@@ -66,28 +60,14 @@ class Verdict:
         return self.exchange.is_right(self.said)
 
 
-def watch(family: Family, path: Path) -> tuple[Clip, EncodedClip]:
-    """A file as the service sees it: decoded, sampled, encoded."""
-    with open_video(path, VideoLimits()) as video:
-        frames = list(video.frames(family.frame_spec))
-        fps = video.facts.fps
-    pixels = normalize(np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames]), family.pixel_spec)
-    features = family.encode(torch.from_numpy(pixels)[None])[0]
-    # Through the cache's half precision, as in the service.
-    return Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps), EncodedClip(features.half(), path.name)
-
-
-def answer(family: Family, asked: Sequence[tuple[Conversation, EncodedClip]], *, batch: int = 16) -> list[str]:
+def answer_all(family: Family, asked: Sequence[tuple[Conversation, EncodedClip]], *, batch: int = 16) -> list[str]:
     """What the model says to every conversation, `batch` of them at a time."""
-    config = EngineConfig(max_model_len=family.max_model_len, max_num_seqs=batch)
-    engine = Engine(family.language_model, family.tokenizer, config)
-    params = replace(family.default_sampling, stop=tuple(family.template.stop))
+    offline = Offline(family, max_num_seqs=batch)
     said: dict[str, str] = defaultdict(str)
     for number, (conversation, clip) in enumerate(asked):
-        engine.add_request(str(number), build_prompt(family, conversation, [clip]), params)
-    while engine.has_work:
-        for output in engine.step():
-            said[output.request_id] += output.text
+        offline.add(str(number), conversation, [clip])
+    for output in offline.outputs():
+        said[output.request_id] += output.text
     return [said[str(number)].strip() for number in range(len(asked))]
 
 
@@ -101,7 +81,7 @@ def judge(family: Family, cases: Sequence[Case]) -> Iterator[Verdict]:
         for case, history in talking:
             history.append(Turn(role="user", text=case.exchanges[turn].question))
         asked = [(Conversation(clips=(case.clip,), turns=tuple(history)), case.encoded) for case, history in talking]
-        for (case, history), said in zip(talking, answer(family, asked), strict=True):
+        for (case, history), said in zip(talking, answer_all(family, asked), strict=True):
             history.append(Turn(role="assistant", text=said))
             yield Verdict(group=case.group, exchange=case.exchanges[turn], said=said)
 

@@ -1,0 +1,19 @@
+"""Many questions about one clip at once, without a server: `python examples/offline.py`."""
+
+from pathlib import Path
+
+from model.conversation import Conversation, Turn
+from model.families import load_family
+from model.offline import Offline, watch
+
+family = load_family("videochat")
+offline = Offline(family)
+clip, features = watch(family, Path("service/web/samples/shapes.mp4"))
+for question in ("How many objects are there?", "Which way does the circle move?", "Is there a star?"):
+    conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=question),))
+    offline.add(question, conversation, [features])
+answers: dict[str, str] = {}
+for output in offline.outputs():  # one token of every answer at a time; the clip's keys and values are computed once
+    answers[output.request_id] = answers.get(output.request_id, "") + output.text
+for question, said in answers.items():
+    print(f"{question} {said}")

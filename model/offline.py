@@ -1,0 +1,65 @@
+"""A model without a server: a video file to features, a conversation to text. What the service does, in one process."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.conversation import Clip, Conversation
+from model.engine.engine import Engine, EngineConfig
+from model.engine.output import Output
+from model.engine.sampling_params import SamplingParams
+from model.family import EncodedClip, Family, build_prompt
+from model.pixels import normalize, resize
+from model.video import VideoLimits
+from model.video_reader import open_video
+
+
+def watch(family: Family, path: Path, limits: VideoLimits | None = None) -> tuple[Clip, EncodedClip]:
+    """A video file as the model sees it: decoded, sampled, encoded.
+
+    The features are those the service would cache, in half precision; their identity is the file's SHA-256.
+
+    Raises:
+        VideoError: the file cannot be read as a video, or exceeds the limits.
+    """
+    with open_video(path, limits or VideoLimits()) as video:
+        frames = list(video.frames(family.frame_spec))
+        fps = video.facts.fps
+    pixels = normalize(np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames]), family.pixel_spec)
+    features = family.encode(torch.from_numpy(pixels)[None])[0].half()
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps), EncodedClip(features, identity)
+
+
+class Offline:
+    """A family and an engine for its language model."""
+
+    def __init__(self, family: Family, *, max_num_seqs: int = 16) -> None:
+        self.family = family
+        config = EngineConfig(max_model_len=family.max_model_len, max_num_seqs=max_num_seqs)
+        self.engine = Engine(family.language_model, family.tokenizer, config)
+
+    def add(
+        self,
+        request_id: str,
+        conversation: Conversation,
+        clips: Sequence[EncodedClip],
+        params: SamplingParams | None = None,
+    ) -> None:
+        """Queue a conversation's next answer; the template's stop strings end it, whatever `params` say.
+
+        Raises:
+            PromptTooLong: the conversation leaves no room for an answer.
+        """
+        params = params or self.family.default_sampling
+        params = replace(params, stop=tuple(dict.fromkeys((*self.family.template.stop, *params.stop))))
+        self.engine.add_request(request_id, build_prompt(self.family, conversation, clips), params)
+
+    def outputs(self) -> Iterator[Output]:
+        """What the steps tell until nothing is left to do."""
+        while self.engine.has_work:
+            yield from self.engine.step()
