@@ -16,7 +16,7 @@ import httpx2
 from rich.console import Console
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "shapes.mp4"
-QUESTIONS = ("What happens in the video?", "Which way does the circle move?")
+QUESTIONS = ("What happens in the video?", "Which way does the circle move?", "How big is it?")
 
 _READY = re.compile(r"Reeltalk is ready at (http://\S+?)/ ")
 _START_TIMEOUT = 120.0

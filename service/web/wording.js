@@ -85,6 +85,6 @@ export function explain(error) {
 /** What a user should know before believing the model; null when there is nothing to warn of. */
 export function modelNote(model) {
   return model === "tiny"
-    ? "“tiny” is a small model of drawn shapes: it tells what they are, how they move, when they come and go. It is still learning, and often wrong."
+    ? "“tiny” is a small model of drawn shapes: it tells what they are, how they move, when they come and go. About anything else it says that it does not know it."
     : null;
 }

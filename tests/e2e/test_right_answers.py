@@ -15,9 +15,6 @@ from tests.published import clip
 from tests.running import RunningService, running
 
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
-STILL_LEARNING = pytest.mark.xfail(
-    strict=True, reason="the default model binds attributes to things too often wrongly: docs/log.md has its score"
-)
 TALKS = {
     "shapes.mp4": [
         ("How many objects are there?", "There are two objects."),
@@ -68,7 +65,6 @@ def talk(service: RunningService, video_id: str, questions: Sequence[str]) -> li
     return answers
 
 
-@STILL_LEARNING
 @pytest.mark.parametrize("name", TALKS)
 def test_what_is_said_about_a_sample_is_right(service: RunningService, name: str) -> None:
     video_id = service.upload(SAMPLES / name)["id"]
@@ -76,7 +72,6 @@ def test_what_is_said_about_a_sample_is_right(service: RunningService, name: str
     assert talk(service, video_id, questions) == [answer for _, answer in TALKS[name]]
 
 
-@STILL_LEARNING
 def test_what_is_said_about_fresh_clips_is_right(service: RunningService, tmp_path: Path) -> None:
     """A slice of `python -m model.tiny.evaluate`, small enough for every run."""
     verdicts = []
