@@ -48,6 +48,7 @@ class Settings(BaseModel):
     """A folder with the family's published files; without it the family's small model is served."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What everything computes in; auto: float16 on a GPU, float32 on the CPU."""
     workers: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""

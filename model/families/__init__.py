@@ -1,8 +1,7 @@
 """The registry of families: every module in this folder is one, under its own name.
 
-A family's module has `load(*, checkpoint, device, dtype) -> Family`. For the commands beside `serve` it may have
-`read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see
-`videochat`.
+A family's module has `load(*, checkpoint, device, dtype, quantization) -> Family`. For the commands beside `serve` it
+may have `read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see `videochat`.
 """
 
 import importlib
@@ -41,16 +40,25 @@ def load_family(
         name: one of `family_names()`.
         checkpoint: a folder in the family's layout; None takes the family's `tiny` sizes and weights.
         device: where all weights go.
-        dtype: what everything computes in; None is float32.
+        dtype: what everything computes in; None is float16 on a GPU and float32 on the CPU.
         quantization: bits of the language model's weights; None leaves them in `dtype`.
 
     Raises:
         UnknownFamily: there is no such family.
-        WeightsError, TokenizerError: the checkpoint is incomplete, damaged or another model's.
+        WeightsError, TokenizerError: the checkpoint is incomplete, damaged or another model's, or the library that
+            quantises is not installed.
     """
-    options = {} if quantization is None else {"quantization": quantization}
-    family: Family = family_module(name).load(checkpoint=checkpoint, device=device, dtype=dtype, **options)
+    family: Family = family_module(name).load(
+        checkpoint=checkpoint, device=device, dtype=dtype or default_dtype(device), quantization=quantization
+    )
     return family
+
+
+def default_dtype(device: "torch.device | str") -> "torch.dtype":
+    """What everything computes in where nobody says: 16 bits on a GPU, as published; float32 on the CPU."""
+    import torch
+
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
 
 
 def family_module(name: str) -> ModuleType:

@@ -26,6 +26,8 @@ from model.networks.video_chatgpt import (
     VideoChatGPTNetwork,
 )
 from model.pixels import PixelSpec
+from model.plan import num_parameters
+from model.quantization import Quantization, quantize
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
 from model.verification.stage import Stage
@@ -187,7 +189,7 @@ class VideoChatGPT:
         self.feature_shape = config.feature_shape
         self.num_video_tokens = config.feature_shape[0]
         self.max_model_len = config.decoder.max_positions
-        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.num_parameters = num_parameters(network)
         self._network = network
         self._device = network.mm_projector.weight.device
 
@@ -206,30 +208,39 @@ class VideoChatGPT:
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
 
 
-def load(*, checkpoint: Path | None, device: torch.device | str, dtype: torch.dtype | None) -> VideoChatGPT:
+def load(
+    *,
+    checkpoint: Path | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+) -> VideoChatGPT:
     """The model in a folder; None is a small one of seeded random values, which answers noise.
 
     The folder holds `config.json`, with the sizes as `VideoChatGPTConfig.to_json` gives them, `*.safetensors`
     with published names or ours, LLaMA's `tokenizer.model`, and perhaps `generation_config.json`. A folder of
     reference tensors, whose `config.json` has sizes under `clip` and `llm` and whose tokens are bytes, will do.
+    With a `quantization` the language model's weights reach `device` in fewer bits; features and their digest stay
+    what they are.
 
     Raises:
-        WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
+        WeightsError, TokenizerError: the folder is incomplete, damaged or another model's, or the library that
+            quantises is not installed.
     """
-    dtype = dtype or torch.float32
     if checkpoint is None:
-        return _load_tiny(device=device, dtype=dtype)
-    sizes = read_sizes(checkpoint)
-    read = _read_reference if {"clip", "llm"} <= sizes.keys() else _read_folder
-    config, tokenizer, tensors = read(checkpoint, sizes)
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise WeightsError("The tokenizer has more pieces than the language model has rows.")
-    for name in _VIDEO_TOKENS:
-        tokenizer.special_id(name)
+        contents, sampling = _tiny(), PUBLISHED_SAMPLING
+    else:
+        contents = _read_contents(checkpoint)
+        sampling = read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
+    config, tokenizer, tensors = contents
     digest = checkpoint_digest(tensors, config.to_json())
-    network = assemble(config, tensors, device=device, dtype=dtype)
-    sampling = read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
-    return VideoChatGPT(network, tokenizer, digest=digest, default_sampling=sampling)
+    network = assemble(config, tensors, device="cpu", dtype=dtype)
+    total = num_parameters(network)
+    if quantization is not None:
+        quantize(network.language_model, quantization, device=device)
+    family = VideoChatGPT(network.to(device), tokenizer, digest=digest, default_sampling=sampling)
+    family.num_parameters = total  # of 4-bit weights, two are stored as one
+    return family
 
 
 def assemble(
@@ -246,9 +257,7 @@ def assemble(
     return network.requires_grad_(False).eval().to(device)
 
 
-def verify_stages(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Iterator[Stage]:
+def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Iterator[Stage]:
     """What each stage gives for the inputs of a folder of reference tensors, under the names used there.
 
     With T frames of S patches of width C, L tokens of prompt, hidden size D and vocabulary V: `frame_features`
@@ -258,7 +267,7 @@ def verify_stages(
     Raises:
         WeightsError, TokenizerError: the folder is incomplete or damaged.
     """
-    family = load(checkpoint=folder, device=device, dtype=dtype)
+    family = load(checkpoint=folder, device=device, dtype=dtype, quantization=None)
     inputs = _read_inputs(folder, device)
     with torch.inference_mode():
         yield from _stages(family, inputs["pixel_values"].to(family.dtype), inputs["input_ids"])
@@ -312,15 +321,22 @@ def _blank(config: VideoChatGPTConfig) -> VideoChatGPTNetwork:
         return VideoChatGPTNetwork(config)
 
 
-def _load_tiny(*, device: torch.device | str, dtype: torch.dtype) -> VideoChatGPT:
-    tensors = seeded(_blank(TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    network = assemble(TINY, tensors, device=device, dtype=dtype)
-    tokenizer = plain_tokenizer(added=TINY.added_tokens)
-    return VideoChatGPT(network, tokenizer, digest=digest, default_sampling=PUBLISHED_SAMPLING)
-
-
 _Contents = tuple[VideoChatGPTConfig, Tokenizer, dict[str, Tensor]]
+
+
+def _tiny() -> _Contents:
+    return TINY, plain_tokenizer(added=TINY.added_tokens), seeded(_blank(TINY), seed=TINY_SEED)
+
+
+def _read_contents(checkpoint: Path) -> _Contents:
+    sizes = read_sizes(checkpoint)
+    read = _read_reference if {"clip", "llm"} <= sizes.keys() else _read_folder
+    config, tokenizer, tensors = read(checkpoint, sizes)
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise WeightsError("The tokenizer has more pieces than the language model has rows.")
+    for name in _VIDEO_TOKENS:
+        tokenizer.special_id(name)
+    return config, tokenizer, tensors
 
 
 def _read_folder(checkpoint: Path, sizes: dict[str, Any]) -> _Contents:

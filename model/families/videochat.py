@@ -123,8 +123,8 @@ def load(
     *,
     checkpoint: Path | None,
     device: torch.device | str,
-    dtype: torch.dtype | None,
-    quantization: Quantization | None = None,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
 ) -> VideoChat:
     """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
@@ -150,7 +150,7 @@ def load(
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise WeightsError("The tokenizer has more pieces than the language model has rows.")
     digest = folder_digest(checkpoint, tensors, config.to_json())
-    network = assemble(config, tensors, device="cpu", dtype=dtype or torch.float32)
+    network = assemble(config, tensors, device="cpu", dtype=dtype)
     total = num_parameters(network)
     if quantization is not None:
         quantize(network.llama_model, quantization, device=device)
@@ -195,7 +195,7 @@ def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtyp
     Raises:
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
     """
-    return videochat_stages(load(checkpoint=folder, device=device, dtype=dtype), folder)
+    return videochat_stages(load(checkpoint=folder, device=device, dtype=dtype, quantization=None), folder)
 
 
 def blueprint(size: str) -> Blueprint:

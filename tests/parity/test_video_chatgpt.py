@@ -44,7 +44,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def family(folder: Path) -> VideoChatGPT:
-    return load(checkpoint=folder, device="cpu", dtype=None)
+    return load(checkpoint=folder, device="cpu", dtype=torch.float32, quantization=None)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def is_near(got: Tensor, expected: Tensor) -> bool:
 
 
 def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: dict[str, Tensor]) -> None:
-    stages = {stage.name: stage.tensor for stage in verify_stages(folder, device="cpu", dtype=None)}
+    stages = {stage.name: stage.tensor for stage in verify_stages(folder, device="cpu", dtype=torch.float32)}
     assert stages.keys() == expected.keys()
     for name, tensor in stages.items():
         assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape), name
@@ -197,7 +197,7 @@ def test_a_mistake_on_purpose_is_seen(
     expected: dict[str, Tensor],
     mistake: Callable[[VideoChatGPTNetwork], None],
 ) -> None:
-    wrong = load(checkpoint=folder, device="cpu", dtype=None)
+    wrong = load(checkpoint=folder, device="cpu", dtype=torch.float32, quantization=None)
     mistake(wrong._network)
     features = wrong.encode(inputs["pixel_values"].unsqueeze(0))[0]
     assert not is_near(features, expected["spatio_temporal_features"])

@@ -240,7 +240,7 @@ def test_reference_tensors_without_a_place_for_the_video_are_refused(reference: 
             {"pixel_values": pixel_values, "input_ids": torch.tensor([input_ids])}, reference / "inputs.safetensors"
         )
         with pytest.raises(WeightsError, match=what):
-            list(verify_stages(reference, device="cpu", dtype=None))
+            list(verify_stages(reference, device="cpu", dtype=torch.float32))
     save_file({"pixel_values": pixel_values}, reference / "inputs.safetensors")
     with pytest.raises(WeightsError, match="lacks input_ids"):
-        list(verify_stages(reference, device="cpu", dtype=None))
+        list(verify_stages(reference, device="cpu", dtype=torch.float32))
