@@ -134,6 +134,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantize,
         threads=settings.threads_per_worker,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from service.settings import Quantization
+
 if TYPE_CHECKING:
     from model.verification.comparison import Row
 
@@ -20,6 +22,7 @@ _errors = Console(stderr=True)
 Dtype = Literal["float32", "float16", "bfloat16"]
 FamilyOption = Annotated[str, typer.Option(help="The model family.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="What everything is computed in.")]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
 
 
 def pull(
@@ -63,8 +66,10 @@ def convert(
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="Weights, sizes, inputs, and expected.safetensors.")],
+    *,
     family: FamilyOption = "videochat",
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the computed tensors here (safetensors).")] = None,
 ) -> None:
@@ -72,14 +77,18 @@ def verify(
     with _refusals():
         from model.verification.run import Verification
 
-        verification = Verification(folder, family=family, dtype=dtype, device=device)
-        num_bad = _print_rows(verification.rows())
+        verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
+        rows = _printed(verification.rows())
         if out is not None:
             verification.write(out)
             _say(f"{len(verification.tensors)} tensors written to {out}")
     if not verification.has_reference:
         _say("Tensors were compared with nothing: the folder has no expected.safetensors.")
-    _say(f"{num_bad} stages differ." if num_bad else "Nothing differs.")
+    if num_shown := sum(row.verdict == "shown" for row in rows):
+        _say(f"{num_shown} stages differ as they may in fewer bits, and were not judged.")
+    num_bad = sum(row.is_bad for row in rows)
+    nothing = "Nothing else differs." if num_shown else "Nothing differs."
+    _say(f"{num_bad} stages differ." if num_bad else nothing)
     sys.exit(1 if num_bad else 0)
 
 
@@ -88,7 +97,7 @@ def plan(
     size: Annotated[str, typer.Option(help="A published size, e.g. 7b.")] = "7b",
     family: FamilyOption = "videochat",
     dtype: DtypeOption = "float16",
-    quantize: Annotated[Literal["int8", "int4"] | None, typer.Option(help="Of the language model's weights.")] = None,
+    quantize: QuantizeOption = None,
     budget_mib: Annotated[int | None, typer.Option(min=1, help="MiB to fit into.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Positions of a conversation.", show_default="all")] = None,
 ) -> None:
@@ -167,16 +176,16 @@ def _named(parts: Iterable[str]) -> dict[str, Path]:
     return named
 
 
-def _print_rows(rows: "Iterable[Row]") -> int:
-    """A line for each row as it comes; how many are bad."""
-    num_bad = 0
+def _printed(rows: "Iterable[Row]") -> "list[Row]":
+    """The rows, each printed in a line as it comes."""
+    printed = []
     _say(f"{'stage':<32} {'max|diff|':>10} {'max|expected|':>13}  {'':7} note")
     for row in rows:
         error = "" if row.error is None else f"{row.error:.2e}"
         scale = "" if row.scale is None else f"{row.scale:.4g}"
         _say(f"{row.name:<32} {error:>10} {scale:>13}  {row.verdict:7} {row.note}".rstrip())
-        num_bad += row.is_bad
-    return num_bad
+        printed.append(row)
+    return printed
 
 
 def _say(line: str) -> None:

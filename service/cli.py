@@ -9,7 +9,7 @@ from rich.console import Console
 
 from service.checkpoint_cli import add_commands
 from service.logging import configure_logging
-from service.settings import PREFIX, Settings, SettingsError, load_settings
+from service.settings import PREFIX, Quantization, Settings, SettingsError, load_settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it.")
 _console = Console()
@@ -20,20 +20,25 @@ PortOption = Annotated[int | None, typer.Option(help="Port; 0 takes a free one."
 DataDirOption = Annotated[Path | None, typer.Option(help="Where uploads and Redis live.", show_default=".data")]
 FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show_default="videochat")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="A folder with its weights.", show_default="a small model")]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
 
 
 @app.command()
 def serve(
+    *,
     host: HostOption = None,
     port: PortOption = None,
     data_dir: DataDirOption = None,
     family: FamilyOption = None,
     checkpoint: CheckpointOption = None,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Run the service in the foreground; Ctrl-C stops it and everything it started."""
     from service.server import serve as run  # imports the whole service: not for `--help`
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, family=family, checkpoint=checkpoint)
+    settings = _settings(
+        host=host, port=port, data_dir=data_dir, family=family, checkpoint=checkpoint, quantize=quantize
+    )
     configure_logging(level=settings.log_level, style=settings.log_format)
     sys.exit(run(settings, console=_console))
 

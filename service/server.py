@@ -65,7 +65,7 @@ class ReeltalkServer(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  an address that can be opened
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        size = f"{info.num_parameters / 1e6:.1f} M parameters"
+        size = f"{info.num_parameters / 1e6:.1f} M parameters" + (f", {info.quantization}" if info.quantization else "")
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
         self._console.print(_EXAMPLE.format(url=url, clip=SAMPLE), highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from model.video import MAX_FRAME_COUNT, VideoLimits
 
 PREFIX = "REELTALK_"
+Quantization = Literal["int8", "int4"]
+"""As `model.quantization.Quantization`, which this side of the pipe cannot import."""
 _FOREIGN = {"REELTALK_GOLDEN"}  # read by the test suite, not by the service
 
 
@@ -49,6 +51,8 @@ class Settings(BaseModel):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What everything computes in; auto: float16 on a GPU, float32 on the CPU."""
+    quantize: Quantization | None = None
+    """Bits of the language model's weights; without it they are left in `dtype`."""
     workers: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""

@@ -257,7 +257,9 @@ def assemble(
     return network.requires_grad_(False).eval().to(device)
 
 
-def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Iterator[Stage]:
+def verify_stages(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, quantization: Quantization | None
+) -> Iterator[Stage]:
     """What each stage gives for the inputs of a folder of reference tensors, under the names used there.
 
     With T frames of S patches of width C, L tokens of prompt, hidden size D and vocabulary V: `frame_features`
@@ -267,7 +269,7 @@ def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtyp
     Raises:
         WeightsError, TokenizerError: the folder is incomplete or damaged.
     """
-    family = load(checkpoint=folder, device=device, dtype=dtype, quantization=None)
+    family = load(checkpoint=folder, device=device, dtype=dtype, quantization=quantization)
     inputs = _read_inputs(folder, device)
     with torch.inference_mode():
         yield from _stages(family, inputs["pixel_values"].to(family.dtype), inputs["input_ids"])
@@ -286,8 +288,8 @@ def _stages(family: VideoChatGPT, pixel_values: Tensor, input_ids: Tensor) -> It
     inputs_embeds = _splice(network.language_model, input_ids, video_tokens, markers=(start, end))
     yield Stage(name="inputs_embeds", tensor=inputs_embeds)
     logits, ids = _answer_greedily(network.language_model, inputs_embeds, eos_id=family.tokenizer.eos_id)
-    yield Stage(name="logits_first", tensor=logits)
-    yield Stage(name="greedy_ids", tensor=ids, is_choice=True)
+    yield Stage(name="logits_first", tensor=logits, is_said=True)
+    yield Stage(name="greedy_ids", tensor=ids, is_choice=True, is_said=True)
 
 
 def _splice(model: LlamaForCausalLM, input_ids: Tensor, video_tokens: Tensor, *, markers: tuple[int, int]) -> Tensor:

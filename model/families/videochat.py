@@ -189,13 +189,16 @@ def read_source(
     return checkpoint, origin
 
 
-def verify_stages(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Iterator[Finding]:
+def verify_stages(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, quantization: Quantization | None
+) -> Iterator[Finding]:
     """Every stage of the model in a folder, on the inputs that lie beside it.
 
     Raises:
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
     """
-    return videochat_stages(load(checkpoint=folder, device=device, dtype=dtype, quantization=None), folder)
+    family = load(checkpoint=folder, device=device, dtype=dtype, quantization=quantization)
+    return videochat_stages(family, folder)
 
 
 def blueprint(size: str) -> Blueprint:

@@ -1,5 +1,6 @@
 """Compares what a model computed with a reference, whatever the family; knows tolerances, prints nothing."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -7,11 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.quantization import Quantization
 from model.verification.stage import Claim, Finding, Stage
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Of the largest expected value. float32: five times the noise of the worst reference, far below every mistake
 tried on them. 16 bits: some three times the worst that was measured on the references; a mistake may hide in it."""
+INT8_TOLERANCE = 0.15
+"""The same for what a language model says whose weights are in 8 bits: three times the worst measured. In 4 bits
+references of a few dozen values a row differ by 0.3 to 0.8, where another model would by 1: nothing to judge by."""
 
 Verdict = Literal["pass", "fail", "shown", "absent", "new"]
 """`shown`: nothing to judge by. `absent`: the reference has what the model did not compute. `new`: no reference."""
@@ -38,17 +43,21 @@ class Row:
 class Comparison:
     """Goes through findings as they come; keeps their tensors for whoever wants to write them."""
 
-    def __init__(self, expected: Mapping[str, Tensor] | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, expected: Mapping[str, Tensor] | None, dtype: torch.dtype, quantization: Quantization | None = None
+    ) -> None:
         """Compare with the tensors of a reference; None: compare no tensor.
 
         Args:
             expected: by name.
             dtype: what the model computed in.
+            quantization: of the language model's weights.
         """
         self.tensors: dict[str, Tensor] = {}
         self._expected = expected
         self._tolerance = TOLERANCES[dtype]
-        self._judges_choices = dtype == torch.float32
+        self._quantization = quantization
+        self._judges_choices = dtype == torch.float32 and quantization is None
 
     def rows(self, findings: Iterable[Finding]) -> Iterator[Row]:
         """A row for each finding, then one for each tensor of the reference that none was for."""
@@ -88,10 +97,23 @@ class Comparison:
             return Row(name=stage.name, verdict="fail", note=f"{_shape(got)}, not {_shape(expected)}")
         scale = float(expected.abs().max())
         error = float((got - expected).abs().max())
-        rounding = torch.finfo(stage.tensor.dtype).eps if stage.tensor.dtype != torch.float32 else 0.0
-        is_near = error <= max(self._tolerance, rounding) * scale  # false for NaN
-        verdict = "pass" if is_near else self._if_differs(stage.is_choice)
+        limit, told = self._limit(stage)
+        if limit is None and math.isfinite(error):
+            verdict: Verdict = "shown"
+        else:
+            is_near = error <= (limit or 0.0) * scale  # false for NaN
+            verdict = "pass" if is_near else self._if_differs(stage.is_choice)
+        note = ", ".join(filter(None, (note, told)))
         return Row(name=stage.name, verdict=verdict, error=error, scale=scale, note=note)
+
+    def _limit(self, stage: Stage) -> tuple[float | None, str]:
+        """What share of the largest expected value is near, None where none can be said; and a word about it."""
+        if self._quantization is not None and stage.is_said:
+            if self._quantization == "int4":
+                return None, "int4: expected to differ"
+            return INT8_TOLERANCE, f"int8: expected within {INT8_TOLERANCE:g} of the largest"
+        rounding = torch.finfo(stage.tensor.dtype).eps if stage.tensor.dtype != torch.float32 else 0.0
+        return max(self._tolerance, rounding), ""
 
     def _of_ids(self, stage: Stage, got: Tensor, expected: Tensor) -> Row:
         if torch.equal(got, expected):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.checkpoints.folder import read_record, recompute_digest
 from model.families import family_module
+from model.quantization import Quantization
 from model.verification.comparison import Comparison, Row
 from model.verification.stage import Claim
 from model.weights import WeightsError, read_safetensors
@@ -20,7 +21,9 @@ INPUTS = ("inputs.safetensors", "clip.mp4")
 class Verification:
     """A model in a folder against the reference beside it."""
 
-    def __init__(self, folder: Path, *, family: str, dtype: str, device: str) -> None:
+    def __init__(
+        self, folder: Path, *, family: str, dtype: str, device: str, quantization: Quantization | None
+    ) -> None:
         """Take a folder's reference; nothing runs yet.
 
         Raises:
@@ -28,12 +31,13 @@ class Verification:
             WeightsError: the family offers no stages, the reference is damaged, or the device is not there.
         """
         self._folder, self._dtype, self._device = folder, getattr(torch, dtype), _device(device)
+        self._quantization: Quantization | None = quantization
         self._stages = getattr(family_module(family), "verify_stages", None)
         if self._stages is None:
             raise WeightsError(f"The family {family} offers no stages to verify yet.")
         self.has_reference = (folder / EXPECTED).is_file()
         expected = read_safetensors(folder / EXPECTED) if self.has_reference else None
-        self._comparison = Comparison(expected, self._dtype)
+        self._comparison = Comparison(expected, self._dtype, quantization)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -47,7 +51,8 @@ class Verification:
         laid beside it.
 
         Raises:
-            WeightsError, TokenizerError: the folder is incomplete, damaged or another model's.
+            WeightsError, TokenizerError: the folder is incomplete, damaged or another model's, or the library that
+                quantises is not installed.
         """
         # cuDNN computes float32 convolutions in TF32 unless told otherwise: ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
@@ -57,7 +62,8 @@ class Verification:
             digest = Claim(name="digest", got=recompute_digest(self._folder), expected=record["digest"])
             yield from Comparison(None, self._dtype).rows([digest])
         if record is None or any((self._folder / name).is_file() for name in INPUTS):
-            yield from self._comparison.rows(self._stages(self._folder, device=self._device, dtype=self._dtype))
+            stages = self._stages(self._folder, device=self._device, dtype=self._dtype, quantization=self._quantization)
+            yield from self._comparison.rows(stages)
 
     def write(self, path: Path) -> None:
         """Write the tensors to a safetensors file.

@@ -17,7 +17,9 @@ class Stage:
     follows: str | None = None
     """Token ids, a stage before this one: row i holds only while the first i of them are the reference's."""
     is_choice: bool = False
-    """The last bit may decide (token ids, what top_p leaves): equal in float32, merely shown in 16 bits."""
+    """The last bit may decide (token ids, what top_p leaves): equal in float32, merely shown in fewer bits."""
+    is_said: bool = False
+    """The layers of the language model computed it, of which the weights may be quantised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

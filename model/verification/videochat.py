@@ -136,8 +136,8 @@ class _Answer:
         beams = search_beams(self._llama, self._prompt, num_beams=NUM_BEAMS, max_tokens=self._max_tokens, eos=EOS)
         text, told_beams = told.get("text"), told.get(f"beam{NUM_BEAMS}_raw_sequence")
         yield Stage(name=f"{prefix}.inputs_embeds", tensor=self._prompt)
-        yield Stage(name=ids, tensor=torch.tensor(self.ids), is_choice=True)
-        yield Stage(name=f"{prefix}.greedy_logits", tensor=self.logits, follows=ids)
+        yield Stage(name=ids, tensor=torch.tensor(self.ids), is_choice=True, is_said=True)
+        yield Stage(name=f"{prefix}.greedy_logits", tensor=self.logits, follows=ids, is_said=True)
         yield Claim(
             name=f"{prefix}.text",
             got=self.text,
@@ -160,6 +160,7 @@ class _Answer:
                 tensor=sampling_probabilities(self.logits[:NUM_SAMPLED_STEPS], params),
                 follows="turn1.generated_ids",
                 is_choice=True,
+                is_said=True,
             )
         for number, case in enumerate(dialogue.get("stop_cases", [])):
             ids, _ = self._greedy(eos=EOS, stop=tuple(map(tuple, case["stop_sequences"])))

@@ -51,6 +51,7 @@ async def list_models(service: ServiceDep) -> ModelList:
         id=info.name,
         created=0,
         family=info.family,
+        quantization=info.quantization,
         max_model_len=info.max_model_len,
         num_video_tokens=info.num_video_tokens,
     )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
+from service.settings import Quantization
 from service.store.records import (
     AnswerRecord,
     FinishReason,
@@ -236,6 +237,7 @@ class Model(_Reply):
     created: int
     owned_by: Literal["reeltalk"] = "reeltalk"
     family: str
+    quantization: Quantization | None
     max_model_len: int
     num_video_tokens: int
 

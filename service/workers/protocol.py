@@ -6,6 +6,7 @@ from model.conversation import Conversation
 from model.engine.sampling_params import SamplingParams
 from model.pixels import PixelSpec
 from model.video import FrameSpec
+from service.settings import Quantization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class WorkerConfig:
     checkpoint: str | None
     device: str
     dtype: str
+    quantization: Quantization | None
     threads: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -32,6 +34,8 @@ class ModelInfo:
     checkpoint_digest: str
     dtype: str
     """What the encoder computes in."""
+    quantization: Quantization | None
+    """Bits of the language model's weights; no part of the fingerprint, since the encoder does not see them."""
     frame_spec: FrameSpec
     pixel_spec: PixelSpec
     feature_shape: tuple[int, int]

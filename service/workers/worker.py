@@ -20,10 +20,12 @@ from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
-from model.families import load_family
+from model.families import UnknownFamily, load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
 from model.pixels import normalize
+from model.tokenizer import TokenizerError
+from model.weights import WeightsError
 from service.workers.protocol import (
     Abort,
     CheckPrompt,
@@ -61,6 +63,7 @@ class Worker:
             checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
             device=_device(config.device),
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+            quantization=config.quantization,
         )
         self._engine_config = EngineConfig(
             max_num_seqs=config.max_num_seqs,
@@ -69,13 +72,13 @@ class Worker:
             max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.language_model.device.type],
         )
         self._engine = Engine(self._family.language_model, self._family.tokenizer, self._engine_config)
-        self._name = config.name
+        self._config = config
 
     def run(self) -> None:
         """Serve until the pipe ends or a `Stop` comes."""
         self._answer_once()
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
-        self._report(Ready(info=_describe(self._family, name=self._name)))
+        self._report(Ready(info=_describe(self._family, self._config)))
         while self._obey(self._take()):
             if self._engine.has_work:
                 self._step()
@@ -238,12 +241,13 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _describe(family: Family, *, name: str) -> ModelInfo:
+def _describe(family: Family, config: WorkerConfig) -> ModelInfo:
     return ModelInfo(
-        name=name,
+        name=config.name,
         family=family.name,
         checkpoint_digest=family.checkpoint_digest,
         dtype=str(family.dtype),
+        quantization=config.quantization,
         frame_spec=family.frame_spec,
         pixel_spec=family.pixel_spec,
         feature_shape=family.feature_shape,
@@ -261,7 +265,11 @@ def main() -> None:
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
     torch.set_num_threads(config.threads)
-    Worker(connection, config).run()
+    try:
+        worker = Worker(connection, config)
+    except (WeightsError, TokenizerError, UnknownFamily) as error:
+        sys.exit(f"reeltalk: {error}")  # the operator can mend it, and needs no traceback
+    worker.run()
 
 
 if __name__ == "__main__":

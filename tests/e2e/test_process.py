@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.running import RunningService, running, started
+from tests.running import RunningService, eventually, running, started
 
 
 def test_ready_means_that_a_question_would_be_answered(tmp_path: Path, drawn: Path) -> None:
@@ -31,6 +31,13 @@ def _status(service: RunningService, path: str) -> int:
             url = line.split("Uvicorn running on ")[1].split()[0]
             return httpx2.get(url + path).status_code
     return 0
+
+
+def test_a_model_that_cannot_be_loaded_is_told_of_in_a_sentence(tmp_path: Path) -> None:
+    with started(tmp_path / "data", "--checkpoint", str(tmp_path)) as service:
+        eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)), timeout=60)
+        assert f"reeltalk: {tmp_path}/config.json is not there or is no JSON file.\n" in service.output
+    assert not any("Traceback" in line for line in service.output)
 
 
 def test_the_api_process_never_loads_torch(service: RunningService, session: str) -> None:

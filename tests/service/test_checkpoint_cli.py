@@ -1,6 +1,8 @@
 """The commands for checkpoints, as a user runs them."""
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from model.quantization import Quantization
 from service.cli import app
+from tests.model.test_quantization import LIBRARIES
 from tests.published import golden
 
 
@@ -54,6 +58,32 @@ def test_verify_without_a_reference_writes_the_same_tensors_and_compares_none(na
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_verify_in_16_bits_passes_within_their_noise(dtype: str) -> None:
     assert reeltalk("verify", golden("videochat-open"), "--dtype", dtype).exit_code == 0
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize(("name", "family"), [("videochat-open", "videochat"), ("video-chatgpt-open", "video-chatgpt")])
+def test_verify_of_a_quantised_model_judges_what_can_be_judged(name: str, family: str, kind: Quantization) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    done = reeltalk("verify", golden(name), "--family", family, "--quantize", kind)
+    assert done.exit_code == 0, done.output
+    (logits,) = [line for line in done.output.splitlines() if re.match(r"turn2\.greedy_logits|logits_first", line)]
+    assert ("pass" if kind == "int8" else "shown") in logits
+    assert f"{kind}: expected" in logits
+    if kind == "int4":
+        assert "stages differ as they may in fewer bits, and were not judged.\nNothing else differs." in done.output
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_without_its_library_a_quantised_run_is_refused_in_a_sentence(
+    kind: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == LIBRARIES[kind]]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)
+    done = reeltalk("verify", golden("videochat-open"), "--quantize", kind)
+    assert done.exit_code == 2
+    assert f"need {LIBRARIES[kind]}, which is not installed: pip install 'reeltalk[quantize]'." in done.output
 
 
 def failed_stages(done: Result) -> set[str]:

@@ -57,6 +57,7 @@ def test_an_empty_value_is_as_good_as_none() -> None:
         ("ANSWER_TIMEOUT", "inf"),
         ("ANSWER_TIMEOUT", "nan"),
         ("DTYPE", "int8"),
+        ("QUANTIZE", "int2"),
         ("LOG_LEVEL", "chatty"),
         ("ALLOW_UNAUTHENTICATED", "perhaps"),
         ("REDIS_URL", "localhost:6379"),

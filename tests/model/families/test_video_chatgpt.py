@@ -228,7 +228,10 @@ def reference(tmp_path: Path) -> Path:
 
 
 def test_stages_are_computed_where_nothing_says_what_they_should_be(reference: Path) -> None:
-    stages = {stage.name: stage.tensor for stage in verify_stages(reference, device="cpu", dtype=torch.bfloat16)}
+    stages = {
+        stage.name: stage.tensor
+        for stage in verify_stages(reference, device="cpu", dtype=torch.bfloat16, quantization=None)
+    }
     assert stages["video_tokens"].dtype == torch.bfloat16
     assert len(stages["greedy_ids"]) == 16
 
@@ -240,7 +243,7 @@ def test_reference_tensors_without_a_place_for_the_video_are_refused(reference: 
             {"pixel_values": pixel_values, "input_ids": torch.tensor([input_ids])}, reference / "inputs.safetensors"
         )
         with pytest.raises(WeightsError, match=what):
-            list(verify_stages(reference, device="cpu", dtype=torch.float32))
+            list(verify_stages(reference, device="cpu", dtype=torch.float32, quantization=None))
     save_file({"pixel_values": pixel_values}, reference / "inputs.safetensors")
     with pytest.raises(WeightsError, match="lacks input_ids"):
-        list(verify_stages(reference, device="cpu", dtype=torch.float32))
+        list(verify_stages(reference, device="cpu", dtype=torch.float32, quantization=None))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.quantization import Quantization
 from model.verification.comparison import Comparison, Row
 from model.verification.stage import Claim, Finding, Stage, recorded
 
@@ -14,10 +15,8 @@ EXPECTED = {
 }
 
 
-def rows(
-    *findings: Finding, dtype: torch.dtype = torch.float32, expected: dict[str, Tensor] | None = None
-) -> list[Row]:
-    return list(Comparison(EXPECTED if expected is None else expected, dtype).rows(findings))
+def rows(*findings: Finding, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None) -> list[Row]:
+    return list(Comparison(EXPECTED, dtype, quantization).rows(findings))
 
 
 def row(finding: Finding, dtype: torch.dtype = torch.float32) -> Row:
@@ -85,6 +84,23 @@ def test_logits_in_16_bits_count_while_the_answers_are_the_same() -> None:
     assert (judged.verdict, judged.note) == ("pass", "2 of 3 rows")
     before = EXPECTED["logits"] + torch.tensor([[0.0], [3.0], [0.0]])
     assert rows(ids, Stage(name="logits", tensor=before, follows="ids"), dtype=torch.float16)[1].verdict == "fail"
+
+
+def test_what_a_model_says_in_8_bits_is_judged_by_their_noise_and_in_4_not_at_all() -> None:
+    ids = Stage(name="ids", tensor=torch.tensor([5, 6, 9]), is_choice=True, is_said=True)
+    for error, int8 in ((0.5, "pass"), (0.7, "fail")):  # of 4, the largest
+        logits = Stage(name="logits", tensor=EXPECTED["logits"] + error, follows="ids", is_said=True)
+        assert [row.verdict for row in rows(ids, logits, quantization="int8")[:2]] == ["shown", int8]
+        assert [row.verdict for row in rows(ids, logits, quantization="int4")[:2]] == ["shown", "shown"]
+        assert [row.verdict for row in rows(ids, logits)[:2]] == ["fail", "fail"]
+    lost = Stage(name="logits", tensor=EXPECTED["logits"] * torch.nan, is_said=True)
+    assert rows(lost, quantization="int4")[0].verdict == "fail"
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_what_comes_before_the_language_model_is_judged_as_ever_when_that_is_quantised(kind: Quantization) -> None:
+    hidden = Stage(name="hidden", tensor=EXPECTED["hidden"] + 2.1e-4)
+    assert rows(hidden, quantization=kind)[0].verdict == "fail"
 
 
 def test_a_claim_is_equal_or_says_both() -> None:

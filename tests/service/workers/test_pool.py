@@ -24,6 +24,7 @@ CONFIG = WorkerConfig(
     checkpoint=None,
     device="cpu",
     dtype="float32",
+    quantization=None,
     threads=1,
     max_num_seqs=4,
     max_num_batched_tokens=512,
