@@ -6,7 +6,7 @@ for 64 weights. Both are extras, imported when asked for, and compute on the CPU
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -87,8 +87,7 @@ def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        wanted = " or ".join(get_args(Quantization))
+        package = name.partition(".")[0]
         raise WeightsError(
-            f"Weights in {wanted} need {name.partition('.')[0]}, which is not installed: pip install "
-            "'reeltalk[quantize]'."
+            f"Weights in fewer bits need {package}, which is not installed: pip install {package}."
         ) from error

@@ -1,6 +1,6 @@
 """LLaMA's weights in fewer bits."""
 
-import importlib.util
+import sys
 
 import pytest
 import torch
@@ -30,10 +30,12 @@ def test_logits_change_by_little_more_than_the_bits_that_are_left_out(kind: Quan
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_without_the_library_it_is_said_how_to_install_it(kind: Quantization) -> None:
-    if importlib.util.find_spec(LIBRARIES[kind]):
-        pytest.skip(f"{LIBRARIES[kind]} is installed")
-    with pytest.raises(WeightsError, match=rf"need {LIBRARIES[kind]}, which is not installed: pip install"):
+def test_without_the_library_it_is_said_how_to_install_it(kind: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = LIBRARIES[kind]
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(WeightsError, match=rf"need {library}, which is not installed: pip install {library}\."):
         quantize(small_llama(), kind, device="cpu")
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -72,18 +71,6 @@ def test_verify_of_a_quantised_model_judges_what_can_be_judged(name: str, family
     assert f"{kind}: expected" in logits
     if kind == "int4":
         assert "stages differ as they may in fewer bits, and were not judged.\nNothing else differs." in done.output
-
-
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_without_its_library_a_quantised_run_is_refused_in_a_sentence(
-    kind: Quantization, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == LIBRARIES[kind]]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, LIBRARIES[kind], None)
-    done = reeltalk("verify", golden("videochat-open"), "--quantize", kind)
-    assert done.exit_code == 2
-    assert f"need {LIBRARIES[kind]}, which is not installed: pip install 'reeltalk[quantize]'." in done.output
 
 
 def failed_stages(done: Result) -> set[str]:
