@@ -1,54 +1,123 @@
-"""The contract between a model family and what runs one, and how a conversation becomes its prompt."""
+"""A loaded model of a family, whichever it is, and how a conversation becomes its prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
+from model.networks.video_network import ConfigT, NetworkT, VideoNetwork
 from model.pixels import PixelSpec
+from model.plan import num_parameters
+from model.quantization import Quantization, quantize
 from model.tokenizer import Tokenizer
 from model.video import FrameSpec
+from model.weights import KeyMap, WeightsError, load_strict
 
 
-class Family(Protocol):
-    """One loaded video-chat model: its encoder, projection, language model, and what it wants to be fed."""
+class Family:
+    """One loaded video-chat model on one device, and what it wants to be fed.
 
-    name: str
-    """The family, as the registry knows it, e.g. `videochat`."""
-    checkpoint_digest: str
-    """SHA-256 of every weight and size, hex; part of the fingerprint of cached features."""
-    dtype: torch.dtype
-    """What the encoder computes in."""
-    frame_spec: FrameSpec
-    pixel_spec: PixelSpec
-    template: Template
-    default_sampling: SamplingParams
-    tokenizer: Tokenizer
-    language_model: LlamaForCausalLM
-    feature_shape: tuple[int, int]
-    """[tokens, width] of one clip's features, however many frames it has."""
-    num_video_tokens: int
-    """Positions one clip takes in a prompt."""
-    max_model_len: int
-    num_parameters: int
-    """Of the encoder, the projection and the language model together."""
+    Raises:
+        WeightsError: the tokenizer and the language model do not belong together.
+    """
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape], before the projection.
+    def __init__(
+        self,
+        network: VideoNetwork,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        checkpoint_digest: str,
+        frame_spec: FrameSpec,
+        pixel_spec: PixelSpec,
+        template: Template,
+        default_sampling: SamplingParams,
+    ) -> None:
+        """Describe a network that is ready for inference.
+
+        Args:
+            network: see `assemble`.
+            tokenizer: the language model's.
+            name: the family, as the registry knows it, e.g. `videochat`.
+            checkpoint_digest: SHA-256 of every weight and size, hex; part of the fingerprint of cached features.
+            frame_spec: which frames of a clip it sees.
+            pixel_spec: how they become pixels.
+            template: how it writes conversations down.
+            default_sampling: as its published demo has it.
+        """
+        sizes = network.config
+        if tokenizer.vocab_size > sizes.decoder.vocab_size:
+            raise WeightsError("The tokenizer has more pieces than the language model has rows.")
+        self.network, self.tokenizer = network, tokenizer
+        self.name, self.checkpoint_digest = name, checkpoint_digest
+        self.frame_spec, self.pixel_spec = frame_spec, pixel_spec
+        self.template, self.default_sampling = template, default_sampling
+        self.language_model: LlamaForCausalLM = network.decoder
+        self.dtype = next(network.parameters()).dtype
+        """What the encoder computes in."""
+        self.feature_shape = sizes.feature_shape
+        """[tokens, width] of one clip's features, however many frames it has."""
+        self.num_video_tokens = sizes.feature_shape[0]
+        """Positions one clip takes in a prompt."""
+        self.max_model_len = sizes.decoder.max_positions
+        self.num_parameters = num_parameters(network)
+        """Of the encoder, the projection and the language model together."""
+
+    def place(self, device: torch.device | str, *, quantization: Quantization | None) -> Self:
+        """Move all weights to a device, those of the language model in fewer bits if so wanted.
+
+        Raises:
+            WeightsError: the library that quantises is not installed.
+        """
+        if quantization is not None:
+            quantize(self.language_model, quantization, device=device)
+        self.network.to(device)
+        return self
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape], before the projection; T up to 100.
 
         Sees no prompt, so that its result can be cached under the video alone.
         """
+        with torch.no_grad():
+            return self.network.encode(pixel_values.to(self.device, self.dtype))
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """Features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
+        with torch.no_grad():
+            return self.network.project(features.to(self.device, self.dtype))
 
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
         """The rendered prompt in token ids, segment by segment; video slots stay in their places."""
+        return tokenize_segments(self.tokenizer, self.template.render(conversation))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.network.parameters()).device
+
+
+def blank(build: Callable[[ConfigT], NetworkT], config: ConfigT) -> NetworkT:
+    """A network on the meta device: no memory, and no initial values that a checkpoint would replace at once."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def assemble(network: NetworkT, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype) -> NetworkT:
+    """Fill a blank network for inference, on the CPU; tensors that are in `dtype` already stay as they are.
+
+    Raises:
+        WeightsError: the tensors do not cover every parameter exactly once.
+    """
+    load_strict(network, tensors, key_map=key_map, dtype=dtype)
+    network.restore_buffers()
+    return network.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

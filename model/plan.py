@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model.quantization import Quantization, quantized_bytes
+from model.networks.video_network import VideoNetwork
+from model.quantization import Quantization, linear_layers, quantized_bytes
 
 MIB = 1024**2
+LANGUAGE_MODEL = "LLaMA"
+"""What the one module is called of which linear layers can be quantised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,16 +21,31 @@ class Blueprint:
 
     modules: Mapping[str, int]
     """Parameters by module."""
-    quantizable: str
-    """The module of which linear layers can be quantised."""
     linear_shapes: Sequence[tuple[int, int]]
-    """Those layers' weights."""
+    """Weights of the language model's linear layers."""
     kv_values_per_token: int
     """Keys and values of all layers."""
     max_model_len: int
-    num_video_tokens: int
     encoder_values_per_clip: int
     """Activations alive at once while one clip is encoded, estimated from the widest place."""
+
+
+def blueprint_of(network: VideoNetwork, *, modules: Mapping[str, int], encoder_values_per_clip: int) -> Blueprint:
+    """The blueprint of a network, which may be on the meta device.
+
+    Args:
+        network: of any family.
+        modules: parameters by module, without the language model.
+        encoder_values_per_clip: activations alive at once while one clip is encoded.
+    """
+    sizes = network.config
+    return Blueprint(
+        modules={**modules, LANGUAGE_MODEL: num_parameters(network.decoder)},
+        linear_shapes=[(linear.out_features, linear.in_features) for linear in linear_layers(network.decoder)],
+        kv_values_per_token=2 * sizes.decoder.depth * sizes.decoder.width,
+        max_model_len=sizes.decoder.max_positions,
+        encoder_values_per_clip=encoder_values_per_clip,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +73,7 @@ def plan(blueprint: Blueprint, dtype: torch.dtype, quantization: Quantization | 
     if quantization is not None:
         for shape in blueprint.linear_shapes:
             fewer = quantized_bytes(quantization, shape, scale_bytes=dtype.itemsize)
-            module_bytes[blueprint.quantizable] -= math.prod(shape) * dtype.itemsize - fewer
+            module_bytes[LANGUAGE_MODEL] -= math.prod(shape) * dtype.itemsize - fewer
     return Plan(
         module_bytes=module_bytes,
         kv_bytes_per_token=blueprint.kv_values_per_token * dtype.itemsize,

@@ -36,7 +36,7 @@ def read_sentencepiece(path: Path, *, added: Sequence[str] = ()) -> Tokenizer:
     try:
         return Tokenizer([*_pieces(path.read_bytes()), *control_pieces(added)])
     except OSError as error:
-        raise TokenizerError(f"{path.name} cannot be read.") from error
+        raise TokenizerError(f"{path} cannot be read, where LLaMA's own tokenizer belongs.") from error
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         raise TokenizerError(f"{path.name} is no sentencepiece model.") from error
 

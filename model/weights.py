@@ -58,7 +58,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path.name} cannot be read as a safetensors file.") from error
+        size = f"it has {path.stat().st_size:,} bytes" if path.is_file() else "it is not there"
+        raise WeightsError(f"{path.name} is damaged or was cut short ({size}). Get it again.") from error
     return tensors
 
 

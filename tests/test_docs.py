@@ -241,7 +241,7 @@ def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch)
     assert module.middle_indices(30, 3) == [5, 15, 25]
 
     family = module.load(checkpoint=None, device="cpu", dtype=torch.float32, quantization=None)
-    assert [name for name in Family.__annotations__ if not hasattr(family, name)] == []
+    assert isinstance(family, Family)
     for num_frames in (1, 8, 64):
         features = family.encode(torch.randn(2, num_frames, 3, 64, 64))
         assert features.shape == (2, *family.feature_shape)

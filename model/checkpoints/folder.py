@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.engine.sampling_params import SamplingParams
 from model.weights import CheckpointDigest, WeightsError, checkpoint_digest, read_safetensors
 
 RECORD = "reeltalk.json"
+TOKENIZER = "tokenizer.model"
 WHOLE = "weights.safetensors"
 """A folder without a record that has this file has its weights in it alone."""
 NO_WEIGHTS = {"inputs.safetensors", "expected.safetensors"}
@@ -107,6 +109,34 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path.name} repeats {twins[0]}.")
         tensors |= shard
     return tensors
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """Where LLaMA's `tokenizer.model` is: in the folder, or in a subfolder `llama`."""
+    own = folder / TOKENIZER
+    return own if own.is_file() else folder / "llama" / TOKENIZER
+
+
+def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingParams:
+    """How answers are sampled by default: as `generation_config.json` says, or without one as `published`.
+
+    Raises:
+        WeightsError: the file cannot be used.
+    """
+    path = checkpoint / "generation_config.json"
+    if not path.exists():
+        return published
+    try:
+        values = json.loads(path.read_bytes())
+        return SamplingParams(
+            temperature=float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0,
+            top_k=int(values.get("top_k", published.top_k)) if values.get("do_sample") else 0,
+            top_p=float(values.get("top_p", 1.0)) if values.get("do_sample") else 1.0,
+            repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+            max_tokens=int(values.get("max_new_tokens", published.max_tokens)),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"The generation_config.json of {checkpoint.name} cannot be used: {error}") from error
 
 
 def folder_digest(folder: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Reads a LLaMA as Hugging Face lays it out: a folder of `config.json` and one file of weights or many."""
+"""Reads a model as Hugging Face lays it out: a folder of `config.json` and one file of weights or many."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ _LAYOUTS: tuple[tuple[str, Reader], ...] = (
 ROPE_THETA = 10000.0
 
 
-def read_llama_tensors(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder, mapped; safetensors where there are both kinds.
 
     Raises:
@@ -32,7 +32,7 @@ def read_llama_tensors(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read(folder / name)
     raise WeightsError(
-        f"{folder} holds no LLaMA: it has neither model.safetensors nor pytorch_model.bin, whole or in shards."
+        f"{folder} holds no weights: it has neither model.safetensors nor pytorch_model.bin, whole or in shards."
     )
 
 
@@ -44,20 +44,29 @@ def read_llama_config(folder: Path) -> DecoderConfig:
     """
     values = read_object(folder / "config.json")
     try:
-        sizes = DecoderConfig(
-            vocab_size=values["vocab_size"],
-            width=values["hidden_size"],
-            depth=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            mlp_width=values["intermediate_size"],
-            max_positions=values.get("max_position_embeddings", 2048),
-            rms_eps=values["rms_norm_eps"],
-        )
+        sizes = llama_sizes(values)
     except KeyError as error:
         raise WeightsError(f"The config.json of {folder} lacks {error}; it is no LLaMA's.") from error
     if values.get("num_key_value_heads", sizes.num_heads) != sizes.num_heads or _rope(values) != ROPE_THETA:
-        raise WeightsError(f"{folder} holds a LLaMA of a later generation, which VideoChat was not trained with.")
+        raise WeightsError(f"{folder} holds a LLaMA of a later generation; the model was trained with the first.")
     return sizes
+
+
+def llama_sizes(values: Mapping[str, Any]) -> DecoderConfig:
+    """A LLaMA's sizes under Hugging Face's names.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    return DecoderConfig(
+        vocab_size=values["vocab_size"],
+        width=values["hidden_size"],
+        depth=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        mlp_width=values["intermediate_size"],
+        max_positions=values.get("max_position_embeddings", 2048),
+        rms_eps=values["rms_norm_eps"],
+    )
 
 
 def _read_shards(index: Path, read: Reader) -> dict[str, Tensor]:

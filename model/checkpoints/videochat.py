@@ -1,25 +1,23 @@
-"""VideoChat as published: four files by three groups, merged in the order in which the original loads them.
+"""VideoChat as published: four files by three groups, merged in the order in which the original loads them."""
 
-The original loads each file leniently, so that a wrong or incomplete one goes unseen. Here every key of every
-file is wanted, known to be unused, or refused.
-"""
-
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints.huggingface import read_llama_config, read_llama_tensors
+from model.checkpoints.folder import TOKENIZER
+from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
+from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, sort_out
 from model.checkpoints.torch_file import read_torch_file
 from model.networks.eva_vit import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.networks.videochat import QFormerConfig, VideoChatConfig
 from model.weights import WeightsError
 
+MODEL = "VideoChat"
 VISION_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 VIDEOCHAT_FILES = ("videochat_7b.pth", "videochat_13b.pth", "videochat.pth")
@@ -56,32 +54,38 @@ class PublishedFiles:
     """What VideoChat's own training added."""
     config: Path | None = None
 
-    def all_files(self) -> Iterable[Path]:
-        """Every file that conversion reads."""
-        single = (self.vision, self.qformer, self.videochat, *([self.config] if self.config else ()))
-        return (*single, *(path for path in self.llama.iterdir() if path.is_file()))
 
+def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedFiles:
+    """The four parts, each named in `named` or found in `folder` under its published name.
 
-def find_published(folder: Path | None, parts: Mapping[str, Path]) -> PublishedFiles:
-    """The four parts, each named in `parts` or found in `folder` under its published name.
-
-    The sizes, where `parts` names no `config`, are those of a `config.json` in `folder` or beside the LLaMA's
+    The sizes, where `named` has no `config`, are those of a `config.json` in `folder` or beside the LLaMA's
     folder; without one they are the published model's.
 
     Raises:
         WeightsError: a part is neither named nor found, or has a name that is no part's.
     """
-    known = [field.name for field in fields(PublishedFiles)]
-    if strangers := sorted(parts.keys() - set(known)):
-        raise WeightsError(f"VideoChat has no part {strangers[0]!r}; its parts are {', '.join(known)}.")
-    llama = parts.get("llama") or _find_llama(folder)
+    search = Search(MODEL, folder, named, parts=[field.name for field in fields(PublishedFiles)])
+    llama = search.llama()
     return PublishedFiles(
-        vision=parts.get("vision") or _find(folder, "vision", VISION_FILE),
-        qformer=parts.get("qformer") or _find(folder, "qformer", QFORMER_FILE),
+        vision=search.file("vision", VISION_FILE),
+        qformer=search.file("qformer", QFORMER_FILE),
         llama=llama,
-        videochat=parts.get("videochat") or _find(folder, "videochat", *VIDEOCHAT_FILES),
-        config=parts.get("config") or _find_config(folder, llama.resolve().parent),
+        videochat=search.file("videochat", *VIDEOCHAT_FILES),
+        config=named.get("config") or _find_config(folder, llama.resolve().parent),
     )
+
+
+def read_published(
+    folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
+) -> Source[VideoChatConfig]:
+    """The published model, found and merged.
+
+    Raises:
+        WeightsError: as `find_published` and `merge`.
+    """
+    files = find_published(folder, named)
+    config, tensors = merge(files, ignored=ignored)
+    return Source(config=config, tensors=tensors, tokenizer=files.llama / TOKENIZER, files=astuple(files))
 
 
 def read_sizes(path: Path) -> VideoChatConfig:
@@ -97,7 +101,7 @@ def read_sizes(path: Path) -> VideoChatConfig:
         raise WeightsError(f"{path} does not hold the sizes of a VideoChat model ({error}).") from error
 
 
-def merge(files: PublishedFiles, *, ignored: tuple[str, ...] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
+def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
     """Sizes and state dict of the original model, its names, its buffers, each file's own dtype; all mapped.
 
     Args:
@@ -111,37 +115,17 @@ def merge(files: PublishedFiles, *, ignored: tuple[str, ...] = ()) -> tuple[Vide
     config = read_sizes(files.config) if files.config else _published_sizes(videochat, files.videochat)
     _check_videochat(videochat, files.videochat, config)
     _check_llama(files.llama, config.decoder)
-    parts = (
-        _sorted_out(files.vision, read_torch_file(files.vision), _vision_key(config.vision), ignored),
-        _sorted_out(files.qformer, read_torch_file(files.qformer), _qformer_key, ignored),
-        _llama_part(files.llama, config.decoder),
-        _sorted_out(files.videochat, videochat, _videochat_key, ignored),
-    )
+    llama = read_llama(files.llama, vocab_size=config.decoder.vocab_size, hint=_llama_hint("vocab_size"))
     merged: dict[str, Tensor] = {}
-    for part in parts:
-        merged |= part
+    for path, tensors, keys in (
+        (files.vision, read_torch_file(files.vision), _vision_keys(config.vision)),
+        (files.qformer, read_torch_file(files.qformer), _QFORMER_KEYS),
+        (files.llama, llama, _LLAMA_KEYS),
+        (files.videochat, videochat, _VIDEOCHAT_KEYS),
+    ):
+        merged |= sort_out(path, tensors, keys, model=MODEL, ignored=ignored)
     _inflate(merged)
     return config, merged
-
-
-def _find(folder: Path | None, part: str, *names: str) -> Path:
-    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
-    if len(found) > 1:
-        raise WeightsError(f"{folder} has {found[0].name} and {found[1].name}; say which with --part {part}=FILE.")
-    if not found:
-        raise WeightsError(
-            f"{folder or 'No folder'} has no {names[-1]}; download it, or name it with --part {part}=FILE."
-        )
-    return found[0]
-
-
-def _find_llama(folder: Path | None) -> Path:
-    inside = sorted(folder.iterdir()) if folder and folder.is_dir() else []
-    found = [path for path in inside if (path / "config.json").is_file() and (path / "tokenizer.model").is_file()]
-    if len(found) != 1:
-        told = "several LLaMA folders" if found else "no LLaMA folder (config.json, tokenizer.model, weights)"
-        raise WeightsError(f"{folder or 'Nowhere'} has {told}; name one with --part llama=FOLDER.")
-    return found[0]
 
 
 def _find_config(*folders: Path | None) -> Path | None:
@@ -194,59 +178,28 @@ def _llama_hint(size: str) -> str:
     return "The 7B VideoChat goes with vicuna-7b-v0 and the 13B with stable-vicuna-13b, both LLaMA of 2023."
 
 
-def _llama_part(folder: Path, wanted: DecoderConfig) -> dict[str, Tensor]:
-    tensors = read_llama_tensors(folder)
-    rows = tensors.get("model.embed_tokens.weight")
-    if rows is not None and len(rows) != wanted.vocab_size:
-        raise WeightsError(
-            f"{folder} has {len(rows)} embedding rows where {wanted.vocab_size} belong. {_llama_hint('vocab_size')}"
+_QFORMER_KEYS = Keys(wanted=r"Qformer\.bert\..+|query_tokens|ln_vision\.(weight|bias)", unused=r"t5_proj\..+")
+_LLAMA_KEYS = Keys(wanted=LLAMA_KEYS, prefix="llama_model.")
+_VIDEOCHAT_KEYS = Keys(
+    wanted="|".join(
+        (
+            r"visual_encoder\.gmhra(_cls_token|\..+)",
+            r"extra_query_tokens",
+            r"(ln_vision|llama_proj)\.(weight|bias)",
+            *BUFFERS,
         )
-    return {f"llama_model.{key}": tensor for key, tensor in tensors.items()}
+    )
+)
 
 
-_KeyOf = Callable[[str], str | None]
-"""What a file's key is called in the whole model: empty where it is known to be unused, None if unknown."""
-
-
-def _sorted_out(
-    path: Path, tensors: Mapping[str, Tensor], key_of: _KeyOf, ignored: tuple[str, ...]
-) -> dict[str, Tensor]:
-    part: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        target = key_of(key)
-        if target is None and key not in ignored:
-            raise WeightsError(
-                f"{path.name} has a key that belongs nowhere in VideoChat: {key}. It may be another model's file; "
-                "if you know the key to be harmless, say --ignore."
-            )
-        if target:
-            part[target] = tensor
-    return part
-
-
-def _vision_key(vision: VisionConfig) -> _KeyOf:
-    def key_of(key: str) -> str | None:
-        if block := re.match(r"blocks\.(\d+)\.", key):
-            return f"visual_encoder.{key}" if int(block[1]) < vision.depth else ""
-        if re.fullmatch(r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)", key):
-            return f"visual_encoder.{key}"
-        return "" if re.fullmatch(r"(norm|fc_norm|head)\.(weight|bias)", key) else None
-
-    return key_of
-
-
-def _qformer_key(key: str) -> str | None:
-    if key.startswith("Qformer.bert.") or re.fullmatch(r"query_tokens|ln_vision\.(weight|bias)", key):
-        return key
-    return "" if key.startswith("t5_proj.") else None
-
-
-def _videochat_key(key: str) -> str | None:
-    if re.match(r"visual_encoder\.gmhra(_cls_token$|\.)", key):
-        return key
-    if re.fullmatch(r"extra_query_tokens|(ln_vision|llama_proj)\.(weight|bias)", key):
-        return key
-    return key if any(re.fullmatch(pattern, key) for pattern in BUFFERS) else None
+def _vision_keys(vision: VisionConfig) -> Keys:
+    """The published trunk has a block more than the model, and its last norm and head."""
+    blocks = "|".join(map(str, range(vision.depth)))
+    return Keys(
+        wanted=rf"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.({blocks})\..+",
+        unused=r"blocks\.\d+\..+|(norm|fc_norm|head)\.(weight|bias)",
+        prefix="visual_encoder.",
+    )
 
 
 def _inflate(merged: dict[str, Tensor]) -> None:
@@ -278,13 +231,5 @@ def _sizes_by_part(values: Mapping[str, Any]) -> VideoChatConfig:
             num_extra_queries=qformer["extra_num_query_token"],
             cross_every=qformer["cross_attention_freq"],
         ),
-        decoder=DecoderConfig(
-            vocab_size=llama["vocab_size"],
-            width=llama["hidden_size"],
-            depth=llama["num_hidden_layers"],
-            num_heads=llama["num_attention_heads"],
-            mlp_width=llama["intermediate_size"],
-            max_positions=llama["max_position_embeddings"],
-            rms_eps=llama["rms_norm_eps"],
-        ),
+        decoder=llama_sizes(llama),
     )

@@ -10,25 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from model.checkpoints.converted import read_sampling
-from model.checkpoints.folder import WHOLE, Checkpoint, folder_digest, read_folder, stamps
-from model.checkpoints.videochat import BUFFERS, PUBLISHED_7B, PUBLISHED_13B, find_published, merge, read_sizes
-from model.conversation import Clip, Conversation, Template, Turn, VideoSlot
+from model.checkpoints.folder import Checkpoint, folder_digest, read_folder, read_sampling, tokenizer_of
+from model.checkpoints.published import read_whole, to_convert
+from model.checkpoints.videochat import BUFFERS, PUBLISHED_7B, PUBLISHED_13B, read_published, read_sizes
+from model.conversation import Clip, Conversation, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
-from model.family import tokenize_segments
-from model.networks.videochat import VideoChatConfig, VideoChatNetwork
+from model.family import Family, assemble, blank
+from model.networks.videochat import VideoChatNetwork
 from model.pixels import PixelSpec
-from model.plan import Blueprint, num_parameters
-from model.quantization import Quantization, linear_layers, quantize
+from model.plan import Blueprint, blueprint_of, num_parameters
+from model.quantization import Quantization
 from model.sentencepiece import read_sentencepiece
-from model.tokenizer import Tokenizer
 from model.verification.stage import Finding
 from model.verification.videochat import videochat_stages
 from model.video import FrameSpec
-from model.weights import KeyMap, WeightsError, cover, load_strict
+from model.weights import KeyMap
 
+NAME = "videochat"
 KEY_MAP = KeyMap(
     renames=(
         (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
@@ -75,57 +74,13 @@ class VideoChatTemplate:
         return (*segments, text + "".join(map(_said, conversation.turns)) + "Assistant:")
 
 
-class VideoChat:
-    """One loaded VideoChat model on one device; implements `model.family.Family`."""
-
-    name = "videochat"
-
-    def __init__(
-        self,
-        network: VideoChatNetwork,
-        tokenizer: Tokenizer,
-        *,
-        digest: str,
-        default_sampling: SamplingParams,
-    ) -> None:
-        config = network.config
-        self.checkpoint_digest = digest
-        self.dtype: torch.dtype = network.llama_proj.weight.dtype
-        self.frame_spec = FrameSpec(count=config.num_frames, rule="videochat")
-        self.pixel_spec = PixelSpec(size=config.vision.image_size)
-        self.template: Template = VideoChatTemplate()
-        self.default_sampling = default_sampling
-        self.tokenizer = tokenizer
-        self.language_model = network.llama_model
-        self.feature_shape = config.feature_shape
-        self.num_video_tokens = config.feature_shape[0]
-        self.max_model_len = config.decoder.max_positions
-        self.num_parameters = num_parameters(network)
-        self.network = network
-        self._device = network.llama_proj.weight.device
-
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape]; any T from 1 on."""
-        with torch.no_grad():
-            return self.network.encode(pixel_values.to(self._device, self.dtype))
-
-    def project(self, features: Tensor) -> Tensor:
-        """Features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
-        with torch.no_grad():
-            return self.network.project(features.to(self._device, self.dtype))
-
-    def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
-        """The rendered prompt in token ids, segment by segment."""
-        return tokenize_segments(self.tokenizer, self.template.render(conversation))
-
-
 def load(
     *,
     checkpoint: Path | None,
     device: torch.device | str,
     dtype: torch.dtype,
     quantization: Quantization | None,
-) -> VideoChat:
+) -> Family:
     """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
     `config.json` holds the sizes as `VideoChatConfig.to_json` gives them, or by part (`vit`, `qformer`, `llama`);
@@ -133,30 +88,24 @@ def load(
     lie in a subfolder `llama`. `generation_config.json`, as transformers writes it, may say how answers are
     sampled by default; without it they are sampled as the published demo does.
 
-    On the CPU, tensors that are in `dtype` already stay mapped from their files. With a `quantization` the language
-    model's weights reach `device` in fewer bits; features and their digest stay what they are.
-
     Raises:
         WeightsError, TokenizerError: the folder is incomplete, damaged or another model's, or the library that
             quantises is not installed.
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     config = read_sizes(checkpoint / "config.json")
-    tokenizer, sampling = (
-        read_sentencepiece(_tokenizer_of(checkpoint)),
-        read_sampling(checkpoint, published=PUBLISHED_SAMPLING),
-    )
+    tokenizer = read_sentencepiece(tokenizer_of(checkpoint))
     tensors = read_folder(checkpoint)
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise WeightsError("The tokenizer has more pieces than the language model has rows.")
-    digest = folder_digest(checkpoint, tensors, config.to_json())
-    network = assemble(config, tensors, device="cpu", dtype=dtype)
-    total = num_parameters(network)
-    if quantization is not None:
-        quantize(network.llama_model, quantization, device=device)
-    family = VideoChat(network.to(device), tokenizer, digest=digest, default_sampling=sampling)
-    family.num_parameters = total  # of 4-bit weights, two are stored as one
-    return family
+    return Family(
+        assemble(blank(VideoChatNetwork, config), tensors, key_map=KEY_MAP, dtype=dtype),
+        tokenizer,
+        name=NAME,
+        checkpoint_digest=folder_digest(checkpoint, tensors, config.to_json()),
+        frame_spec=FrameSpec(count=config.num_frames, rule="videochat"),
+        pixel_spec=PixelSpec(size=config.vision.image_size),
+        template=VideoChatTemplate(),
+        default_sampling=read_sampling(checkpoint, published=PUBLISHED_SAMPLING),
+    ).place(device, quantization=quantization)
 
 
 def read_source(
@@ -171,22 +120,10 @@ def read_source(
         dtype: what to cast to; None keeps each tensor's.
 
     Raises:
-        WeightsError: the files do not make up one VideoChat model.
+        WeightsError, TokenizerError: the files do not make up one VideoChat model.
     """
-    if folder and not parts and (folder / WHOLE).is_file():
-        config, tensors, tokenizer = read_sizes(folder / "config.json"), read_folder(folder), _tokenizer_of(folder)
-        origin = stamps((folder / WHOLE, tokenizer))
-    else:
-        files = find_published(folder, parts)
-        config, tensors = merge(files, ignored=ignored)
-        tokenizer, origin = files.llama / "tokenizer.model", stamps(files.all_files())
-    read_sentencepiece(tokenizer)
-    with torch.device("meta"):
-        covered = cover(VideoChatNetwork(config), tensors, key_map=KEY_MAP)
-    wanted = {key: tensors[key] for key, _ in covered.values()}
-    beside = {"tokenizer.model": tokenizer}
-    checkpoint = Checkpoint(family="videochat", sizes=config.to_json(), tensors=wanted, dtype=dtype, beside=beside)
-    return checkpoint, origin
+    source = read_whole(folder, parts, read_sizes) or read_published(folder, parts, ignored=ignored)
+    return to_convert(NAME, blank(VideoChatNetwork, source.config), source, key_map=KEY_MAP, dtype=dtype)
 
 
 def verify_stages(
@@ -204,52 +141,22 @@ def verify_stages(
 def blueprint(size: str) -> Blueprint:
     """What a published size is made of; `size` is one of `SIZES`. No memory is taken."""
     config = SIZES[size]
-    network = _blank(config)
-    vision, decoder = network.visual_encoder, config.decoder
+    network = blank(VideoChatNetwork, config)
+    encoder = network.visual_encoder
+    global_blocks = num_parameters(encoder.gmhra) + encoder.gmhra_cls_token.numel()
     num_tokens = config.vision.num_tokens(config.num_frames)
-    global_blocks = num_parameters(vision.gmhra) + vision.gmhra_cls_token.numel()
-    return Blueprint(
+    return blueprint_of(
+        network,
         modules={
-            "visual encoder": num_parameters(vision) - global_blocks,
+            "visual encoder": num_parameters(encoder) - global_blocks,
             "GMHRA": global_blocks,
             "ln_vision": num_parameters(network.ln_vision),
             "Q-Former": num_parameters(network.qformer),
             "query tokens": network.query_tokens.numel() + network.extra_query_tokens.numel(),
             "llama_proj": num_parameters(network.llama_proj),
-            "LLaMA": num_parameters(network.llama_model),
         },
-        quantizable="LLaMA",
-        linear_shapes=[(linear.out_features, linear.in_features) for linear in linear_layers(network.llama_model)],
-        kv_values_per_token=2 * decoder.depth * decoder.width,
-        max_model_len=decoder.max_positions,
-        num_video_tokens=config.feature_shape[0],
         encoder_values_per_clip=num_tokens * (2 * config.vision.mlp_width + 6 * config.vision.width),
     )
-
-
-def assemble(
-    config: VideoChatConfig, tensors: dict[str, Tensor], *, device: torch.device | str, dtype: torch.dtype
-) -> VideoChatNetwork:
-    """A network for inference out of a state dict in published names (or ours).
-
-    Raises:
-        WeightsError: the tensors do not cover every parameter exactly once.
-    """
-    network = _blank(config)
-    load_strict(network, tensors, key_map=KEY_MAP, dtype=dtype)
-    network.restore_rotary()
-    return network.requires_grad_(False).eval().to(device)
-
-
-def _blank(config: VideoChatConfig) -> VideoChatNetwork:
-    # On the meta device: no memory, and no initial values that a checkpoint would replace at once.
-    with torch.device("meta"):
-        return VideoChatNetwork(config)
-
-
-def _tokenizer_of(folder: Path) -> Path:
-    own = folder / "tokenizer.model"
-    return own if own.is_file() else folder / "llama" / "tokenizer.model"
 
 
 def _sampled(clip: Clip) -> str:

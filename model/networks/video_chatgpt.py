@@ -3,19 +3,21 @@
 Tensors in, tensors out; refuses to know checkpoints, prompts and devices. CLIP and LLaMA are transformers' own.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, LlamaForCausalLM
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
-from model.networks.llama import DecoderConfig, build_llama, restore_rotary
+from model.networks.llama import build_llama
+from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 NUM_TEMPORAL_TOKENS = 100
 """One for each frame; a clip of fewer is filled up with zeros (`get_spatio_temporal_features_torch`)."""
+ACTIVATION = "quick_gelu"
+"""Of the published CLIP; other CLIPs have another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +38,10 @@ class ClipVisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoChatGPTConfig:
+class VideoChatGPTConfig(VideoNetworkConfig):
     """Every size of a Video-ChatGPT network, and the special tokens it knows beyond the tokenizer's file."""
 
     vision: ClipVisionConfig
-    decoder: DecoderConfig
     added_tokens: tuple[str, ...]
     """In the order of their ids, which follow those of the file."""
 
@@ -48,24 +49,6 @@ class VideoChatGPTConfig:
     def feature_shape(self) -> tuple[int, int]:
         """[temporal and spatial tokens, width] of one clip."""
         return NUM_TEMPORAL_TOKENS + self.vision.num_patches, self.vision.width
-
-    def to_json(self) -> dict[str, Any]:
-        """The sizes as nested plain values; `from_json` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, sizes: dict[str, Any]) -> "VideoChatGPTConfig":
-        """Sizes as `to_json` wrote them.
-
-        Raises:
-            KeyError, TypeError: a size is missing or unknown.
-        """
-        parts: dict[str, Any] = {
-            "vision": ClipVisionConfig(**sizes["vision"]),
-            "decoder": DecoderConfig(**sizes["decoder"]),
-            "added_tokens": tuple(sizes["added_tokens"]),
-        }
-        return cls(**{**sizes, **parts})
 
 
 class FrameEncoder(nn.Module):
@@ -85,8 +68,10 @@ class FrameEncoder(nn.Module):
         return encoded[:, 1:]
 
 
-class VideoChatGPTNetwork(nn.Module):
+class VideoChatGPTNetwork(VideoNetwork):
     """All modules of one Video-ChatGPT model, freshly initialised."""
+
+    config: VideoChatGPTConfig
 
     def __init__(self, config: VideoChatGPTConfig) -> None:
         super().__init__()
@@ -94,6 +79,11 @@ class VideoChatGPTNetwork(nn.Module):
         self.vision_tower = FrameEncoder(config.vision)
         self.mm_projector = nn.Linear(config.vision.width, config.decoder.width)
         self.language_model = build_llama(config.decoder)
+
+    @property
+    def decoder(self) -> LlamaForCausalLM:
+        """The language model."""
+        return self.language_model
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W], normalised, to features [B, 100 + S, C], not projected yet; T from 1 to 100."""
@@ -117,8 +107,8 @@ class VideoChatGPTNetwork(nn.Module):
         return out
 
     def restore_buffers(self) -> None:
-        """Compute anew what no checkpoint holds, and a network built on the meta device therefore lacks."""
-        restore_rotary(self.language_model)
+        """Those of LLaMA, and the numbers of CLIP's positions."""
+        super().restore_buffers()
         embeddings = self.vision_tower.embeddings
         embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)
 
@@ -131,7 +121,7 @@ def _clip_config(sizes: ClipVisionConfig) -> CLIPVisionConfig:
         intermediate_size=sizes.mlp_width,
         image_size=sizes.image_size,
         patch_size=sizes.patch_size,
-        hidden_act="quick_gelu",
+        hidden_act=ACTIVATION,
         layer_norm_eps=1e-5,
         attention_dropout=0.0,
         attn_implementation="sdpa",

@@ -4,16 +4,16 @@ Tensors in, tensors out; refuses to know checkpoints, prompts and devices. The Q
 transformers' own; parameter names are the published ones but for the Q-Former's.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaForCausalLM
 
 from model.networks.eva_vit import EvaViT, VisionConfig
-from model.networks.llama import DecoderConfig, build_llama, restore_rotary
+from model.networks.llama import build_llama
+from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,36 +30,17 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoChatConfig:
+class VideoChatConfig(VideoNetworkConfig):
     """Every size of a VideoChat network. `num_frames` is what it was trained on; any number from 1 runs."""
 
     num_frames: int
     vision: VisionConfig
     qformer: QFormerConfig
-    decoder: DecoderConfig
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """[query tokens, Q-Former width] of one clip."""
         return self.qformer.num_queries + self.qformer.num_extra_queries, self.qformer.width
-
-    def to_json(self) -> dict[str, Any]:
-        """The sizes as nested plain values; `from_json` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, sizes: dict[str, Any]) -> "VideoChatConfig":
-        """Sizes as `to_json` wrote them.
-
-        Raises:
-            KeyError, TypeError: a size is missing or unknown.
-        """
-        parts: dict[str, Any] = {
-            "vision": VisionConfig(**sizes["vision"]),
-            "qformer": QFormerConfig(**sizes["qformer"]),
-            "decoder": DecoderConfig(**sizes["decoder"]),
-        }
-        return cls(**{**sizes, **parts})
 
 
 class Float32Norm(nn.LayerNorm):
@@ -71,8 +52,10 @@ class Float32Norm(nn.LayerNorm):
         return functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
-class VideoChatNetwork(nn.Module):
+class VideoChatNetwork(VideoNetwork):
     """All modules of one VideoChat model, freshly initialised; trainable, without dropout."""
+
+    config: VideoChatConfig
 
     def __init__(self, config: VideoChatConfig) -> None:
         super().__init__()
@@ -87,6 +70,11 @@ class VideoChatNetwork(nn.Module):
         self.llama_model = build_llama(config.decoder)
         nn.init.normal_(self.query_tokens, std=0.02)
         nn.init.normal_(self.extra_query_tokens, std=0.02)
+
+    @property
+    def decoder(self) -> LlamaForCausalLM:
+        """The language model."""
+        return self.llama_model
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W], normalised, to features [B, queries, Q-Former width], not projected yet."""
@@ -107,10 +95,6 @@ class VideoChatNetwork(nn.Module):
         """Features [..., Q-Former width] to video tokens [..., hidden]."""
         out: Tensor = self.llama_proj(features)
         return out
-
-    def restore_rotary(self) -> None:
-        """As `model.networks.llama.restore_rotary`."""
-        restore_rotary(self.llama_model)
 
 
 def _qformer_config(config: VideoChatConfig) -> Blip2QFormerConfig:

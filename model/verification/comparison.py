@@ -15,8 +15,8 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Of the largest expected value. float32: five times the noise of the worst reference, far below every mistake
 tried on them. 16 bits: some three times the worst that was measured on the references; a mistake may hide in it."""
 INT8_TOLERANCE = 0.15
-"""The same for what a language model says whose weights are in 8 bits: three times the worst measured. In 4 bits
-references of a few dozen values a row differ by 0.3 to 0.8, where another model would by 1: nothing to judge by."""
+"""The same for what a language model says whose weights are in 8 bits: three times the worst measured. In 4 bits the
+references, of a few dozen values a row, differ by 0.2 to 0.8, with the wrong weights by 0.9 and more: too near."""
 
 Verdict = Literal["pass", "fail", "shown", "absent", "new"]
 """`shown`: nothing to judge by. `absent`: the reference has what the model did not compute. `new`: no reference."""

@@ -6,7 +6,7 @@ A folder has either `inputs.safetensors`, with pixels, or `clip.mp4`, from which
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from model.checkpoints.json_object import read_object
 from model.conversation import Clip, Conversation, Part, Turn, VideoSlot
 from model.engine.sampling_params import SamplingParams
-from model.family import tokenize_segments
+from model.family import Family, tokenize_segments
 from model.networks.videochat import VideoChatNetwork
 from model.pixels import normalize, resize
 from model.verification.decoding import decode_greedily, sampling_probabilities, search_beams
 from model.verification.stage import Claim, Finding, Stage, recorded
 from model.weights import WeightsError, read_safetensors
-
-if TYPE_CHECKING:
-    from model.families.videochat import VideoChat
 
 TEMPERATURES = (0.7, 1.0, 2.0)
 NUM_SAMPLED_STEPS = 3
@@ -35,24 +32,26 @@ STOP_IDS = ((835,), (2277, 29937))
 """The ids of `###` in LLaMA's vocabulary, at which the original stops whatever the tokenizer."""
 
 
-def videochat_stages(family: "VideoChat", folder: Path) -> Iterator[Finding]:
+def videochat_stages(family: Family, folder: Path) -> Iterator[Finding]:
     """Every stage of the model on the inputs in a folder.
 
     Raises:
         WeightsError: the folder lacks its inputs or its dialogue.
     """
+    network = family.network
+    assert isinstance(network, VideoChatNetwork), "the stages are VideoChat's"
     dialogue = read_object(folder / "dialogue.json")
     if (folder / "inputs.safetensors").is_file():
         inputs = read_safetensors(folder / "inputs.safetensors")
-        outputs = encoder_stages(family.network, inputs["video"])
+        outputs = encoder_stages(network, inputs["video"])
         yield from _named(outputs)
-        yield from _ends("batch.", family.network, torch.cat((inputs["video_other"], inputs["video"])))
-        yield from _ends("image.", family.network, inputs["image"])
+        yield from _ends("batch.", network, torch.cat((inputs["video_other"], inputs["video"])))
+        yield from _ends("image.", network, inputs["image"])
         clip = _clip_of(dialogue["video_message"])
     else:
         clip, pixel_values = _decoded(family, folder / "clip.mp4")
         yield from _clip_findings(clip, pixel_values, folder / "clip.json")
-        outputs = encoder_stages(family.network, pixel_values)
+        outputs = encoder_stages(network, pixel_values)
         # The references of clips hold no stage of single frames: one frame's trunk is checked by the other kind.
         yield from (stage for stage in _named(outputs) if not re.match(r"patch_embed|blocks\.|ln_vision", stage.name))
     yield from _dialogue(family, read_object(folder / "config.json"), dialogue, clip, outputs["inputs_llama"][0])
@@ -99,7 +98,7 @@ def _ends(prefix: str, network: VideoChatNetwork, pixel_values: Tensor) -> Itera
 
 
 def _dialogue(
-    family: "VideoChat", config: Mapping[str, Any], dialogue: Mapping[str, Any], clip: Clip, video: Tensor
+    family: Family, config: Mapping[str, Any], dialogue: Mapping[str, Any], clip: Clip, video: Tensor
 ) -> Iterator[Finding]:
     """Turns of a conversation about video tokens [N, hidden]."""
     told = dialogue.get("turns", [])
@@ -124,7 +123,7 @@ def _dialogue(
 class _Answer:
     """What a model says after a prompt, greedily."""
 
-    def __init__(self, family: "VideoChat", prompt: Tensor, max_tokens: int) -> None:
+    def __init__(self, family: Family, prompt: Tensor, max_tokens: int) -> None:
         self._llama, self._prompt, self._max_tokens = family.language_model, prompt, max_tokens
         self.ids, self.logits = self._greedy(eos=EOS, stop=STOP_IDS)
         said = family.tokenizer.decode(self.ids)
@@ -173,7 +172,7 @@ class _Answer:
         return decode_greedily(self._llama, self._prompt, max_tokens=self._max_tokens, eos=eos, stop=stop)
 
 
-def _spliced(family: "VideoChat", segments: tuple[Part, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
+def _spliced(family: Family, segments: tuple[Part, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Embeddings [1, L, hidden] of a prompt with the video tokens in their place, and the ids of its texts."""
     parts = tokenize_segments(family.tokenizer, segments)
     embed = family.language_model.get_input_embeddings()
@@ -206,7 +205,7 @@ def _clip_of(message: str) -> Clip:
     return Clip(frame_indices=tenths, fps=10.0)
 
 
-def _decoded(family: "VideoChat", path: Path) -> tuple[Clip, Tensor]:
+def _decoded(family: Family, path: Path) -> tuple[Clip, Tensor]:
     """A file's sampled moments and its pixels [1, T, 3, S, S]."""
     # Needs PyAV, which folders with pixels do without.
     from model.video import VideoLimits

@@ -9,24 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.checkpoints.video_chatgpt import PUBLISHED_7B, read_sizes
 from model.conversation import Clip, Conversation, Part, SpecialToken, Turn, VideoSlot
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
-from model.families.video_chatgpt import (
-    PUBLISHED_7B,
-    VIDEO_FILE_KEYS,
-    VideoChatGPT,
-    VideoChatGPTTemplate,
-    assemble,
-    key_map,
-    load,
-    merge_published,
-    verify_stages,
-)
-from model.family import EncodedClip, build_prompt, tokenize_segments
+from model.families import load_family
+from model.families.video_chatgpt import VideoChatGPTTemplate, key_map, verify_stages
+from model.family import EncodedClip, Family, blank, build_prompt, tokenize_segments
 from model.networks.video_chatgpt import VideoChatGPTNetwork
 from model.pixels import PixelSpec, normalize, resize
 from model.sentencepiece import read_sentencepiece
+from model.verification.stage import Claim, Stage
 from model.video import FRAME_RULES
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import read_json, tensors
@@ -43,8 +36,8 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def family(folder: Path) -> VideoChatGPT:
-    return load(checkpoint=folder, device="cpu", dtype=torch.float32, quantization=None)
+def family(folder: Path) -> Family:
+    return load_family("video-chatgpt", checkpoint=folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +56,11 @@ def is_near(got: Tensor, expected: Tensor) -> bool:
 
 
 def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: dict[str, Tensor]) -> None:
-    stages = {
-        stage.name: stage.tensor
-        for stage in verify_stages(folder, device="cpu", dtype=torch.float32, quantization=None)
-    }
+    findings = list(verify_stages(folder, device="cpu", dtype=torch.float32, quantization=None))
+    stages = {finding.name: finding.tensor for finding in findings if isinstance(finding, Stage)}
+    claims = [finding for finding in findings if isinstance(finding, Claim)]
+    assert [claim.name for claim in claims] == ["prompt", "input_ids"]
+    assert [claim.name for claim in claims if claim.got != claim.expected] == []
     assert stages.keys() == expected.keys()
     for name, tensor in stages.items():
         assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape), name
@@ -78,7 +72,7 @@ def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: d
 
 
 def test_a_question_is_tokenised_encoded_and_answered_as_by_the_original(
-    family: VideoChatGPT, inputs: dict[str, Tensor], expected: dict[str, Tensor]
+    family: Family, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
     conversation = Conversation(clips=ONE_CLIP, turns=(Turn(role="user", text=QUESTION),))
     patch = (family.tokenizer.special_id("<vid_patch>"),) * family.num_video_tokens
@@ -98,7 +92,7 @@ def test_a_question_is_tokenised_encoded_and_answered_as_by_the_original(
     assert answer == expected["greedy_ids"].tolist()
 
 
-def test_prompts_read_as_in_the_original(folder: Path, family: VideoChatGPT) -> None:
+def test_prompts_read_as_in_the_original(folder: Path, family: Family) -> None:
     told = read_json(folder / "prompts.json")
     first = Turn(role="user", text=QUESTION)
     later = (first, Turn(role="assistant", text="First answer."), Turn(role="user", text="And then?"))
@@ -200,55 +194,16 @@ def test_a_mistake_on_purpose_is_seen(
     expected: dict[str, Tensor],
     mistake: Callable[[VideoChatGPTNetwork], None],
 ) -> None:
-    wrong = load(checkpoint=folder, device="cpu", dtype=torch.float32, quantization=None)
-    mistake(wrong._network)
+    wrong = load_family("video-chatgpt", checkpoint=folder)
+    assert isinstance(wrong.network, VideoChatGPTNetwork)
+    mistake(wrong.network)
     features = wrong.encode(inputs["pixel_values"].unsqueeze(0))[0]
     assert not is_near(features, expected["spatio_temporal_features"])
 
 
-def test_the_published_files_together_are_the_reference_s_weights(folder: Path, family: VideoChatGPT) -> None:
-    weights = tensors(folder / "weights.safetensors")
-    language, video, vision = published_files(weights)
-    merged = merge_published(language=language, video=video, vision=vision)
-    # The head of the three added tokens is in no file.
-    untrained = weights["lm_head.weight"].index_fill(0, torch.arange(259, 262), 0)
-    assert merged.keys() == weights.keys()
-    assert all(torch.equal(merged[key], (weights | {"lm_head.weight": untrained})[key]) for key in weights)
-    assemble(family._network.config, merged, device="cpu", dtype=torch.float32)
-
-
-def published_files(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """The three files as they are published: each with things that the model does not use."""
-    vision = {key: tensor for key, tensor in weights.items() if key.startswith("vision_model.")}
-    video = {key: weights[key] for key in VIDEO_FILE_KEYS}
-    language = {key: tensor for key, tensor in weights.items() if key not in vision}
-    for key in ("lm_head.weight", "model.embed_tokens.weight"):
-        language[key] = weights[key][:259] + (key != "lm_head.weight")
-    language |= {
-        "model.mm_projector.bias": torch.ones(1),
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(1),
-    }
-    vision |= {"logit_scale": torch.ones(()), "text_model.final_layer_norm.bias": torch.ones(1)}
-    vision |= {"vision_model.embeddings.position_ids": torch.arange(10), "visual_projection.weight": torch.ones(1, 1)}
-    return language, video, vision
-
-
-def test_published_files_that_do_not_belong_together_are_refused(folder: Path) -> None:
-    language, video, vision = published_files(tensors(folder / "weights.safetensors"))
-    for wrong, what in (
-        ({"video": vision}, "must hold"),
-        ({"video": {key: video[key] for key in sorted(video)[1:]}}, "must hold"),
-        ({"language": {key: language[key] for key in language if key != "lm_head.weight"}}, "lacks lm_head"),
-        ({"language": language | {"lm_head.weight": torch.ones(300, 48)}}, "more tokens"),
-    ):
-        with pytest.raises(WeightsError, match=what):
-            merge_published(**{"language": language, "video": video, "vision": vision} | wrong)
-
-
-def test_a_checkpoint_that_lacks_a_key_or_has_one_too_many_is_refused(folder: Path, family: VideoChatGPT) -> None:
-    weights, config = tensors(folder / "weights.safetensors"), family._network.config
-    with torch.device("meta"):
-        network = VideoChatGPTNetwork(config)
+def test_a_checkpoint_that_lacks_a_key_or_has_one_too_many_is_refused(folder: Path) -> None:
+    weights, config = tensors(folder / "weights.safetensors"), read_sizes(folder / "config.json")
+    network = blank(VideoChatGPTNetwork, config)
     names = key_map(config)
     needed = {key: target for key in weights if (target := names.target(key)) is not None}
     assert len(needed) == len(list(network.parameters()))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from model.checkpoints.videochat import read_sizes
 from model.conversation import Clip, Conversation, Turn, VideoSlot
-from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment
-from model.families.videochat import KEY_MAP, VideoChat, VideoChatTemplate, assemble
-from model.family import EncodedClip, build_prompt, tokenize_segments
+from model.families import load_family
+from model.families.videochat import KEY_MAP, VideoChatTemplate
+from model.family import EncodedClip, Family, build_prompt, tokenize_segments
 from model.networks.videochat import VideoChatNetwork
 from model.pixels import normalize, resize
 from model.sentencepiece import read_sentencepiece
@@ -28,11 +28,8 @@ from tests.published import golden
 SETS = ("videochat-open", "videochat-e2e")
 
 
-def load(folder: Path) -> VideoChat:
-    weights = tensors(folder / "weights.safetensors")
-    network = assemble(read_sizes(folder / "config.json"), weights, device="cpu", dtype=torch.float32)
-    tokenizer = read_sentencepiece(folder / "llama" / "tokenizer.model")
-    return VideoChat(network, tokenizer, digest="0" * 64, default_sampling=SamplingParams())
+def load(folder: Path) -> Family:
+    return load_family("videochat", checkpoint=folder)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def open_set() -> Path:
 
 
 @pytest.fixture(scope="module")
-def videochat(open_set: Path) -> VideoChat:
+def videochat(open_set: Path) -> Family:
     return load(open_set)
 
 
@@ -56,9 +53,10 @@ def inputs(open_set: Path) -> dict[str, Tensor]:
 
 
 def test_every_stage_gives_the_tensors_of_the_original(
-    videochat: VideoChat, inputs: dict[str, Tensor], expected: dict[str, Tensor]
+    videochat: Family, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
     network = videochat.network
+    assert isinstance(network, VideoChatNetwork)
     stages = Stages.of(network)
     videochat.project(videochat.encode(inputs["video"]))
     ours = stages.outputs
@@ -81,7 +79,7 @@ def test_every_stage_gives_the_tensors_of_the_original(
 
 
 def test_features_of_a_video_a_batch_and_a_picture_are_those_of_the_original(
-    videochat: VideoChat, inputs: dict[str, Tensor], expected: dict[str, Tensor]
+    videochat: Family, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
     features = videochat.encode(inputs["video"])
     assert features.shape[1:] == videochat.feature_shape
@@ -235,11 +233,11 @@ def text_of(segments: tuple[str | VideoSlot, ...]) -> str:
     return "".join(marker if isinstance(part, VideoSlot) else part for part in segments)
 
 
-def text_ids(family: VideoChat, conversation: Conversation) -> list[tuple[int, ...]]:
+def text_ids(family: Family, conversation: Conversation) -> list[tuple[int, ...]]:
     return [part for part in family.tokenize(conversation) if isinstance(part, tuple)]
 
 
-def answer_greedily(family: VideoChat, spliced: Tensor, *, num_tokens: int) -> tuple[list[int], Tensor]:
+def answer_greedily(family: Family, spliced: Tensor, *, num_tokens: int) -> tuple[list[int], Tensor]:
     """The plainest loop there is: the whole sequence anew for every token."""
     ids: list[int] = []
     rows: list[Tensor] = []

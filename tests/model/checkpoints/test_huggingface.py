@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.huggingface import read_llama_config, read_llama_tensors
+from model.checkpoints.huggingface import read_llama_config, read_weights
 from model.weights import WeightsError
 
 TENSORS = {"model.norm.weight": torch.ones(3), "lm_head.weight": torch.arange(6.0).reshape(2, 3)}
@@ -32,7 +32,7 @@ def save(path: Path, tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_one_file_is_read(tmp_path: Path, name: str) -> None:
     save(tmp_path / name, TENSORS)
-    read = read_llama_tensors(tmp_path)
+    read = read_weights(tmp_path)
     assert read.keys() == TENSORS.keys()
     assert all(torch.equal(read[key], TENSORS[key]) for key in TENSORS)
 
@@ -49,21 +49,21 @@ def sharded(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_shards_are_joined(sharded: Path) -> None:
-    assert read_llama_tensors(sharded).keys() == TENSORS.keys()
+    assert read_weights(sharded).keys() == TENSORS.keys()
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*-00002-of-00002.*"))[0]
     shard.unlink()
     with pytest.raises(WeightsError, match=f"lacks {shard.name}, which its index names"):
-        read_llama_tensors(sharded)
+        read_weights(sharded)
 
 
 def test_a_shard_that_lacks_what_the_index_promises_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*-00002-of-00002.*"))[0]
     save(shard, {"other": torch.ones(1)})
     with pytest.raises(WeightsError, match=rf"{shard.name} .* lacks lm_head\.weight"):
-        read_llama_tensors(sharded)
+        read_weights(sharded)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
     with pytest.raises(WeightsError, match=r"lacks \.\./outside"):
-        read_llama_tensors(inside)
+        read_weights(inside)
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        read_llama_tensors(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_sizes_come_from_its_config(tmp_path: Path) -> None:

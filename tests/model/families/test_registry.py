@@ -9,8 +9,6 @@ import torch
 
 from model import families
 from model.families import UnknownFamily, default_dtype, family_names, load_family
-from model.quantization import Quantization
-from tests.model.test_quantization import LIBRARIES
 
 
 def test_every_file_of_the_folder_is_a_family_and_no_other_name_is() -> None:
@@ -37,30 +35,6 @@ def test_every_family_loads_in_its_tiny_sizes_under_its_name() -> None:
 )
 def test_16_bits_are_the_default_on_a_gpu_and_32_on_the_cpu(device: torch.device | str, dtype: torch.dtype) -> None:
     assert default_dtype(device) == dtype
-
-
-def test_an_unsaid_dtype_is_the_default_one() -> None:
-    assert {load_family(name).dtype for name in family_names()} == {default_dtype("cpu")}
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("name", family_names())
-def test_every_family_can_be_quantised_and_nothing_but_its_language_model_changes(
-    name: str, kind: Quantization
-) -> None:
-    pytest.importorskip(LIBRARIES[kind])
-    exact, packed = load_family(name), load_family(name, quantization=kind)
-    assert packed.checkpoint_digest == exact.checkpoint_digest
-    assert packed.num_parameters == exact.num_parameters
-    size = exact.pixel_spec.size
-    pixel_values = torch.randn(1, 2, 3, size, size)
-    features = exact.encode(pixel_values)
-    assert torch.equal(packed.encode(pixel_values), features)
-    assert torch.equal(packed.project(features[0]), exact.project(features[0]))
-    ids = torch.tensor([[1, 40, 50]])
-    with torch.no_grad():
-        assert not torch.equal(packed.language_model(ids).logits, exact.language_model(ids).logits)
 
 
 def test_listing_families_imports_none() -> None:

@@ -1,11 +1,8 @@
 """The whole Video-ChatGPT network, in sizes that a test can train."""
 
-import json
-
-import pytest
 import torch
 
-from model.families.video_chatgpt import PUBLISHED_7B
+from model.checkpoints.video_chatgpt import PUBLISHED_7B
 from model.networks.llama import DecoderConfig
 from model.networks.video_chatgpt import (
     NUM_TEMPORAL_TOKENS,
@@ -13,6 +10,7 @@ from model.networks.video_chatgpt import (
     VideoChatGPTConfig,
     VideoChatGPTNetwork,
 )
+from model.plan import num_parameters
 from model.video import MAX_FRAME_COUNT
 
 SMALL = VideoChatGPTConfig(
@@ -25,10 +23,6 @@ SMALL = VideoChatGPTConfig(
 def small() -> VideoChatGPTNetwork:
     torch.manual_seed(2)
     return VideoChatGPTNetwork(SMALL)
-
-
-def num_parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
@@ -64,40 +58,3 @@ def test_temporal_tokens_follow_the_frames_and_spatial_ones_forget_their_order()
     forwards, backwards = network.encode(frames)[0], network.encode(frames.flip(1))[0]
     torch.testing.assert_close(forwards[:5], backwards[:5].flip(0))
     torch.testing.assert_close(forwards[100:], backwards[100:])
-
-
-@torch.no_grad()
-def test_a_clip_has_the_same_features_alone_and_in_a_batch() -> None:
-    network = small()
-    clips = torch.randn(3, 2, 3, 8, 8)
-    together = network.encode(clips)
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
-    for number in range(3):
-        torch.testing.assert_close(network.encode(clips[number : number + 1])[0], together[number])
-
-
-def test_every_parameter_learns() -> None:
-    network = small().train()
-    video = network.project(network.encode(torch.randn(1, 2, 3, 8, 8)))
-    words = torch.tensor([[5, 7, 11]])
-    rows = torch.cat((video, network.language_model.get_input_embeddings()(words)), dim=1)
-    logits = network.language_model(inputs_embeds=rows).logits[:, -3:]
-    torch.nn.functional.cross_entropy(logits[0], words[0]).backward()  # type: ignore[no-untyped-call]
-    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    # A bias on keys moves all scores of a query alike, and softmax cancels that.
-    still = [
-        name
-        for name, gradient in gradients.items()
-        if gradient is None or (not gradient.any() and not name.endswith("k_proj.bias"))
-    ]
-    assert still == []
-
-
-@pytest.mark.parametrize("config", [SMALL, PUBLISHED_7B])
-def test_sizes_survive_json(config: VideoChatGPTConfig) -> None:
-    assert VideoChatGPTConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-
-
-def test_an_unknown_size_is_refused() -> None:
-    with pytest.raises(TypeError, match="depht"):
-        VideoChatGPTConfig.from_json(SMALL.to_json() | {"depht": 3})

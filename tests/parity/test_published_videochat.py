@@ -1,13 +1,11 @@
-"""The four published files, in small: merged as the original merges them, and what is said of wrong ones."""
+"""VideoChat's four published files, in small: merged as the original merges them; what is said of wrong ones."""
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoints.folder import write_folder
@@ -23,10 +21,10 @@ from model.families.videochat import read_source
 from model.networks.videochat import VideoChatConfig
 from model.weights import WeightsError
 from tests.parity.goldens import assert_near, tensors
+from tests.parity.spoiling import Change, add, changed, drop, narrow, shrink
 from tests.published import golden
 
 SETS = ("videochat-open", "videochat-e2e")
-Change = Callable[[dict[str, Tensor]], None]
 
 
 @pytest.fixture
@@ -39,13 +37,6 @@ def files(tmp_path: Path) -> Path:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
-
-
-def changed(path: Path, change: Change) -> None:
-    """Rewrite a published file's tensors."""
-    content = torch.load(path, weights_only=True)
-    change(content.get("model", content))
-    torch.save(content, path)
 
 
 def merged(folder: Path, **parts: Path) -> dict[str, Tensor]:
@@ -91,22 +82,6 @@ def test_a_whole_model_in_one_file_converts_as_its_four_files_do(files: Path) ->
     assert not any("inv_freq" in key or "position_ids" in key or "t5_proj" in key for key in of_four.tensors)
 
 
-def drop(key: str) -> Change:
-    def change(state: dict[str, Tensor]) -> None:
-        for name in [name for name in state if name.startswith(key)]:
-            del state[name]
-
-    return change
-
-
-def add(key: str) -> Change:
-    return lambda state: state.update({key: torch.zeros(1)})
-
-
-def narrow(key: str, rows: int) -> Change:
-    return lambda state: state.update({key: state[key][:rows].clone()})
-
-
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
@@ -120,6 +95,8 @@ def narrow(key: str, rows: int) -> Change:
         ("eva_vit_g.pth", narrow("pos_embed", 0), "shapes that differ: visual_encoder.pos_embed"),
         ("blip2_pretrained_flant5xxl.pth", drop("query_tokens"), "no key covers: query_tokens"),
         ("blip2_pretrained_flant5xxl.pth", add("opt_proj.bias"), "has a key .*: opt_proj.bias"),
+        ("llama/model.safetensors", add("score.weight"), r"llama has a key .*: score\.weight.*--ignore"),
+        ("llama/model.safetensors", shrink("model.norm.weight"), "holds a bare delta: apply it to LLaMA"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, said: str) -> None:
@@ -130,8 +107,9 @@ def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change,
 
 def test_a_key_that_the_user_knows_to_be_harmless_is_passed_over(files: Path) -> None:
     changed(files / "eva_vit_g.pth", add("rel_pos_bias"))
-    checkpoint, _ = read_source(files, parts={}, ignored=("rel_pos_bias",), dtype=None)
-    assert not any("rel_pos" in key for key in checkpoint.tensors)
+    changed(files / "llama" / "model.safetensors", add("score.weight"))
+    checkpoint, _ = read_source(files, parts={}, ignored=("rel_pos_bias", "score.weight"), dtype=None)
+    assert not any("rel_pos" in key or "score" in key for key in checkpoint.tensors)
 
 
 def rewritten(folder: Path, **values: object) -> None:
@@ -155,11 +133,8 @@ def test_another_llama_is_refused_with_the_right_ones_name(files: Path, values: 
 
 
 def test_a_llama_without_the_row_that_vicuna_added_is_refused(files: Path) -> None:
-    path = files / "llama" / "model.safetensors"
-    state = load_file(path)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[key] = state[key][:384].clone()
-    save_file(state, path)
+        changed(files / "llama" / "model.safetensors", narrow(key, 384))
     with pytest.raises(WeightsError, match=r"has 384 embedding rows where 385 belong.*\[PAD\] row"):
         merged(files)
 

@@ -1,0 +1,19 @@
+"""Conversations to render, and rendered prompts to read."""
+
+from model.conversation import Clip, Conversation, SpecialToken, Template, Turn, VideoSlot
+
+
+def asked(*texts: str, system: str = "", num_clips: int = 1) -> Conversation:
+    """Question, answer, question … about clips of two frames."""
+    roles = ("user", "assistant") * len(texts)
+    turns = tuple(Turn(role=role, text=text) for role, text in zip(roles, texts, strict=False))  # type: ignore[arg-type]
+    return Conversation(clips=(Clip(frame_indices=(7, 22), fps=10.0),) * num_clips, turns=turns, system=system)
+
+
+def rendered(template: Template, conversation: Conversation) -> str:
+    """A prompt in one text, with `[video]` for each video."""
+    parts = template.render(conversation)
+    return "".join(
+        part.name if isinstance(part, SpecialToken) else "[video]" if isinstance(part, VideoSlot) else part
+        for part in parts
+    )

@@ -1,0 +1,168 @@
+"""What holds of every family alike: its small model, and the folders that it is loaded from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoints.folder import read_folder
+from model.engine.sampling_params import SamplingParams
+from model.families import default_dtype, family_module, family_names, load_family
+from model.families.videochat import DEFAULT_CHECKPOINT
+from model.family import Family
+from model.quantization import Quantization
+from model.tokenizer import TokenizerError
+from model.weights import WeightsError
+from tests.model.families.conversations import asked
+from tests.model.sentencepiece_files import llama_like, model_file
+from tests.model.test_quantization import LIBRARIES
+
+TOKENIZERS = {
+    "video-chatgpt": model_file(llama_like()),
+    "videochat": (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes(),
+}
+
+
+@pytest.fixture(scope="module", params=family_names())
+def small(request: pytest.FixtureRequest) -> Family:
+    return load_family(str(request.param))
+
+
+@pytest.fixture(scope="module")
+def saved(small: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of the small model, in two shards, that does not say how to sample."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "mine"
+    folder.mkdir()
+    weights = read_folder(DEFAULT_CHECKPOINT) if small.name == "videochat" else dict(small.network.named_parameters())
+    names = sorted(weights)
+    save_file({name: weights[name] for name in names[::2]}, folder / "even.safetensors")
+    save_file({name: weights[name] for name in names[1::2]}, folder / "odd.safetensors")
+    (folder / "config.json").write_text(json.dumps(small.network.config.to_json()))
+    (folder / "tokenizer.model").write_bytes(TOKENIZERS[small.name])
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy, to be spoiled."""
+    return shutil.copytree(saved, tmp_path / "mine")
+
+
+def some_frames(family: Family) -> torch.Tensor:
+    size = family.pixel_spec.size
+    return torch.randn(1, 8, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_small_model_loads_alike_every_time_and_leaves_the_caller_s_random_numbers_alone(small: Family) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    again = load_family(small.name)
+    assert torch.equal(torch.rand(3), expected)
+    assert again.checkpoint_digest == small.checkpoint_digest
+    assert torch.equal(again.encode(some_frames(small)), small.encode(some_frames(small)))
+
+
+def test_the_small_model_has_a_tokenizer_of_its_own_and_room_for_a_video(small: Family) -> None:
+    assert small.network.config.decoder.vocab_size == small.tokenizer.vocab_size
+    assert small.num_video_tokens < small.max_model_len == 2048
+
+
+def test_features_tell_videos_apart_and_the_order_of_their_frames(small: Family) -> None:
+    frames = some_frames(small)
+    features = small.encode(frames)
+    assert features.shape == (1, *small.feature_shape)
+    assert not features.requires_grad and bool(features.isfinite().all())
+    assert (features - small.encode(frames.flip(1))).abs().max() > 1e-3
+    assert (features - small.encode(-frames)).abs().max() > 1e-2
+    hidden = small.language_model.config.hidden_size
+    assert small.project(features[0].half()).shape == (small.num_video_tokens, hidden)
+
+
+def test_half_precision_changes_features_by_its_rounding_alone(small: Family) -> None:
+    frames = some_frames(small)
+    halved = load_family(small.name, dtype=torch.bfloat16)
+    assert halved.dtype == halved.encode(frames).dtype == torch.bfloat16
+    assert halved.checkpoint_digest == small.checkpoint_digest
+    exact = small.encode(frames)
+    assert (halved.encode(frames) - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert halved.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_an_unsaid_dtype_is_the_default_one(small: Family) -> None:
+    assert small.dtype == default_dtype("cpu")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantised_model_differs_in_what_it_says_and_in_nothing_else(small: Family, kind: Quantization) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    packed = load_family(small.name, quantization=kind)
+    assert packed.checkpoint_digest == small.checkpoint_digest
+    assert packed.num_parameters == small.num_parameters
+    features = small.encode(some_frames(small))
+    assert torch.equal(packed.encode(some_frames(small)), features)
+    assert torch.equal(packed.project(features[0]), small.project(features[0]))
+    ids = torch.tensor([[1, 40, 50]])
+    with torch.no_grad():
+        assert not torch.equal(packed.language_model(ids).logits, small.language_model(ids).logits)
+
+
+def test_a_checkpoint_folder_gives_the_model_that_was_saved(saved: Path, small: Family) -> None:
+    loaded = load_family(small.name, checkpoint=saved)
+    assert loaded.checkpoint_digest == small.checkpoint_digest
+    assert loaded.default_sampling == family_module(small.name).PUBLISHED_SAMPLING
+    # Not to the last bit: where a file happens to place a matrix decides in which order its sums are made.
+    torch.testing.assert_close(loaded.encode(some_frames(small)), small.encode(some_frames(small)))
+    assert loaded.tokenize(asked("Hello?")) == small.tokenize(asked("Hello?"))
+
+
+def test_a_checkpoint_may_say_how_to_sample(folder: Path, small: Family) -> None:
+    path = folder / "generation_config.json"
+    path.write_text('{"do_sample": true, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 99, "eos_token_id": 2}')
+    loaded = load_family(small.name, checkpoint=folder)
+    assert loaded.default_sampling == SamplingParams(temperature=0.7, top_k=50, top_p=0.8, max_tokens=99)
+    path.write_text('{"do_sample": false, "max_new_tokens": 9}')
+    loaded = load_family(small.name, checkpoint=folder)
+    assert loaded.default_sampling == SamplingParams(temperature=0.0, max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("config.json", None, WeightsError),
+        ("config.json", b"[]", WeightsError),
+        ("config.json", b"{", WeightsError),
+        ("config.json", b'{"vision": {}}', WeightsError),
+        ("odd.safetensors", None, WeightsError),
+        ("odd.safetensors", b"", WeightsError),
+        ("tokenizer.model", None, TokenizerError),
+        ("tokenizer.model", model_file(llama_like([f"a{number}" for number in range(900)])), WeightsError),
+        ("generation_config.json", b"[]", WeightsError),
+        ("generation_config.json", b'{"do_sample": true, "temperature": -1}', WeightsError),
+    ],
+)
+def test_a_damaged_checkpoint_folder_is_refused(
+    folder: Path, small: Family, name: str, content: bytes | None, error: type[ValueError]
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(error):
+        load_family(small.name, checkpoint=folder)
+
+
+def test_an_unknown_size_is_refused(folder: Path, small: Family) -> None:
+    sizes = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(sizes | {"depht": 3}))
+    with pytest.raises(WeightsError, match="depht"):
+        load_family(small.name, checkpoint=folder)
+
+
+def test_a_tensor_that_two_files_hold_is_refused(folder: Path, small: Family) -> None:
+    shutil.copy(folder / "even.safetensors", folder / "more.safetensors")
+    with pytest.raises(WeightsError, match=r"more\.safetensors repeats"):
+        load_family(small.name, checkpoint=folder)

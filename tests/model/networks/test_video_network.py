@@ -1,0 +1,78 @@
+"""What holds of every family's network, in sizes that a test can train."""
+
+import json
+
+import pytest
+import torch
+
+from model.checkpoints import video_chatgpt as published_video_chatgpt
+from model.checkpoints import videochat as published_videochat
+from model.networks.video_chatgpt import VideoChatGPTNetwork
+from model.networks.video_network import VideoNetwork, VideoNetworkConfig
+from model.networks.videochat import VideoChatNetwork
+from tests.model.networks import test_video_chatgpt, test_videochat
+
+SMALL = (test_videochat.SMALL, test_video_chatgpt.SMALL)
+PUBLISHED = (
+    published_videochat.PUBLISHED_7B,
+    published_videochat.PUBLISHED_13B,
+    published_video_chatgpt.PUBLISHED_7B,
+)
+
+
+@pytest.fixture(params=["videochat", "video-chatgpt"])
+def network(request: pytest.FixtureRequest) -> VideoNetwork:
+    torch.manual_seed(2)
+    if request.param == "videochat":
+        return VideoChatNetwork(test_videochat.SMALL)
+    return VideoChatGPTNetwork(test_video_chatgpt.SMALL)
+
+
+@torch.no_grad()
+def test_a_clip_has_the_same_features_alone_and_in_a_batch(network: VideoNetwork) -> None:
+    clips = torch.randn(3, 2, 3, 8, 8)
+    together = network.encode(clips)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    for number in range(3):
+        torch.testing.assert_close(network.encode(clips[number : number + 1])[0], together[number])
+
+
+def test_every_parameter_learns(network: VideoNetwork) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():  # zeros at the start of VideoChat's global blocks stop gradients
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    video = network.project(network.encode(torch.randn(1, 2, 3, 8, 8)))
+    words = torch.tensor([[5, 7, 11]])
+    rows = torch.cat((video, network.decoder.get_input_embeddings()(words)), dim=1)
+    logits = network.decoder(inputs_embeds=rows).logits[:, -3:]
+    torch.nn.functional.cross_entropy(logits[0], words[0]).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    # A bias on keys moves all scores of a query alike, and softmax cancels that.
+    still = [
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or (not gradient.any() and not name.endswith(("key.bias", "k_proj.bias")))
+    ]
+    assert still == []
+
+
+@torch.no_grad()
+def test_rotary_frequencies_survive_half_precision_and_the_meta_device(network: VideoNetwork) -> None:
+    fresh = network.decoder.model.rotary_emb.inv_freq.clone()
+    network.bfloat16()
+    assert not torch.equal(network.decoder.model.rotary_emb.inv_freq.float(), fresh)
+    network.restore_buffers()
+    assert torch.equal(network.decoder.model.rotary_emb.inv_freq, fresh)
+
+
+@pytest.mark.parametrize("config", [*SMALL, *PUBLISHED])
+def test_sizes_survive_json(config: VideoNetworkConfig) -> None:
+    assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_an_unknown_size_is_refused_and_so_is_a_missing_one(config: VideoNetworkConfig) -> None:
+    with pytest.raises(TypeError, match="depht"):
+        type(config).from_json(config.to_json() | {"depht": 3})
+    with pytest.raises(KeyError, match="decoder"):
+        type(config).from_json({name: size for name, size in config.to_json().items() if name != "decoder"})
