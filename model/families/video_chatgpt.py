@@ -5,17 +5,20 @@ that lets the text of a user forge a turn or choose the video's place, ours does
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import folder_digest, read_folder, read_sampling, tokenizer_of
+from model.checkpoints.folder import Checkpoint, folder_digest, read_folder, read_sampling, tokenizer_of
 from model.checkpoints.json_object import read_object
+from model.checkpoints.published import read_whole, to_convert
 from model.checkpoints.video_chatgpt import (
+    PUBLISHED_7B,
     VIDEO_END,
     VIDEO_START,
     VIDEO_TOKENS,
+    read_published,
     read_sizes,
 )
 from model.conversation import Conversation, Part, SpecialToken, VideoSlot
@@ -29,6 +32,7 @@ from model.networks.video_chatgpt import (
     VideoChatGPTNetwork,
 )
 from model.pixels import PixelSpec
+from model.plan import Blueprint, blueprint_of, num_parameters
 from model.quantization import Quantization
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
@@ -41,6 +45,7 @@ NAME = "video-chatgpt"
 PUBLISHED_SAMPLING = SamplingParams(temperature=0.2, top_k=50, max_tokens=512)
 """The demo's. `top_k` is transformers' default of its day, which the demo never mentions."""
 
+SIZES = {"7b": PUBLISHED_7B}
 TINY = VideoChatGPTConfig(
     vision=ClipVisionConfig(image_size=56, patch_size=14, width=64, depth=3, num_heads=4, mlp_width=128),
     decoder=DecoderConfig(vocab_size=357, width=64, depth=2, num_heads=4, mlp_width=128),
@@ -157,6 +162,25 @@ def load(
     ).place(device, quantization=quantization)
 
 
+def read_source(
+    folder: Path | None, *, parts: Mapping[str, Path], ignored: tuple[str, ...], dtype: torch.dtype | None
+) -> tuple[Checkpoint, str]:
+    """What `reeltalk convert` is to write, and what names its sources.
+
+    Args:
+        folder: holds the published file and two folders, or a whole model in `weights.safetensors`.
+        parts: what is elsewhere: `vision` (a folder), `llama` (a folder), `video`.
+        ignored: keys that the user knows to be harmless.
+        dtype: what to cast to; None keeps each tensor's.
+
+    Raises:
+        WeightsError, TokenizerError: the files do not make up one Video-ChatGPT model.
+    """
+    source = read_whole(folder, parts, read_sizes) or read_published(folder, parts, ignored=ignored)
+    network = blank(VideoChatGPTNetwork, source.config)
+    return to_convert(NAME, network, source, key_map=key_map(source.config), dtype=dtype)
+
+
 def verify_stages(
     folder: Path, *, device: torch.device | str, dtype: torch.dtype, quantization: Quantization | None
 ) -> Iterator[Finding]:
@@ -167,6 +191,21 @@ def verify_stages(
     """
     family = load(checkpoint=folder, device=device, dtype=dtype, quantization=quantization)
     return video_chatgpt_stages(family, folder)
+
+
+def blueprint(size: str) -> Blueprint:
+    """What a published size is made of; `size` is one of `SIZES`. No memory is taken."""
+    config = SIZES[size]
+    network = blank(VideoChatGPTNetwork, config)
+    num_tokens = NUM_TEMPORAL_TOKENS * (config.vision.num_patches + 1)
+    return blueprint_of(
+        network,
+        modules={
+            "CLIP": num_parameters(network.vision_tower),
+            "mm_projector": num_parameters(network.mm_projector),
+        },
+        encoder_values_per_clip=num_tokens * (2 * config.vision.mlp_width + 6 * config.vision.width),
+    )
 
 
 def _tokenizer(checkpoint: Path, config: VideoChatGPTConfig) -> Tokenizer:

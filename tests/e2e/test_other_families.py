@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from service.cli import app
 from tests.clips import numbered_pictures, write_video
+from tests.published import publish_video_chatgpt
 from tests.running import RunningService, running
 
 
@@ -34,3 +37,16 @@ def test_video_chatgpt_takes_fewer_frames_of_a_short_video(video_chatgpt: Runnin
     session = video_chatgpt.open_session(video["id"], frames={"count": 2})
     answer = video_chatgpt.ask(session, "What happens?")
     assert [len(clip["frames"]) for clip in answer["frames"]] == [2]
+
+
+def test_video_chatgpt_is_served_from_the_folder_that_its_published_parts_were_converted_to(
+    tmp_path: Path, drawn: Path
+) -> None:
+    published, mine = publish_video_chatgpt(tmp_path / "published"), tmp_path / "mine"
+    converted = CliRunner().invoke(app, ["convert", str(published), "--to", str(mine), "--family", "video-chatgpt"])
+    assert converted.exit_code == 0, converted.output
+    with running(tmp_path / "data", "--family", "video-chatgpt", "--checkpoint", str(mine)) as service:
+        (model,) = service.client.get("/v1/models").json()["data"]
+        assert (model["id"], model["family"], model["num_video_tokens"]) == ("mine", "video-chatgpt", 109)
+        session = service.open_session(service.upload(drawn)["id"])
+        assert service.ask(session, "What happens?")["usage"]["completion_tokens"] == 8

@@ -3,15 +3,23 @@
 import pytest
 import torch
 
-from model.families.videochat import SIZES, blueprint
+from model.families import family_module, family_names
+from model.families.videochat import blueprint
 from model.plan import MIB, plan
 
 GIB = 1024**3
 
 
-@pytest.mark.parametrize(("size", "gib", "kv"), [("7b", 14.97, 524_288), ("13b", 26.66, 819_200)])
-def test_published_sizes_take_what_the_original_takes_in_16_bits(size: str, gib: float, kv: int) -> None:
-    memory = plan(blueprint(size), torch.float16)
+@pytest.mark.parametrize(
+    ("family", "size", "gib", "kv"),
+    [
+        ("videochat", "7b", 14.97, 524_288),
+        ("videochat", "13b", 26.66, 819_200),
+        ("video-chatgpt", "7b", 13.10, 524_288),
+    ],
+)
+def test_published_sizes_take_what_the_original_takes_in_16_bits(family: str, size: str, gib: float, kv: int) -> None:
+    memory = plan(family_module(family).blueprint(size), torch.float16)
     assert memory.weight_bytes / GIB == pytest.approx(gib, abs=0.005)
     assert memory.kv_bytes_per_token == kv
 
@@ -35,5 +43,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert memory.largest_batch(0, num_tokens=1_170) == 0
 
 
-def test_each_size_has_a_blueprint() -> None:
-    assert all(blueprint(size).max_model_len == 2048 for size in SIZES)
+@pytest.mark.parametrize("name", family_names())
+def test_each_published_size_of_each_family_has_a_blueprint(name: str) -> None:
+    family = family_module(name)
+    assert {family.blueprint(size).max_model_len for size in family.SIZES} == {2048}

@@ -11,22 +11,26 @@ from typer.testing import CliRunner, Result
 
 from model.quantization import Quantization
 from service.cli import app
+from tests.model.sentencepiece_files import model_file
 from tests.model.test_quantization import LIBRARIES
-from tests.published import golden
+from tests.published import byte_pieces, golden, publish_video_chatgpt
 
 
 def reeltalk(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the reference, to be spoiled."""
-    copy = tmp_path / "reference"
-    shutil.copytree(golden("videochat-open"), copy)
+def writable(source: Path, copy: Path) -> Path:
+    """A copy of a reference, to be spoiled."""
+    shutil.copytree(source, copy)
     for path in (copy, *copy.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return copy
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return writable(golden("videochat-open"), tmp_path / "reference")
 
 
 @pytest.mark.parametrize("name", ["videochat-open", "videochat-e2e"])
@@ -136,12 +140,49 @@ def test_a_converted_folder_with_a_reference_beside_it_is_verified_whole(folder:
     assert {"digest", "turn2.beam3"} <= {line.split()[0] for line in done.output.splitlines()}
 
 
+def test_video_chatgpt_s_parts_become_a_folder_whose_digest_verify_confirms(tmp_path: Path) -> None:
+    published, mine = publish_video_chatgpt(tmp_path / "published"), tmp_path / "mine"
+    done = reeltalk("convert", published, "--to", mine, "--family", "video-chatgpt")
+    assert done.exit_code == 0, done.output
+    assert {t.dtype for t in load_file(mine / "model-00001-of-00001.safetensors").values()} == {torch.float16}
+    verified = reeltalk("verify", mine, "--family", "video-chatgpt")
+    assert verified.exit_code == 0, verified.output
+    assert "digest" in verified.output
+
+    (published / "video_chatgpt-7B.bin").unlink()
+    refused = reeltalk("convert", published, "--to", tmp_path / "other", "--family", "video-chatgpt")
+    assert refused.exit_code == 2
+    assert f"{published} has no video_chatgpt-7B.bin; download it, or name it with --part video=FILE." in refused.output
+
+
+def test_a_converted_video_chatgpt_with_a_reference_beside_it_is_verified_whole(tmp_path: Path) -> None:
+    folder, mine = writable(golden("video-chatgpt-open"), tmp_path / "reference"), tmp_path / "mine"
+    (folder / "tokenizer.model").write_bytes(model_file(byte_pieces()))
+    convert = ("convert", folder, "--to", mine, "--family", "video-chatgpt", "--dtype", "float32")
+    assert reeltalk(*convert).exit_code == 0
+    for name in ("inputs.safetensors", "expected.safetensors"):
+        shutil.copy(folder / name, mine)
+    done = reeltalk("verify", mine, "--family", "video-chatgpt", "--out", tmp_path / "out.safetensors")
+    assert done.exit_code == 0, done.output
+    assert {"digest", "greedy_ids"} <= {line.split()[0] for line in done.output.splitlines()}
+    expected = load_file(folder / "expected.safetensors")
+    assert {key: t.shape for key, t in load_file(tmp_path / "out.safetensors").items()} == {
+        key: t.shape for key, t in expected.items()
+    }
+
+
 def test_plan_prints_modules_cache_and_batch() -> None:
     done = reeltalk("plan", "--size", "7b", "--budget-mib", "20000", "--tokens", "1170")
     assert done.exit_code == 0, done.output
     assert "15,325.6" in done.output
     assert "524,288 bytes a token" in done.output
     assert "Largest batch in 20,000 MiB: 7 conversations of 1,170 tokens" in done.output
+
+
+def test_plan_of_video_chatgpt_prints_its_own_modules() -> None:
+    done = reeltalk("plan", "--family", "video-chatgpt", "--size", "7b", "--quantize", "int4")
+    assert done.exit_code == 0, done.output
+    assert {"CLIP", "mm_projector", "LLaMA"} <= set(re.findall(r"\w+", done.output))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +193,8 @@ def test_plan_prints_modules_cache_and_batch() -> None:
         (["verify", "/nowhere"], "/nowhere/config.json is not there"),
         (["verify", "/nowhere", "--device", "cuda:99"], "There is no device 'cuda:99' here."),
         (["convert", "--to", "/nowhere/new"], "name one with --part llama=FOLDER"),
+        (["convert", "--to", "/nowhere/new", "--family", "video-chatgpt"], "name one with --part vision=FOLDER"),
+        (["plan", "--family", "video-chatgpt", "--size", "13b"], "video-chatgpt has no size '13b'; there are: 7b."),
         (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part wants NAME=PATH"),
         (["pull", "no name"], "is no name on the Hub"),
     ],
