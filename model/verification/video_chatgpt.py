@@ -12,8 +12,9 @@ from model.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
 from model.family import Family
 from model.networks.video_chatgpt import VideoChatGPTNetwork
 from model.verification.decoding import decode_greedily
+from model.verification.inputs import read_inputs
 from model.verification.stage import Claim, Finding, Stage
-from model.weights import WeightsError, read_safetensors
+from model.weights import WeightsError
 
 NUM_ANSWER_TOKENS = 16
 
@@ -31,9 +32,7 @@ def video_chatgpt_stages(family: Family, folder: Path) -> Iterator[Finding]:
     """
     network, device = family.network, family.device
     assert isinstance(network, VideoChatGPTNetwork), "the stages are Video-ChatGPT's"
-    inputs = read_safetensors(folder / "inputs.safetensors")
-    if missing := {"pixel_values", "input_ids"} - inputs.keys():
-        raise WeightsError(f"inputs.safetensors lacks {min(missing)}.")
+    inputs = read_inputs(folder, "pixel_values", "input_ids")
     input_ids = inputs["input_ids"].to(device)
     patches = network.see(inputs["pixel_values"].to(device, family.dtype).unsqueeze(0))
     yield Stage(name="frame_features", tensor=patches[0])

@@ -19,8 +19,9 @@ from model.family import Family, tokenize_segments
 from model.networks.videochat import VideoChatNetwork
 from model.pixels import normalize, resize
 from model.verification.decoding import decode_greedily, sampling_probabilities, search_beams
+from model.verification.inputs import read_dialogue, read_inputs
 from model.verification.stage import Claim, Finding, Stage, recorded
-from model.weights import WeightsError, read_safetensors
+from model.weights import WeightsError
 
 TEMPERATURES = (0.7, 1.0, 2.0)
 NUM_SAMPLED_STEPS = 3
@@ -40,9 +41,9 @@ def videochat_stages(family: Family, folder: Path) -> Iterator[Finding]:
     """
     network = family.network
     assert isinstance(network, VideoChatNetwork), "the stages are VideoChat's"
-    dialogue = read_object(folder / "dialogue.json")
+    dialogue = read_dialogue(folder, "questions")
     if (folder / "inputs.safetensors").is_file():
-        inputs = read_safetensors(folder / "inputs.safetensors")
+        dialogue, inputs = read_dialogue(folder, "video_message"), read_inputs(folder, "video", "video_other", "image")
         outputs = encoder_stages(network, inputs["video"])
         yield from _named(outputs)
         yield from _ends("batch.", network, torch.cat((inputs["video_other"], inputs["video"])))

@@ -109,6 +109,16 @@ def test_verify_finds_exchanged_queries_a_missing_stage_and_another_text(folder:
     assert not {"visual_encoder", "ln_vision"} & failed_stages(done)
 
 
+def test_verify_names_what_the_reference_lacks(folder: Path) -> None:
+    inputs = load_file(folder / "inputs.safetensors")
+    save_file({"video": inputs["video"]}, folder / "inputs.safetensors")
+    done = reeltalk("verify", folder)
+    assert (done.exit_code, "inputs.safetensors lacks video_other." in done.output) == (2, True)
+    (folder / "dialogue.json").write_text("{}")
+    done = reeltalk("verify", folder)
+    assert (done.exit_code, "dialogue.json lacks questions." in done.output) == (2, True)
+
+
 def test_convert_makes_a_folder_whose_digest_verify_confirms(tmp_path: Path) -> None:
     mine, reference = tmp_path / "mine", golden("videochat-open")
     done = reeltalk("convert", golden("videochat-open-ckpt"), "--to", mine, "--part", f"llama={reference / 'llama'}")
