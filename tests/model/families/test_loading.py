@@ -69,6 +69,7 @@ def test_the_small_model_loads_alike_every_time_and_leaves_the_caller_s_random_n
 def test_the_small_model_has_a_tokenizer_of_its_own_and_room_for_a_video(small: Family) -> None:
     assert small.network.config.decoder.vocab_size == small.tokenizer.vocab_size
     assert small.num_video_tokens < small.max_model_len == 2048
+    assert small.num_parameters == sum(tensor.numel() for tensor in small.network.state_dict().values())
 
 
 def test_features_tell_videos_apart_and_the_order_of_their_frames(small: Family) -> None:
