@@ -96,4 +96,3 @@ def test_a_look_costs_nothing_where_it_is_right_and_much_where_it_is_wrong() -> 
         torch.testing.assert_close(cost, -weights[row, place, at].log())
     both = astray(llama, seen, (layer, head), torch.tensor([[0, 5, 1, 2], [0, 5, 3, 2]]))
     torch.testing.assert_close(both, -weights[0, 5, [1, 3]].log().mean())
-
