@@ -210,12 +210,13 @@ class Bench:
         return 100 * (1 - inside[0] / whole)
 
     def blocks(self, *, is_shared: bool) -> int:
-        """KV blocks that 16 sessions hold in mid-answer."""
+        """KV blocks that 16 sessions hold when the last of them has said its first word."""
         engine = self.engine()
         for number in range(NUM_STREAMS):
             engine.add_request(f"{number}", prompt(number, clip=0 if is_shared else None), ANSWER)
-        for _ in range(8):
-            engine.step()
+        heard: set[str] = set()
+        while len(heard) < NUM_STREAMS:
+            heard.update(output.request_id for output in engine.step())
         return engine.num_held_blocks
 
     def _embeds(self, number: int) -> torch.Tensor:
