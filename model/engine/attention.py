@@ -115,6 +115,8 @@ def attend(
     assert attention_mask is None
     layer = module.layer_idx
     assert isinstance(layer, int)
+    said_in = query.dtype
+    query, key, value = (each.to(plan.kv_cache.dtype) for each in (query, key, value))
     plan.kv_cache.write(layer, plan.slots, key[0], value[0])
     results, sums = [], []
     for look in plan.looks:
@@ -129,7 +131,7 @@ def attend(
     result = torch.cat(results) if len(results) > 1 else results[0]
     if plan.parts is not None:
         result = _put_together(result, torch.cat(sums), plan.parts)
-    return result[None], None
+    return result[None].to(said_in), None
 
 
 def _attend_fully(

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
-from model.engine.kv_cache import KVCache, bytes_per_block, free_bytes
+from model.engine.kv_cache import KVCache, bytes_per_block, cache_dtype, free_bytes
 from model.engine.scheduler import Chunk
 
 
@@ -22,6 +22,7 @@ class ModelRunner:
         language_model.eval()
         self._language_model = language_model
         self._device: torch.device = language_model.device
+        self._cache_dtype = cache_dtype(language_model.dtype, self._device)
         self._kv_cache: KVCache | None = None
         self._block_size = 0
         self.vocab_size: int = language_model.config.vocab_size
@@ -30,8 +31,8 @@ class ModelRunner:
 
     def most_blocks(self, block_size: int) -> int:
         """Blocks for which there is memory now."""
-        model = self._language_model
-        return free_bytes(self._device) // bytes_per_block(model.config, block_size=block_size, dtype=model.dtype)
+        config = self._language_model.config
+        return free_bytes(self._device) // bytes_per_block(config, block_size=block_size, dtype=self._cache_dtype)
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make room for so many blocks."""
@@ -40,7 +41,7 @@ class ModelRunner:
             self._language_model.config,
             num_blocks=num_blocks,
             block_size=block_size,
-            dtype=self._language_model.dtype,
+            dtype=self._cache_dtype,
             device=self._device,
         )
 
