@@ -6,18 +6,25 @@ initial values (VideoChat's global token would be a no-op), so nothing here is l
 
 import hashlib
 import json
+import mmap
 import re
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 SHOWN_KEYS = 8
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+}
+"""safetensors' names."""
 
 
 class WeightsError(ValueError):
@@ -50,17 +57,43 @@ class KeyMap:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU.
+    """Every tensor of a safetensors file, on the CPU, mapped and read when first used.
+
+    A tensor's pages leave memory with it, also while others of the file are in use: what is quantised or moved to
+    a GPU tensor by tensor is never in memory twice.
 
     Raises:
         WeightsError: the file is absent or no safetensors file.
     """
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt"):
+            pass  # header and length are sound
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        first = 8 + header_bytes
+        return {name: _mapped(mapping, first, entry) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, SafetensorError, KeyError) as error:
         size = f"it has {path.stat().st_size:,} bytes" if path.is_file() else "it is not there"
         raise WeightsError(f"{path.name} is damaged or was cut short ({size}). Get it again.") from error
-    return tensors
+
+
+def _mapped(mapping: mmap.mmap, first: int, entry: Mapping[str, Any]) -> Tensor:
+    """One tensor of a mapped file, of which the tensors' bytes begin at `first`; `entry` is the header's."""
+    dtype, (begin, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
+    if begin == end:
+        return torch.empty(entry["shape"], dtype=dtype)
+    region = memoryview(mapping)[first + begin : first + end]
+    weakref.finalize(region, _release_pages, mapping, first + begin, first + end).atexit = False
+    return torch.frombuffer(region, dtype=dtype).reshape(entry["shape"])
+
+
+def _release_pages(mapping: mmap.mmap, begin: int, end: int) -> None:
+    """Let go of the pages that lie wholly in [begin, end); they can be read from the file again."""
+    begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def load_strict(

@@ -96,7 +96,7 @@ def load(
     config = read_sizes(checkpoint / "config.json")
     tokenizer = read_sentencepiece(tokenizer_of(checkpoint))
     tensors = read_folder(checkpoint)
-    return Family(
+    family = Family(
         assemble(blank(VideoChatNetwork, config), tensors, key_map=KEY_MAP, dtype=dtype),
         tokenizer,
         name=NAME,
@@ -105,7 +105,9 @@ def load(
         pixel_spec=PixelSpec(size=config.vision.image_size),
         template=VideoChatTemplate(),
         default_sampling=read_sampling(checkpoint, published=PUBLISHED_SAMPLING),
-    ).place(device, quantization=quantization)
+    )
+    del tensors  # so that a weight's pages leave memory when it is quantised
+    return family.place(device, quantization=quantization)
 
 
 def read_source(

@@ -94,6 +94,43 @@ def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
     assert read_safetensors(path).keys() == published().keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_a_file_gives_back_what_was_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    written = {
+        "matrix": (torch.arange(6) % 3).reshape(2, 3).to(dtype),
+        "nothing": torch.empty(0, 4, dtype=dtype),
+        "odd": torch.ones(3, dtype=torch.uint8),
+        "scalar": torch.tensor(1).to(dtype),
+    }
+    save_file(written, tmp_path / "weights.safetensors", metadata={"format": "pt"})
+    read = read_safetensors(tmp_path / "weights.safetensors")
+    assert read.keys() == written.keys()
+    for name, tensor in written.items():
+        assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
+        assert torch.equal(read[name], tensor)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="counts pages as Linux shows them")
+def test_a_tensor_that_is_let_go_takes_its_pages_along(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"kept": torch.ones(1 << 20), "quantised": torch.ones(1 << 20)}, path)
+    tensors = read_safetensors(path)
+    assert kib_in_memory(path) < 1024
+    assert sum(float(tensor.sum()) for tensor in tensors.values()) == 2 << 20
+    assert kib_in_memory(path) >= 8192
+    row = tensors.pop("quantised")[0]
+    assert kib_in_memory(path) >= 8192, "a view keeps what it shows"
+    del row
+    assert 4096 <= kib_in_memory(path) < 5120
+    assert bool(tensors["kept"].all())
+
+
+def kib_in_memory(path: Path) -> int:
+    """KiB of a mapped file that lie in this process's memory."""
+    at = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+    return int(at.partition("Rss:")[2].split()[0])
+
+
 def test_a_digest_names_every_value_name_dtype_shape_and_size() -> None:
     original = checkpoint_digest(published(), {"depth": 2})
     assert original == checkpoint_digest(dict(reversed(published().items())), {"depth": 2})
