@@ -107,7 +107,11 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of each frame by themselves. The published kernel has a time axis of length 1, dropped here."""
+    """Patches of each frame by themselves. The published kernel has a time axis of length 1, dropped here.
+
+    Patches do not overlap, so that the convolution is one matrix product: faster by far in 16 bits on a CPU, and
+    never in TF32 on a GPU.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -115,8 +119,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """[F, 3, H, W] to [F, C, H/patch, W/patch]."""
-        out: Tensor = self.proj(frames)
-        return out
+        size = self.proj.kernel_size[0]
+        rows, columns = frames.shape[2] // size, frames.shape[3] // size
+        cut = frames.reshape(len(frames), 3, rows, size, columns, size)
+        pixels = cut.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [F, rows, columns, 3 * size * size]
+        return functional.linear(pixels, self.proj.weight.flatten(1), self.proj.bias).permute(0, 3, 1, 2)
 
 
 class EvaViT(nn.Module):

@@ -14,7 +14,12 @@ NORM_EPS = 1e-5
 
 
 class GlobalAttention(nn.Module):
-    """Cross-attention of one token, in the parameters of `nn.MultiheadAttention` (rows q | k | v)."""
+    """Cross-attention of one token, in the parameters of `nn.MultiheadAttention` (rows q | k | v).
+
+    One query needs no keys and values: `q . (K t) = (K^T q) . t`, and the values' weights may come after the mean
+    of the tokens. That spares two products of every token with a [C, C] matrix, a thirtieth of the encoder's work.
+    The keys' bias adds the same to all scores of a head, which softmax cancels.
+    """
 
     def __init__(self, width: int, *, num_heads: int) -> None:
         super().__init__()
@@ -25,15 +30,17 @@ class GlobalAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Queries [B, 1, C] over keys and values [B, L, C] to [B, 1, C]."""
-        width = x.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        q = functional.linear(x, weight[:width], bias[:width])
-        kv = functional.linear(tokens, weight[width:], bias[width:])
-        q = q.reshape(*q.shape[:2], self.num_heads, -1).transpose(1, 2)  # [B, heads, 1, C/heads]
-        k, v = kv.reshape(*kv.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # [B, heads, L, C/heads]
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out: Tensor = self.out_proj(mixed)
+        """The query [B, 1, C] over tokens [B, L, C] to [B, 1, C]."""
+        to_query, to_key, to_value = self.in_proj_weight.chunk(3)
+        query_bias, _, value_bias = self.in_proj_bias.chunk(3)
+        per_head = (self.num_heads, -1, x.shape[-1])  # of a [C, C] matrix: [heads, C/heads, C]
+        q = functional.linear(x[:, 0], to_query, query_bias).reshape(len(x), self.num_heads, -1)
+        q = q * q.shape[-1] ** -0.5  # [B, heads, C/heads]
+        asked = torch.einsum("bhd,hdc->bhc", q, to_key.reshape(per_head))  # [B, heads, C]
+        scores = asked @ tokens.transpose(1, 2)  # [B, heads, L]
+        seen = scores.float().softmax(-1).to(tokens.dtype) @ tokens  # [B, heads, C]
+        mixed = torch.einsum("bhc,hdc->bhd", seen, to_value.reshape(per_head)).flatten(1) + value_bias
+        out: Tensor = self.out_proj(mixed.unsqueeze(1))
         return out
 
 

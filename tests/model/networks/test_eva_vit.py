@@ -2,7 +2,7 @@
 
 import torch
 
-from model.networks.eva_vit import EvaViT, VisionConfig
+from model.networks.eva_vit import EvaViT, PatchEmbed, VisionConfig
 
 CONFIG = VisionConfig(image_size=12, patch_size=4, width=40, depth=3, num_heads=4, num_global_blocks=2)
 
@@ -51,3 +51,9 @@ def test_without_global_blocks_the_global_token_stays_as_learned() -> None:
     blind = VisionConfig(image_size=12, patch_size=4, width=40, depth=1, num_heads=4, num_global_blocks=0)
     made = encoder(blind)
     assert torch.equal(made(torch.randn(1, 2, 3, 12, 12))[:, -1:], made.gmhra_cls_token)
+
+
+@torch.no_grad()
+def test_patches_are_those_of_the_published_convolution() -> None:
+    embed, frames = PatchEmbed(CONFIG), torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(embed(frames), embed.proj(frames))

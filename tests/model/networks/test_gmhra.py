@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from model.networks.gmhra import GlobalTokenBlock
+from model.networks.gmhra import GlobalAttention, GlobalTokenBlock
 
 WIDTH, GRID = 16, 3
 
@@ -59,3 +59,13 @@ def test_a_clip_has_the_same_token_alone_and_in_a_batch() -> None:
     for number in range(3):
         alone = trained(tokens[number : number + 1], frames[number : number + 1])
         torch.testing.assert_close(alone[0], together[number])
+
+
+@torch.no_grad()
+def test_one_query_without_keys_and_values_is_multi_head_attention() -> None:
+    ours, torchs = GlobalAttention(WIDTH, num_heads=2), nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    torchs.load_state_dict(ours.state_dict())
+    query, tokens = torch.randn(3, 1, WIDTH), torch.randn(3, 20, WIDTH)
+    torch.testing.assert_close(ours(query, tokens), torchs(query, tokens, tokens)[0])
