@@ -4,6 +4,7 @@ int8 is torchao's, with one scale a row; int4 is the 4-bit NormalFloat of bitsan
 for 64 weights. Both are extras, imported when asked for, and compute on the CPU as well as on a GPU.
 """
 
+import ctypes
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -31,10 +32,22 @@ def quantize(network: "LlamaForCausalLM", kind: Quantization, *, device: torch.d
         WeightsError: the library is not installed.
     """
     replace = {"int8": _to_int8, "int4": _to_int4}[kind]()
-    for parent in list(network.model.layers.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, replace(child, torch.device(device)))
+    places = [
+        (parent, name)
+        for parent in network.model.layers.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    for parent, name in places:  # no list or loop holds a layer, so that one that is replaced is gone
+        setattr(parent, name, replace(getattr(parent, name), torch.device(device)))
+    _give_back_free_memory()
+
+
+def _give_back_free_memory() -> None:
+    """Let go of what was needed for a moment: glibc keeps it, in holes between the layers, a GiB of the 7B in int4."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def linear_layers(network: "LlamaForCausalLM") -> list[nn.Linear]:

@@ -1,9 +1,11 @@
 """LLaMA's weights in fewer bits."""
 
 import sys
+import weakref
 
 import pytest
 import torch
+from torch import nn
 
 from model.families.videochat import blueprint
 from model.plan import plan
@@ -27,6 +29,23 @@ def test_logits_change_by_little_more_than_the_bits_that_are_left_out(kind: Quan
         logits = network(ids).logits
     assert not torch.equal(logits, exact)
     assert (logits - exact).norm() < noise * exact.norm()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_layer_is_let_go_when_it_has_been_replaced() -> None:
+    pytest.importorskip("bitsandbytes")
+    network, left = small_llama().eval(), list[int]()
+    layers = linear_layers(network)
+    for layer in layers:
+        weakref.finalize(layer.weight, lambda: left.append(sum(map(is_plain, network.modules()))))
+    num_layers = len(layers)
+    del layer, layers
+    quantize(network, "int4", device="cpu")
+    assert left == list(range(num_layers, 0, -1)), "the head stays"
+
+
+def is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
