@@ -1,0 +1,107 @@
+"""One model from its files to the first token of an answer: seconds and memory of each phase, as a line of JSON.
+
+A process of its own for each setting, so that nothing else's memory counts; `published_size` runs it.
+"""
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.phases import Phases, peak_resident
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.family import Family
+    from model.quantization import Quantization
+
+MAX_MODEL_LEN = 512
+"""Positions that keys and values have room for, 0.5 MiB each in 16 bits: one conversation that has just begun."""
+QUESTION = "What happens in this video, and in which order?"
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = _parser().parse_args()
+    print(json.dumps(measure(arguments.folder, arguments.device, arguments.dtype, arguments.quantize)))
+
+
+def measure(folder: Path, device: str, dtype: str, quantization: "Quantization | None") -> dict[str, Any]:
+    """From the files in `folder` to the first token about a clip of random frames.
+
+    Raises:
+        WeightsError: the folder is damaged, or the library that quantises is not installed.
+    """
+    phases = Phases()
+    with phases.phase("import"):
+        import torch
+
+        from model.families import load_family
+
+        for name in ("model.engine.engine", "model.families.videochat"):
+            importlib.import_module(name)
+    with phases.phase("load"):
+        family = load_family(
+            "videochat", checkpoint=folder, device=device, dtype=getattr(torch, dtype), quantization=quantization
+        )
+        _wait(device)
+    size = family.pixel_spec.size
+    pixel_values = torch.randn(1, family.frame_spec.count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with phases.phase("encode"):
+        features = family.encode(pixel_values)
+        _wait(device)
+    with phases.phase("project"):
+        video_tokens = family.project(features)
+        _wait(device)
+    with phases.phase("first token"):
+        num_prompt_tokens, token_id = first_token(family, features[0])
+    seen = [phase.resident for phase in phases.finished]  # the system's own peak lags behind by some pages
+    return {
+        "phases": [asdict(phase) for phase in phases.finished],
+        "peak": torch.cuda.max_memory_allocated() if device == "cuda" else max(peak_resident(), *seen),
+        "shapes": [list(tensor.shape) for tensor in (pixel_values, features, video_tokens)],
+        "num_prompt_tokens": num_prompt_tokens,
+        "token_id": token_id,
+    }
+
+
+def first_token(family: "Family", features: "torch.Tensor") -> tuple[int, int]:
+    """Tokens of a prompt about the clip with these features [*feature_shape], and the first one of the answer."""
+    from model.conversation import Clip, Conversation, Turn
+    from model.engine.config import EngineConfig
+    from model.engine.engine import Engine
+    from model.engine.sampling_params import SamplingParams
+    from model.family import EncodedClip, build_prompt
+
+    clip = Clip(frame_indices=tuple(range(18, 18 + 37 * family.frame_spec.count, 37)), fps=30.0)
+    conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=QUESTION),))
+    prompt = build_prompt(family, conversation, [EncodedClip(features, "clip")])
+    config = EngineConfig(max_num_seqs=1, max_model_len=MAX_MODEL_LEN)
+    engine = Engine(family.language_model, family.tokenizer, config)
+    engine.add_request("first", prompt, SamplingParams(max_tokens=1))
+    (output,) = engine.step()
+    assert output.finish_reason != "error", "the logits are finite"
+    return output.num_prompt_tokens, output.token_ids[0]
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_token")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--quantize", choices=("int8", "int4"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()
