@@ -109,8 +109,14 @@ def test_the_tiny_model_has_the_whole_architecture_in_a_few_million_parameters(t
 
 
 def test_a_video_is_encoded_in_well_under_a_second(tiny: Family) -> None:
+    """On one thread: several wait for each other, busily, where others use the machine."""
     pixel_values = torch.randn(1, 8, 3, 64, 64)
-    tiny.encode(pixel_values)
-    started = time.process_time()
-    tiny.encode(pixel_values)
-    assert time.process_time() - started < 1
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tiny.encode(pixel_values)
+        started = time.process_time()
+        tiny.encode(pixel_values)
+        assert time.process_time() - started < 1
+    finally:
+        torch.set_num_threads(num_threads)
