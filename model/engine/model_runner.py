@@ -7,19 +7,22 @@ from transformers import LlamaForCausalLM
 
 from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
 from model.engine.kv_cache import KVCache, bytes_per_block, cache_dtype, free_bytes
+from model.engine.packed_linear import pack_linears
 from model.engine.scheduler import Chunk
 
 
 class ModelRunner:
     """The language model and the KV cache of what it runs; implements `model.engine.runner.Runner`.
 
-    From here on the model attends by our plan, so a plain `generate` on the same object no longer works.
+    From here on the model attends by our plan, and on a CPU its linear layers are laid out anew, so a plain
+    `generate` on the same object no longer works.
     """
 
     def __init__(self, language_model: LlamaForCausalLM) -> None:
         register()
         language_model.set_attn_implementation(IMPLEMENTATION)
         language_model.eval()
+        self._dtype = torch.float32 if pack_linears(language_model) else language_model.dtype
         self._language_model = language_model
         self._device: torch.device = language_model.device
         self._cache_dtype = cache_dtype(language_model.dtype, self._device)
@@ -83,7 +86,7 @@ class ModelRunner:
                     token_ids.extend([0] * len(piece))
                 else:
                     token_ids.extend(piece)
-        embeds: torch.Tensor = self._language_model.get_input_embeddings()(self._tensor(token_ids))
+        embeds: torch.Tensor = self._language_model.get_input_embeddings()(self._tensor(token_ids)).to(self._dtype)
         for row, rows in videos:
             embeds[row : row + len(rows)] = rows.to(device=embeds.device, dtype=embeds.dtype)
         return embeds
