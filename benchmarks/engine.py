@@ -6,6 +6,7 @@ Everything that is compared runs in this one process, by turns, `--repeat` times
 
 import argparse
 import gc
+import importlib.util
 import json
 import statistics
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.llama_cpp_peer import LlamaCpp
 from model.engine.engine import Engine, EngineConfig, Output, Segment, TextSegment, VideoSegment
 from model.engine.sampling_params import SamplingParams
 
@@ -73,6 +75,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.plain = language_model(self.dtype, self.device)
         self.served = language_model(self.dtype, self.device)
+        self._llama_cpp: LlamaCpp | None = None
 
     def engine(self) -> Engine:
         """A fresh one, with nothing cached."""
@@ -141,6 +144,15 @@ class Bench:
         num_tokens = sum(len(output.generated_tokens) for output in outputs.values())
         assert num_tokens == num_streams * NUM_ANSWER, num_tokens
         return num_tokens / took
+
+    def llama_cpp(self, num_streams: int) -> float:
+        """llama.cpp with the same weights and ids; it too decides when what is computed, here all at once."""
+        if self._llama_cpp is None:
+            self._llama_cpp = LlamaCpp(self.plain, num_threads=self.threads, num_streams=NUM_STREAMS, context=256)
+        prompts = [segment.token_ids for number in range(num_streams) for segment in _ids_only(number)]
+        took, answers = self._llama_cpp.run(prompts, NUM_ANSWER)
+        assert all(len(ids) == NUM_ANSWER for ids in answers)
+        return num_streams * NUM_ANSWER / took
 
     # Time to first token, and between tokens.
 
@@ -285,13 +297,15 @@ def _measurements(bench: Bench) -> dict[str, Callable[[str], None]]:
         )
 
     def ids(title: str) -> None:
-        bench.race(
-            title,
-            {
-                "ours": lambda: bench.ours(NUM_STREAMS, text_only=True),
-                "generate_batch": lambda: bench.continuous(NUM_STREAMS),
-            },
-        )
+        runners = {
+            "ours": lambda: bench.ours(NUM_STREAMS, text_only=True),
+            "generate_batch": lambda: bench.continuous(NUM_STREAMS),
+        }
+        if importlib.util.find_spec("llama_cpp") is None:
+            print("\nLeft out: llama.cpp (pip install llama-cpp-python gguf).")
+        else:
+            runners["llama.cpp"] = lambda: bench.llama_cpp(NUM_STREAMS)
+        bench.race(title, runners)
 
     def alone(title: str) -> None:
         bench.race(title, {"ours": lambda: bench.ours(1), "generate": lambda: bench.generate_each(1)})
