@@ -39,7 +39,7 @@ class WorkerProcess:
         self._outbox: queue.SimpleQueue[Command | WorkerConfig] = queue.SimpleQueue()
         self._connection, far_end = multiprocessing.Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.workers.worker", str(far_end.fileno())],
+            [sys.executable, "-m", "service.workers.worker", str(far_end.fileno()), f"{self.place.role}:{self.number}"],
             pass_fds=[far_end.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches the service alone, which then ends its children in order

@@ -293,7 +293,7 @@ def _describe(family: Family, config: WorkerConfig) -> ModelInfo:
 
 
 def main() -> None:
-    """Run a worker on the pipe whose file descriptor is the first argument."""
+    """Run a worker on the pipe whose file descriptor is the first argument; a second tells `ps` its role."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
     connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
     config = connection.recv()
