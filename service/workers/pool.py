@@ -60,7 +60,7 @@ class _Job:
     num_deaths: int = 0
     aborted: bool = False
     output_token_ids: list[int] = field(default_factory=list)
-    num_cached_tokens: int = 0
+    num_cached_tokens: int | None = None
     prefixes: tuple[bytes, ...] = ()
 
     @property
@@ -220,7 +220,13 @@ class Pool:
 
     def generate(self, command: Generate) -> None:
         """Begin an answer; what it gains comes through `outputs`, its end included."""
-        self._submit(_Job(command, prefixes=prefixes(command.conversation, command.feature_keys)))
+        self._submit(
+            _Job(
+                command,
+                output_token_ids=list(command.output_token_ids),
+                prefixes=prefixes(command.conversation, command.feature_keys),
+            )
+        )
 
     def abort(self, job_id: str) -> None:
         """Stop an answer; its end comes through `outputs`. Nothing happens if it has ended."""
@@ -331,7 +337,7 @@ class Pool:
                 self._gain(job, delta)
 
     def _gain(self, job: _Job, delta: Delta) -> None:
-        if delta.token_ids and not job.output_token_ids:
+        if delta.token_ids and job.num_cached_tokens is None:
             job.num_cached_tokens = delta.num_cached_tokens  # later it may have found what it had computed itself
             self._metrics.prefix_cache_queries.inc(delta.num_prompt_tokens)
             self._metrics.prefix_cache_hits.inc(delta.num_cached_tokens)
@@ -340,7 +346,7 @@ class Pool:
         job.num_deaths = 0  # what goes on is not what kills workers
         if delta.finish_reason is not None:
             del self._jobs[delta.job_id]
-            delta = replace(delta, num_cached_tokens=job.num_cached_tokens)
+            delta = replace(delta, num_cached_tokens=job.num_cached_tokens or 0)
         self.outputs.put_nowait(delta)
         if was_suspect:
             self._dispatch_waiting()

@@ -61,7 +61,7 @@ def test_a_second_turn_tells_what_it_was_spared(split: RunningService, drawn: Pa
 def test_a_killed_worker_in_mid_stream_costs_its_readers_a_pause(split: RunningService, drawn: Path) -> None:
     video_id = split.upload(drawn)["id"]
     fields = {"temperature": 1.0, "seed": 7, "max_tokens": 300, "ignore_eos": True}
-    everybody_reads = Barrier(NUM_SESSIONS + 1, timeout=60)
+    everybody_reads = Barrier(NUM_SESSIONS + 1, timeout=120)
 
     def listen(_: int) -> str:
         with split.stream(split.open_session(video_id), "Tell me all.", **fields) as stream:

@@ -108,7 +108,14 @@ async def test_a_poisoned_request_fails_alone() -> None:
                 replace(good, job_id="nothing", conversation=replace(conversation(), turns=())),
             ],
             "context_length_exceeded": [replace(good, job_id="long", conversation=conversation(text="word " * 20_000))],
-            "error": [replace(good, job_id="not_finite", features=(of_nothing(blob, features.size),))],
+            "error": [
+                replace(
+                    good,
+                    job_id="not_finite",
+                    features=(of_nothing(same.blob, features.size),),
+                    feature_keys=("features:other",),  # the same key would promise the same features
+                )
+            ],
         }
         mates = [replace(good, job_id=f"ans_{n}") for n in range(3)]
         sent = _sent(pool, mates[0], *bad["engine_error"], mates[1], *bad["invalid_value"], *bad["error"], mates[2])
