@@ -64,11 +64,7 @@ def _role(text: str) -> Role | None:
 
 
 def resolve(places: Sequence[Place], *, num_gpus: int) -> tuple[Place, ...]:
-    """The same workers on devices by their full names; `auto` and `cuda` take the GPUs in turn, `auto` else the CPU.
-
-    Raises:
-        ValueError: one is to run on a GPU that is not there.
-    """
+    """The same workers on devices by their full names; `auto` and `cuda` take the GPUs in turn, `auto` else the CPU."""
     turn = 0
     resolved = []
     for place in places:
@@ -76,10 +72,18 @@ def resolve(places: Sequence[Place], *, num_gpus: int) -> tuple[Place, ...]:
         if device == "cuda" or (device == "auto" and num_gpus):
             device = f"cuda:{turn % max(1, num_gpus)}"
             turn += 1
-        if device.startswith("cuda") and int(device.removeprefix("cuda:")) >= num_gpus:
-            raise ValueError(f"A worker is to run on {device}, but torch finds {num_gpus} GPUs here.")
         resolved.append(Place(role=place.role, device="cpu" if device == "auto" else device))
     return tuple(resolved)
+
+
+def check_device(place: Place, *, num_gpus: int) -> None:
+    """Refuse a resolved place on a GPU that is not there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if place.device.startswith("cuda") and int(place.device.removeprefix("cuda:")) >= num_gpus:
+        raise ValueError(f"It is to run on {place.device}, but torch finds {num_gpus} GPUs here.")
 
 
 def share(places: Sequence[Place], number: int) -> float:

@@ -47,7 +47,7 @@ from service.workers.protocol import (
     Stop,
     WorkerConfig,
 )
-from service.workers.roles import resolve, share
+from service.workers.roles import check_device, resolve, share
 
 _PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 64}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
@@ -65,7 +65,9 @@ class Worker:
         self._send_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._config = config
-        places = resolve(config.places, num_gpus=torch.cuda.device_count())
+        num_gpus = torch.cuda.device_count()
+        places = resolve(config.places, num_gpus=num_gpus)
+        check_device(places[config.number], num_gpus=num_gpus)
         self._family = load_family(
             config.family,
             checkpoint=None if config.checkpoint is None else Path(config.checkpoint),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.workers.roles import Place, parse_places, resolve, share
+from service.workers.roles import Place, check_device, parse_places, resolve, share
 
 
 def places(text: str, *, device: str = "auto") -> list[tuple[str, str]]:
@@ -55,9 +55,12 @@ def test_what_names_no_gpu_takes_them_in_turn_and_the_cpu_where_there_is_none() 
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:2"])
-def test_a_gpu_that_is_not_there_is_named(device: str) -> None:
+def test_a_gpu_that_is_not_there_is_refused_by_whom_it_concerns(device: str) -> None:
+    num_gpus = 2 if device == "cuda:2" else 0
+    mine, other = resolve([Place(role="all", device=device), Place(role="all", device="cpu")], num_gpus=num_gpus)
     with pytest.raises(ValueError, match=r"is to run on cuda:\d, but torch finds \d GPUs"):
-        resolve([Place(role="all", device=device)], num_gpus=2 if device == "cuda:2" else 0)
+        check_device(mine, num_gpus=num_gpus)
+    check_device(other, num_gpus=num_gpus)
 
 
 @pytest.mark.parametrize("text", ["1", "all*3@cuda:0", "encode@cuda:0,generate*2@cuda:0,generate@cuda:1,all@cpu"])
