@@ -15,6 +15,7 @@ from model.networks.video_network import ConfigT, NetworkT, VideoNetwork
 from model.pixels import PixelSpec
 from model.plan import num_parameters
 from model.quantization import Quantization, quantize
+from model.role import Role
 from model.tokenizer import Tokenizer
 from model.video import FrameSpec
 from model.weights import KeyMap, WeightsError, load_strict
@@ -42,7 +43,7 @@ class Family:
         """Describe a network that is ready for inference.
 
         Args:
-            network: see `assemble`.
+            network: see `assemble`; of one role, it is good for that alone.
             tokenizer: the language model's.
             name: the family, as the registry knows it, e.g. `videochat`.
             checkpoint_digest: SHA-256 of every weight and size, hex; part of the fingerprint of cached features.
@@ -67,17 +68,20 @@ class Family:
         """Positions one clip takes in a prompt."""
         self.max_model_len = sizes.decoder.max_positions
         self.num_parameters = num_parameters(network)
-        """Of the encoder, the projection and the language model together."""
+        """Of the encoder, the projection and the language model together, whatever was loaded of them."""
+        self.device = torch.device("cpu")
+        """Where it is."""
 
-    def place(self, device: torch.device | str, *, quantization: Quantization | None) -> Self:
-        """Move all weights to a device, those of the language model in fewer bits if so wanted.
+    def place(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
+        """Move what a role needs to a device, the language model's weights in fewer bits if so wanted.
 
         Raises:
             WeightsError: the library that quantises is not installed.
         """
-        if quantization is not None:
+        if quantization is not None and role != "encode":
             quantize(self.language_model, quantization, device=device)
-        self.network.to(device)
+        self.network.place(device, role=role)
+        self.device = torch.device(device)
         return self
 
     def encode(self, pixel_values: Tensor) -> Tensor:
@@ -97,11 +101,6 @@ class Family:
         """The rendered prompt in token ids, segment by segment; video slots stay in their places."""
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return next(self.network.parameters()).device
-
 
 def blank(build: Callable[[ConfigT], NetworkT], config: ConfigT) -> NetworkT:
     """A network on the meta device: no memory, and no initial values that a checkpoint would replace at once."""
@@ -109,13 +108,20 @@ def blank(build: Callable[[ConfigT], NetworkT], config: ConfigT) -> NetworkT:
         return build(config)
 
 
-def assemble(network: NetworkT, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype) -> NetworkT:
+def assemble(
+    network: NetworkT, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype, role: Role = "all"
+) -> NetworkT:
     """Fill a blank network for inference, on the CPU; tensors that are in `dtype` already stay as they are.
+
+    What the role does not need stays on the meta device. The tensors must be complete for any role: the digest that
+    names features is the whole checkpoint's.
 
     Raises:
         WeightsError: the tensors do not cover every parameter exactly once.
     """
-    load_strict(network, tensors, key_map=key_map, dtype=dtype)
+    network.to(dtype)  # of what stays blank, the dtype is all there is
+    wanted = None if role == "all" else lambda name: network.serves(name, role)
+    load_strict(network, tensors, key_map=key_map, dtype=dtype, wanted=wanted)
     network.restore_buffers()
     return network.requires_grad_(False).eval()
 

@@ -9,7 +9,7 @@ import json
 import mmap
 import re
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,12 @@ def _release_pages(mapping: mmap.mmap, begin: int, end: int) -> None:
 
 
 def load_strict(
-    module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype | None = None
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    key_map: KeyMap,
+    dtype: torch.dtype | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> None:
     """Put published tensors in the place of the module's parameters (also of one built on the meta device).
 
@@ -106,13 +111,18 @@ def load_strict(
         tensors: published key to tensor.
         key_map: what the published keys are called in `module`.
         dtype: cast to, where the checkpoint differs; None keeps the checkpoint's.
+        wanted: the parameters to load, by name, where not all are needed; the others must be covered all the same.
 
     Raises:
         WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
     """
     covered = cover(module, tensors, key_map=key_map)
-    cast = {target: tensor.to(dtype or tensor.dtype) for target, (_, tensor) in covered.items()}
-    module.load_state_dict(cast, assign=True)
+    cast = {
+        target: tensor.to(dtype or tensor.dtype)
+        for target, (_, tensor) in covered.items()
+        if wanted is None or wanted(target)
+    }
+    module.load_state_dict(cast, assign=True, strict=wanted is None)
 
 
 def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) -> dict[str, tuple[str, Tensor]]:

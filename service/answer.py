@@ -19,6 +19,7 @@ from service.store.records import (
     FinishReason,
     MessageRecord,
     Problem,
+    PromptTokensDetails,
     SampledFrame,
     SessionRecord,
     Timings,
@@ -54,6 +55,7 @@ class LiveAnswer:
     _finish_reason: str | None = None
     _num_tokens: int = 0
     _num_prompt_tokens: int = 0
+    _num_cached_tokens: int = 0
     _started_at: float = field(default_factory=time.monotonic)
     _first_token_at: float | None = None
     _last_token_at: float | None = None
@@ -116,9 +118,9 @@ class LiveAnswer:
             self._text.append(text)
             self._unwritten.append(self._event("delta", {"text": text}))
 
-    def finish(self, finish_reason: str, *, num_prompt_tokens: int) -> None:
+    def finish(self, finish_reason: str, *, num_prompt_tokens: int, num_cached_tokens: int = 0) -> None:
         """The answer ends; its turn enters the history, unless it was stopped before its first word."""
-        self._num_prompt_tokens = num_prompt_tokens
+        self._num_prompt_tokens, self._num_cached_tokens = num_prompt_tokens, num_cached_tokens
         self._finish_reason = finish_reason
         message = self._message(finish_reason)
         status: AnswerStatus = "cancelled" if finish_reason == "abort" else "completed"
@@ -196,6 +198,7 @@ class LiveAnswer:
                 prompt_tokens=self._num_prompt_tokens,
                 completion_tokens=self._num_tokens,
                 total_tokens=self._num_prompt_tokens + self._num_tokens,
+                prompt_tokens_details=PromptTokensDetails(cached_tokens=self._num_cached_tokens),
             ),
             timings=self._timings(),
             frames=self._frames,

@@ -213,7 +213,11 @@ class Answering:
         if delta.finish_reason == "error":
             self._end_with_error(live, InternalError("engine_error", "The model failed on this question."))
         elif delta.finish_reason is not None:
-            live.finish(delta.finish_reason, num_prompt_tokens=delta.num_prompt_tokens)
+            live.finish(
+                delta.finish_reason,
+                num_prompt_tokens=delta.num_prompt_tokens,
+                num_cached_tokens=delta.num_cached_tokens,
+            )
         self._changed.put_nowait(live)
 
     async def _write(self) -> None:

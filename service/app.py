@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from fastapi import FastAPI
 
@@ -66,8 +67,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         media.open()
 
         pool = Pool(
-            _worker_config(settings),
-            num_workers=settings.workers,
+            _worker_configs(settings),
             encode_timeout=settings.encode_timeout,
             worker_timeout=settings.worker_timeout,
             metrics=metrics,
@@ -127,15 +127,19 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
 
 
-def _worker_config(settings: Settings) -> WorkerConfig:
-    return WorkerConfig(
+def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
+    places = settings.places
+    config = WorkerConfig(
         name=settings.model,
         family=settings.family,
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
-        device=settings.device,
+        places=places,
+        number=0,
         dtype=settings.dtype,
         quantization=settings.quantize,
         threads=settings.threads_per_worker,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_batched_frames=settings.max_num_batched_frames,
     )
+    return tuple(replace(config, number=number) for number in range(len(places)))

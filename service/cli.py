@@ -20,6 +20,9 @@ PortOption = Annotated[int | None, typer.Option(help="Port; 0 takes a free one."
 DataDirOption = Annotated[Path | None, typer.Option(help="Where uploads and Redis live.", show_default=".data")]
 FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show_default="videochat")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="A folder with its weights.", show_default="a small model")]
+WorkersOption = Annotated[
+    str | None, typer.Option(help="How many, or roles: encode,generate*2@cuda:0.", show_default="1")
+]
 QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
 
 
@@ -32,12 +35,19 @@ def serve(
     family: FamilyOption = None,
     checkpoint: CheckpointOption = None,
     quantize: QuantizeOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Run the service in the foreground; Ctrl-C stops it and everything it started."""
     from service.server import serve as run  # imports the whole service: not for `--help`
 
     settings = _settings(
-        host=host, port=port, data_dir=data_dir, family=family, checkpoint=checkpoint, quantize=quantize
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        family=family,
+        checkpoint=checkpoint,
+        quantize=quantize,
+        workers=workers,
     )
     configure_logging(level=settings.log_level, style=settings.log_format)
     sys.exit(run(settings, console=_console))

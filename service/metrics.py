@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.workers.protocol import StepDone
+
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _ITL = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
@@ -41,8 +43,27 @@ class Metrics:
         self.http_requests = Counter(
             "reeltalk_http_requests", "HTTP responses.", ["method", "route", "status"], registry=self.registry
         )
-        self.num_requests_running = self._gauge("num_requests_running", "Sequences in the engine's batch.")
-        self.num_requests_waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place in the batch.")
+        self.encode_batch_clips = self._histogram(
+            "encode_batch_clips", "Clips in the call of the encoder that a clip was in.", (1, 2, 4, 8, 16, 32, 64)
+        )
+        self.prefix_cache_queries = self._counter("prefix_cache_queries", "Tokens of prompts looked up in KV caches.")
+        self.prefix_cache_hits = self._counter("prefix_cache_hits", "Tokens of prompts that a KV cache had.")
+        self.num_requests_running = self._worker_gauge("num_requests_running", "Sequences in the engine's batch.")
+        self.num_requests_waiting = self._worker_gauge(
+            "num_requests_waiting", "Sequences waiting for a place in the batch."
+        )
+        self.kv_cache_usage = self._worker_gauge("kv_cache_usage_ratio", "Blocks that sequences hold, of all.")
+        self.num_preemptions = Counter(
+            "reeltalk_num_preemptions", "Sequences that gave up their blocks.", ["worker"], registry=self.registry
+        )
+
+    def show_step(self, worker: int, step: StepDone, *, before: StepDone) -> None:
+        """What a worker's step told, and the step before it."""
+        label = str(worker)
+        self.num_requests_running.labels(label).set(step.num_running)
+        self.num_requests_waiting.labels(label).set(step.num_waiting)
+        self.kv_cache_usage.labels(label).set(step.kv_cache_usage)
+        self.num_preemptions.labels(label).inc(step.num_preemptions - before.num_preemptions)
 
     def render(self) -> bytes:
         """The text Prometheus scrapes."""
@@ -54,5 +75,5 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"reeltalk_{name}", text, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"reeltalk_{name}", text, registry=self.registry)
+    def _worker_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"reeltalk_{name}", text, ["worker"], registry=self.registry)

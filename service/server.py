@@ -15,6 +15,7 @@ from service.app import create_app
 from service.demo import SAMPLE
 from service.settings import Settings
 from service.store.redis_server import RedisServerError, embedded_redis
+from service.workers.pool import WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ class ReeltalkServer(uvicorn.Server):
         self._console = console
         self._host = settings.host
         self._announcement: asyncio.Task[None] | None = None
+        self.problem: str | None = None
+        """Why it ended by itself, in a sentence."""
         super().__init__(
             uvicorn.Config(
                 self._app,
@@ -61,7 +64,12 @@ class ReeltalkServer(uvicorn.Server):
 
     async def _announce(self) -> None:
         service: Service = self._app.state.service
-        info = await service.pool.info(timeout=24 * 3600)
+        try:
+            info = await service.pool.started()
+        except WorkersCannotStart as error:
+            self.problem = str(error)
+            self.should_exit = True
+            return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  an address that can be opened
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -85,7 +93,9 @@ def serve(settings: Settings, *, console: Console) -> int:
     except RedisServerError as error:
         console.print(str(error), style="red", highlight=False, soft_wrap=True)
         return 1
-    return 0 if server.started else 1
+    if server.problem is not None:
+        console.print(f"reeltalk: {server.problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return 0 if server.started and server.problem is None else 1
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from model.video import MAX_FRAME_COUNT, VideoLimits
+from service.workers.roles import Place, parse_places
 
 PREFIX = "REELTALK_"
 Quantization = Literal["int8", "int4"]
@@ -48,16 +49,27 @@ class Settings(BaseModel):
     family: str = "videochat"
     checkpoint: Path | None = None
     """A folder with the family's published files; without it the family's small model is served."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
+    """Of workers that name none of their own: `auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What everything computes in; auto: float16 on a GPU, float32 on the CPU."""
     quantize: Quantization | None = None
     """Bits of the language model's weights; without it they are left in `dtype`."""
-    workers: int = Field(default=1, ge=1, le=64)
+    workers: str = "1"
+    """A number, or roles: `encode,generate*2`, `encode@cpu,generate@cuda:0`; see docs/deploy.md."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _are_workers(cls, text: object) -> str:
+        parse_places(str(text), device="auto")
+        return str(text)
+
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""
     max_num_seqs: int = Field(default=32, ge=1, le=4096)
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    max_num_batched_frames: int = Field(default=256, ge=1, le=100_000)
+    """Frames of all clips in one call of the encoder."""
 
     max_upload_bytes: int = Field(default=2 << 30, ge=1)
     upload_idle_timeout: float = Field(default=30.0, gt=0)
@@ -102,7 +114,12 @@ class Settings(BaseModel):
     def threads_per_worker(self) -> int:
         """CPU threads of each worker, at least one."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or max(1, (num_cores - 1) // self.workers)
+        return self.threads or max(1, (num_cores - 1) // len(self.places))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The workers, each with its role and device."""
+        return parse_places(self.workers, device=self.device)
 
     @property
     def video_limits(self) -> VideoLimits:

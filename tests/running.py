@@ -102,10 +102,9 @@ class RunningService:
         return pid
 
     def metric(self, name: str) -> float:
-        for line in self.client.get("/metrics").text.splitlines():
-            if line.startswith((name + " ", name + "{")):
-                return float(line.rsplit(" ", 1)[1])
-        return 0.0
+        """A series' value, all labels together."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{")))
 
     def keys_about(self, *parts: str) -> list[str]:
         """The keys of the service's own Redis that have one of `parts` in their name or among their members."""

@@ -1,7 +1,8 @@
 """The registry of families: every module in this folder is one, under its own name.
 
-A family's module has `load(*, checkpoint, device, dtype, quantization) -> Family`. For the commands beside `serve` it
-may have `read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see `videochat`.
+A family's module has `load(*, checkpoint, device, dtype, quantization, role) -> Family`. For the commands beside
+`serve` it may have `read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see
+`videochat`.
 """
 
 import importlib
@@ -9,6 +10,8 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from model.role import Role
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +36,7 @@ def load_family(
     device: "torch.device | str" = "cpu",
     dtype: "torch.dtype | None" = None,
     quantization: "Quantization | None" = None,
+    role: Role = "all",
 ) -> "Family":
     """Load one family on one device, ready for inference.
 
@@ -42,6 +46,7 @@ def load_family(
         device: where all weights go.
         dtype: what everything computes in; None is float16 on a GPU and float32 on the CPU.
         quantization: bits of the language model's weights; None leaves them in `dtype`.
+        role: what it is for; what that does not need is not loaded.
 
     Raises:
         UnknownFamily: there is no such family.
@@ -49,7 +54,11 @@ def load_family(
             quantises is not installed.
     """
     family: Family = family_module(name).load(
-        checkpoint=checkpoint, device=device, dtype=dtype or default_dtype(device), quantization=quantization
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype or default_dtype(device),
+        quantization=quantization,
+        role=role,
     )
     return family
 

@@ -34,6 +34,7 @@ from model.networks.video_chatgpt import (
 from model.pixels import PixelSpec
 from model.plan import Blueprint, blueprint_of, num_parameters
 from model.quantization import Quantization
+from model.role import Role
 from model.sentencepiece import read_sentencepiece
 from model.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
 from model.verification.stage import Finding
@@ -130,6 +131,7 @@ def load(
     device: torch.device | str,
     dtype: torch.dtype,
     quantization: Quantization | None,
+    role: Role = "all",
 ) -> Family:
     """The model in a folder; None is a small one of seeded random values, which answers noise.
 
@@ -150,8 +152,8 @@ def load(
         tokenizer, tensors = _tokenizer(checkpoint, config), read_folder(checkpoint)
         sampling = read_sampling(checkpoint, published=PUBLISHED_SAMPLING)
         digest = folder_digest(checkpoint, tensors, config.to_json())
-    return Family(
-        assemble(blank(VideoChatGPTNetwork, config), tensors, key_map=key_map(config), dtype=dtype),
+    family = Family(
+        assemble(blank(VideoChatGPTNetwork, config), tensors, key_map=key_map(config), dtype=dtype, role=role),
         tokenizer,
         name=NAME,
         checkpoint_digest=digest,
@@ -159,7 +161,9 @@ def load(
         pixel_spec=PixelSpec(size=config.vision.image_size, fit="nearest"),
         template=VideoChatGPTTemplate(),
         default_sampling=sampling,
-    ).place(device, quantization=quantization)
+    )
+    del tensors  # what no module took leaves memory before anything moves
+    return family.place(device, quantization=quantization, role=role)
 
 
 def read_source(

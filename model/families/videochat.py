@@ -21,6 +21,7 @@ from model.networks.videochat import VideoChatNetwork
 from model.pixels import PixelSpec
 from model.plan import Blueprint, blueprint_of, num_parameters
 from model.quantization import Quantization
+from model.role import Role
 from model.sentencepiece import read_sentencepiece
 from model.verification.stage import Finding
 from model.verification.videochat import videochat_stages
@@ -80,6 +81,7 @@ def load(
     device: torch.device | str,
     dtype: torch.dtype,
     quantization: Quantization | None,
+    role: Role = "all",
 ) -> Family:
     """The model in a folder of `config.json`, `*.safetensors` and `tokenizer.model`; None is the one that ships.
 
@@ -97,7 +99,7 @@ def load(
     tokenizer = read_sentencepiece(tokenizer_of(checkpoint))
     tensors = read_folder(checkpoint)
     family = Family(
-        assemble(blank(VideoChatNetwork, config), tensors, key_map=KEY_MAP, dtype=dtype),
+        assemble(blank(VideoChatNetwork, config), tensors, key_map=KEY_MAP, dtype=dtype, role=role),
         tokenizer,
         name=NAME,
         checkpoint_digest=folder_digest(checkpoint, tensors, config.to_json()),
@@ -107,7 +109,7 @@ def load(
         default_sampling=read_sampling(checkpoint, published=PUBLISHED_SAMPLING),
     )
     del tensors  # so that a weight's pages leave memory when it is quantised
-    return family.place(device, quantization=quantization)
+    return family.place(device, quantization=quantization, role=role)
 
 
 def read_source(

@@ -72,6 +72,7 @@ class VideoChatGPTNetwork(VideoNetwork):
     """All modules of one Video-ChatGPT model, freshly initialised."""
 
     config: VideoChatGPTConfig
+    encoding = frozenset({"vision_tower"})
 
     def __init__(self, config: VideoChatGPTConfig) -> None:
         super().__init__()

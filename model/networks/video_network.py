@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
+import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from model.networks.llama import DecoderConfig, restore_rotary
+from model.role import Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +47,14 @@ ConfigT = TypeVar("ConfigT", bound=VideoNetworkConfig)
 
 
 class VideoNetwork(nn.Module, ABC):
-    """All modules of one model: tensors in, tensors out. Every parameter is in one dtype and on one device."""
+    """All modules of one model: tensors in, tensors out. Every parameter is in one dtype and on one device.
+
+    Where only one role is wanted, the parameters of the other stay on the meta device, where they take no memory.
+    """
 
     config: VideoNetworkConfig
+    encoding: ClassVar[frozenset[str]]
+    """What `encode` uses, by attribute: modules and parameters. Everything else is for `project` and the decoder."""
 
     @property
     @abstractmethod
@@ -65,6 +72,19 @@ class VideoNetwork(nn.Module, ABC):
     def restore_buffers(self) -> None:
         """Compute anew what no checkpoint holds, and a network built on the meta device therefore lacks."""
         restore_rotary(self.decoder)
+
+    def serves(self, name: str, role: Role) -> bool:
+        """Whether a role needs the parameter, buffer or module of this name."""
+        return role == "all" or (name.partition(".")[0] in self.encoding) == (role == "encode")
+
+    def place(self, device: torch.device | str, *, role: Role) -> None:
+        """Move what a role needs."""
+        for name, module in self.named_children():
+            if self.serves(name, role):
+                module.to(device)
+        for name, parameter in self.named_parameters(recurse=False):
+            if self.serves(name, role):
+                parameter.data = parameter.data.to(device)
 
 
 NetworkT = TypeVar("NetworkT", bound=VideoNetwork)

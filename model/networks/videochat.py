@@ -56,6 +56,7 @@ class VideoChatNetwork(VideoNetwork):
     """All modules of one VideoChat model, freshly initialised; trainable, without dropout."""
 
     config: VideoChatConfig
+    encoding = frozenset({"visual_encoder", "ln_vision", "query_tokens", "extra_query_tokens", "qformer"})
 
     def __init__(self, config: VideoChatConfig) -> None:
         super().__init__()

@@ -30,11 +30,12 @@ async def readyz(response: Response, service: ServiceDep) -> Health:
         missing.append("store")
     if not service.pool.ready:
         missing.append("model")
+    problems = service.pool.problems
     if missing:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-        return Health(status="unavailable", missing=tuple(missing))
-    return Health(status="ok")
+        return Health(status="unavailable", missing=tuple(missing), problems=problems)
+    return Health(status="ok", problems=problems)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

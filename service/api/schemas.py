@@ -250,7 +250,11 @@ class ModelList(_Reply):
 
 
 class Health(_Reply):
-    """Whether a replica is alive or ready, and what is missing if it is not."""
+    """Whether a replica is alive or ready, and what is missing if it is not.
+
+    `problems` has a sentence for each worker that does not start; others may do its work.
+    """
 
     status: Literal["ok", "unavailable"]
     missing: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()

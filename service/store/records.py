@@ -68,12 +68,19 @@ class SessionRecord(Record):
     created_at: float
 
 
+class PromptTokensDetails(Record):
+    """What was spared of a prompt: tokens whose keys and values the worker had from another one."""
+
+    cached_tokens: int = 0
+
+
 class Usage(Record):
     """Tokens, video tokens included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
 class Timings(Record):

@@ -1,10 +1,12 @@
-"""The pool: keeps worker processes alive, hands jobs to the least busy one, and lets no job fall between two.
+"""The pool: keeps worker processes alive, chooses one for each job, and lets no job fall between two.
 
 A job is registered before it is sent. When its worker dies it goes to another one, an answer together with the tokens
-it has already; a job that sees a second worker die under it is taken to be the cause and fails with `worker_lost`.
+it has already. A job under which a second worker dies is suspected to be the cause: alone in that, it fails with
+`worker_lost`; where there are several, they go on one at a time, and the one under which a third dies fails.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -22,6 +24,7 @@ from service.workers.protocol import (
     Encoded,
     Generate,
     ModelInfo,
+    NotLoaded,
     Ping,
     Pong,
     PromptChecked,
@@ -31,11 +34,22 @@ from service.workers.protocol import (
     StepDone,
     WorkerConfig,
 )
+from service.workers.roles import Place
+from service.workers.routing import SLACK, PrefixTable, prefixes
 
 _log = structlog.get_logger(__name__)
 
-_MAX_DEATHS = 2
-_BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_SUSPICIOUS = 2  # deaths of a worker under a job, no token in between
+_MAX_DEATHS = 3
+_MAX_FAILED_STARTS = 3  # in a row, before it is told that there is something to mend
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
+_CLIP_LOAD = 4.0  # sequences that an encode outweighs: all of its worker wait for it
+_CHARACTERS_PER_TOKEN = 4
+_EMPTY = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
+
+
+class WorkersCannotStart(Exception):
+    """No question could ever be answered; the message is a sentence for the operator."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +60,45 @@ class _Job:
     num_deaths: int = 0
     aborted: bool = False
     output_token_ids: list[int] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    prefixes: tuple[bytes, ...] = ()
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether workers may die of it."""
+        return self.num_deaths >= _SUSPICIOUS
+
+    @property
+    def num_seqs(self) -> int:
+        """Sequences it is in an engine."""
+        return self.command.params.num_beams if isinstance(self.command, Generate) else 0
+
+    def suits(self, place: Place) -> bool:
+        """Whether a worker at this place could do it."""
+        return place.encodes if isinstance(self.command, Encode) else place.generates
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """One of the workers there shall be, whichever process it is at the moment."""
+
+    config: WorkerConfig
+    num_failed_starts: int = 0
+    told: str = ""
+    """What the process that starts has said to be in its way."""
+    reason: str = ""
+    """Why the last one did not start."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it has failed too often to be still on its way."""
+        return self.num_failed_starts >= _MAX_FAILED_STARTS
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, for the operator."""
+        place = self.config.place
+        return f"Worker {self.config.number} ({place.role}, device {place.device}) does not start: {self.reason}"
 
 
 class Pool:
@@ -53,15 +106,13 @@ class Pool:
 
     def __init__(
         self,
-        config: WorkerConfig,
+        configs: Sequence[WorkerConfig],
         *,
-        num_workers: int,
         encode_timeout: float,
         metrics: Metrics,
         worker_timeout: float = 30.0,
     ) -> None:
-        self._config = config
-        self._num_workers = num_workers
+        self._seats = tuple(_Seat(config) for config in configs)
         self._encode_timeout = encode_timeout
         self._worker_timeout = worker_timeout
         self._metrics = metrics
@@ -69,10 +120,14 @@ class Pool:
         self._starting: set[WorkerProcess] = set()
         self._ready: dict[WorkerProcess, StepDone] = {}
         self._restarts: set[asyncio.Task[None]] = set()
-        self._num_failed_starts = 0
+        self._table: PrefixTable[WorkerProcess] = PrefixTable()
         self._closing = False
         self._watchdog: asyncio.Task[None] | None = None
         self._info: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+        self._started.add_done_callback(
+            lambda started: started.cancelled() or started.exception()
+        )  # it may interest nobody
         self.outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
         """What the answers gain, in order; the reader takes all there is at once."""
 
@@ -84,8 +139,14 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one worker would take a question now."""
-        return bool(self._ready)
+        """Whether a video would be encoded now, and a question about it answered."""
+        places = [worker.place for worker in self._ready]
+        return any(place.encodes for place in places) and any(place.generates for place in places)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for each worker that has failed to start again and again, and why; it is still tried."""
+        return tuple(seat.problem for seat in self._seats if seat.is_broken)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -100,10 +161,18 @@ class Pool:
         """
         return await asyncio.wait_for(asyncio.shield(self._info), timeout)
 
+    async def started(self) -> ModelInfo:
+        """The loaded model, once the pool has been ready for the first time.
+
+        Raises:
+            WorkersCannotStart: it will not be.
+        """
+        return await asyncio.shield(self._started)
+
     def start(self) -> None:
         """Start the worker processes; returns at once."""
-        for _ in range(self._num_workers):
-            self._start_worker()
+        for seat in self._seats:
+            self._start_worker(seat)
         self._watchdog = asyncio.create_task(self._watch())
 
     def retire(self) -> None:
@@ -124,6 +193,7 @@ class Pool:
         for job_id in list(self._jobs):
             self._fail(job_id, "worker_lost", "The service is shutting down.")
         self._info.cancel()
+        self._started.cancel()
 
     async def encode(self, command: Encode) -> Encoded:
         """Compute a clip's features.
@@ -150,7 +220,13 @@ class Pool:
 
     def generate(self, command: Generate) -> None:
         """Begin an answer; what it gains comes through `outputs`, its end included."""
-        self._submit(_Job(command))
+        self._submit(
+            _Job(
+                command,
+                output_token_ids=list(command.output_token_ids),
+                prefixes=prefixes(command.conversation, command.feature_keys),
+            )
+        )
 
     def abort(self, job_id: str) -> None:
         """Stop an answer; its end comes through `outputs`. Nothing happens if it has ended."""
@@ -172,6 +248,8 @@ class Pool:
             job = self._jobs.pop(command.job_id, None)
             if job is not None and job.worker is not None and isinstance(command, Encode):
                 job.worker.kill()  # given up in mid-encode: only a new worker is sure to be free
+            if job is not None and job.is_suspect:
+                self._dispatch_waiting()
 
     def _submit(self, job: _Job) -> None:
         if self._closing:
@@ -180,17 +258,40 @@ class Pool:
         self._dispatch(job)
 
     def _dispatch(self, job: _Job) -> None:
-        if not self._ready:
-            return  # sent when a worker is ready; every waiter has a deadline of its own
-        load = dict.fromkeys(self._ready, 0)
-        for other in self._jobs.values():
-            if other.worker in load:
-                load[other.worker] += 1
-        job.worker = min(load, key=load.__getitem__)
+        """Send a job to the worker for it; one that has to wait is sent later, and has a deadline of its own."""
+        able = sorted(self._ready, key=lambda worker: worker.place.role == "all")  # who can do nothing else goes first
+        loads = {worker: self._load(worker) for worker in able if job.suits(worker.place)}
+        if not loads or (job.is_suspect and any(other.is_suspect and other.worker for other in self._jobs.values())):
+            return
+        job.worker = self._table.choose(job.prefixes, loads)
+        self._table.remember(job.prefixes, job.worker)
         command = job.command
         if isinstance(command, Generate):
             command = replace(command, output_token_ids=tuple(job.output_token_ids))
         job.worker.send(command)
+
+    def _dispatch_waiting(self) -> None:
+        for job in [job for job in self._jobs.values() if job.worker is None]:
+            self._dispatch(job)
+
+    def _load(self, worker: WorkerProcess) -> float:
+        """What a worker has to do, counted in sequences; one at its full length counts as two."""
+        jobs = [job for job in self._jobs.values() if job.worker is worker]
+        is_full = sum(job.num_seqs for job in jobs) >= self._seats[worker.number].config.max_num_seqs
+        return sum(map(self._weight, jobs)) + SLACK * is_full  # for a free place, a shared prefix is given up
+
+    def _weight(self, job: _Job) -> float:
+        match job.command:
+            case Encode():
+                return _CLIP_LOAD
+            case Generate(conversation=conversation):
+                info = self._info.result()
+                num_characters = len(conversation.system) + sum(len(turn.text) for turn in conversation.turns)
+                num_tokens = num_characters // _CHARACTERS_PER_TOKEN + len(job.output_token_ids)
+                num_tokens += len(conversation.clips) * info.num_video_tokens
+                return job.num_seqs * (1 + num_tokens / info.max_model_len)
+            case _:
+                return 0.0
 
     # -- reports
 
@@ -198,7 +299,14 @@ class Pool:
         match report:
             case Ready():
                 self._on_ready(worker, report.info)
-            case Encoded() | PromptChecked():
+            case NotLoaded():
+                seat = self._seats[worker.number]
+                seat.told = report.reason
+                seat.num_failed_starts = max(seat.num_failed_starts, _MAX_FAILED_STARTS - 1)  # its end is one more
+            case Encoded():
+                self._metrics.encode_batch_clips.observe(report.num_batched_clips)
+                self._settle(report.job_id, report)
+            case PromptChecked():
                 self._settle(report.job_id, report)
             case Refused():
                 self._fail(report.job_id, report.code, report.message)
@@ -208,37 +316,47 @@ class Pool:
                 pass  # whatever comes shows that the worker lives
 
     def _on_ready(self, worker: WorkerProcess, info: ModelInfo) -> None:
+        seat = self._seats[worker.number]
         self._starting.discard(worker)
-        self._ready[worker] = StepDone(deltas=(), num_running=0, num_waiting=0)
-        self._num_failed_starts = 0
+        self._ready[worker] = _EMPTY
+        seat.num_failed_starts = 0
         if not self._info.done():
             self._info.set_result(info)
-        _log.info("worker_ready", pid=worker.pid, model=info.name)
-        for job in [job for job in self._jobs.values() if job.worker is None]:
-            self._dispatch(job)
+        if self.ready and not self._started.done():
+            self._started.set_result(info)
+        _log.info("worker_ready", worker=worker.number, role=worker.place.role, pid=worker.pid, model=info.name)
+        self._dispatch_waiting()
 
     def _on_step(self, worker: WorkerProcess, step: StepDone) -> None:
         if worker in self._ready:
+            self._metrics.show_step(worker.number, step, before=self._ready[worker])
             self._ready[worker] = step
-            self._show_load()
         for delta in step.deltas:
             job = self._jobs.get(delta.job_id)
-            if job is None or job.worker is not worker:
-                continue
-            job.output_token_ids.extend(delta.token_ids)
-            job.num_deaths = 0  # what goes on is not what kills workers
-            if delta.finish_reason is not None:
-                del self._jobs[delta.job_id]
-            self.outputs.put_nowait(delta)
+            if job is not None and job.worker is worker:
+                self._gain(job, delta)
 
-    def _show_load(self) -> None:
-        self._metrics.num_requests_running.set(sum(step.num_running for step in self._ready.values()))
-        self._metrics.num_requests_waiting.set(sum(step.num_waiting for step in self._ready.values()))
+    def _gain(self, job: _Job, delta: Delta) -> None:
+        if delta.token_ids and job.num_cached_tokens is None:
+            job.num_cached_tokens = delta.num_cached_tokens  # later it may have found what it had computed itself
+            self._metrics.prefix_cache_queries.inc(delta.num_prompt_tokens)
+            self._metrics.prefix_cache_hits.inc(delta.num_cached_tokens)
+        job.output_token_ids.extend(delta.token_ids)
+        was_suspect = job.is_suspect
+        job.num_deaths = 0  # what goes on is not what kills workers
+        if delta.finish_reason is not None:
+            del self._jobs[delta.job_id]
+            delta = replace(delta, num_cached_tokens=job.num_cached_tokens or 0)
+        self.outputs.put_nowait(delta)
+        if was_suspect:
+            self._dispatch_waiting()
 
     def _settle(self, job_id: str, result: Encoded | PromptChecked) -> None:
         job = self._jobs.pop(job_id, None)
         if job is not None and job.future is not None and not job.future.done():
             job.future.set_result(result)
+        if job is not None and job.is_suspect:
+            self._dispatch_waiting()
 
     def _fail(self, job_id: str, code: str, message: str) -> None:
         job = self._jobs.pop(job_id, None)
@@ -248,37 +366,55 @@ class Pool:
             self.outputs.put_nowait(Refused(job_id=job_id, code=code, message=message))
         elif not job.future.done():
             job.future.set_exception(from_code(code, message))
+        if job.is_suspect:
+            self._dispatch_waiting()
 
     # -- lives and deaths
 
-    def _start_worker(self) -> None:
-        self._starting.add(WorkerProcess(self._config, on_report=self._on_report, on_death=self._on_death))
+    def _start_worker(self, seat: _Seat) -> None:
+        seat.told = ""
+        self._starting.add(WorkerProcess(seat.config, on_report=self._on_report, on_death=self._on_death))
 
     def _on_death(self, worker: WorkerProcess) -> None:
+        seat = self._seats[worker.number]
         was_starting = worker in self._starting
         self._starting.discard(worker)
-        self._ready.pop(worker, None)
-        self._show_load()
+        self._table.forget(worker)
+        if (last := self._ready.pop(worker, None)) is not None:
+            self._metrics.show_step(worker.number, _EMPTY, before=replace(last, num_preemptions=0))
         if self._closing:
             return
-        self._num_failed_starts += was_starting
-        _log.error("worker_died", pid=worker.pid, while_starting=was_starting)
+        if was_starting:
+            seat.num_failed_starts += 1
+            seat.reason = seat.told or f"its process ended with status {worker.exit_status} while it loaded the model."
+        delay = _backoff(seat.num_failed_starts)
+        if seat.is_broken:
+            _log.error("worker_does_not_start", problem=seat.problem, next_try_in=delay)
+        else:
+            _log.error("worker_died", worker=worker.number, pid=worker.pid, while_starting=was_starting)
         self._metrics.worker_restarts.inc()
-        delay = _BACKOFF[min(self._num_failed_starts, len(_BACKOFF) - 1)]
-        restart = asyncio.create_task(self._restart_after(delay))
+        self._give_up_if_hopeless()
+        restart = asyncio.create_task(self._restart_after(delay, seat))
         self._restarts.add(restart)
         restart.add_done_callback(self._restarts.discard)
-        for job_id, job in [(i, job) for i, job in self._jobs.items() if job.worker is worker]:
-            self._rescue(job_id, job)
+        self._rescue({job_id: job for job_id, job in self._jobs.items() if job.worker is worker})
 
-    async def _restart_after(self, delay: float) -> None:
+    def _give_up_if_hopeless(self) -> None:
+        """If the pool never was ready, and all who could do one of its two works are broken, say so."""
+        encoders = [seat for seat in self._seats if seat.config.place.encodes]
+        answerers = [seat for seat in self._seats if seat.config.place.generates]
+        for able in (encoders, answerers):
+            if able and all(seat.is_broken for seat in able) and not self._started.done():
+                self._started.set_exception(WorkersCannotStart(able[0].reason))
+
+    async def _restart_after(self, delay: float, seat: _Seat) -> None:
         while True:
             await asyncio.sleep(delay)
             try:
-                self._start_worker()
+                self._start_worker(seat)
             except OSError:  # no memory, no process id: it may pass
                 _log.exception("worker_not_started")
-                delay = _BACKOFF[-1]
+                delay = _LONGEST_BACKOFF
             else:
                 return
 
@@ -292,15 +428,18 @@ class Pool:
                     worker.kill()
                 worker.send(Ping())
 
-    def _rescue(self, job_id: str, job: _Job) -> None:
-        job.worker = None
-        job.num_deaths += 1
-        if job.aborted:
-            self._end_aborted(job_id, job)
-        elif job.num_deaths >= _MAX_DEATHS:
-            self._fail(job_id, "worker_lost", "The worker died twice while it did this; it is not tried again.")
-        else:
-            self._dispatch(job)
+    def _rescue(self, jobs: dict[str, _Job]) -> None:
+        """Send the jobs of a dead worker elsewhere, but for the one that it seems to have died of."""
+        for job_id, job in jobs.items():
+            job.worker = None
+            job.num_deaths += 1
+            if job.aborted:
+                self._end_aborted(job_id, job)
+        suspects = [job_id for job_id, job in jobs.items() if job.is_suspect and not job.aborted]
+        for job_id in suspects:
+            if len(suspects) == 1 or jobs[job_id].num_deaths >= _MAX_DEATHS:
+                self._fail(job_id, "worker_lost", "Workers died while they did this; it is not tried again.")
+        self._dispatch_waiting()
 
     def _end_aborted(self, job_id: str, job: _Job) -> None:
         del self._jobs[job_id]
@@ -311,6 +450,12 @@ class Pool:
                 token_ids=(),
                 finish_reason="abort",
                 num_prompt_tokens=0,
+                num_cached_tokens=0,
                 num_output_tokens=len(job.output_token_ids),
             )
         )
+
+
+def _backoff(num_failed_starts: int) -> float:
+    """Seconds until a worker is started again; at once if it had been up."""
+    return min(_FIRST_BACKOFF * 2 ** (num_failed_starts - 1), _LONGEST_BACKOFF) if num_failed_starts else 0.0

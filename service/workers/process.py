@@ -19,7 +19,8 @@ _STOP_TIMEOUT = 5.0
 class WorkerProcess:
     """A child that runs `service.workers.worker`. All callbacks run on the event loop that made this object.
 
-    Two threads move messages, so that neither a busy worker nor a full pipe ever holds up the event loop.
+    `place` is what it is for. Two threads move messages, so that neither a busy worker nor a full pipe ever holds up
+    the event loop.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class WorkerProcess:
         on_report: Callable[["WorkerProcess", Report], None],
         on_death: Callable[["WorkerProcess"], None],
     ) -> None:
+        self.number = config.number
+        self.place = config.place
         self._loop = asyncio.get_running_loop()
         self._last_heard = time.monotonic()
         self._on_report = on_report
@@ -36,7 +39,7 @@ class WorkerProcess:
         self._outbox: queue.SimpleQueue[Command | WorkerConfig] = queue.SimpleQueue()
         self._connection, far_end = multiprocessing.Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.workers.worker", str(far_end.fileno())],
+            [sys.executable, "-m", "service.workers.worker", str(far_end.fileno()), f"{self.place.role}:{self.number}"],
             pass_fds=[far_end.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches the service alone, which then ends its children in order
@@ -47,7 +50,7 @@ class WorkerProcess:
             threading.Thread(target=target, name=f"worker-{self.pid}", daemon=True).start()
 
     def __repr__(self) -> str:
-        return f"WorkerProcess(pid={self.pid})"
+        return f"WorkerProcess({self.number}, {self.place.role}, pid={self.pid})"
 
     @property
     def seconds_silent(self) -> float:
@@ -58,6 +61,11 @@ class WorkerProcess:
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """How the process ended: its exit status, or less the signal that killed it; None while it runs."""
+        return self._process.returncode
 
     def send(self, command: Command) -> None:
         """Hand over a command; never blocks. A command to a dead worker is dropped: its death is reported."""

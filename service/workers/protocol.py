@@ -7,6 +7,7 @@ from model.engine.sampling_params import SamplingParams
 from model.pixels import PixelSpec
 from model.video import FrameSpec
 from service.settings import Quantization
+from service.workers.roles import Place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,12 +18,21 @@ class WorkerConfig:
     """The model's public name."""
     family: str
     checkpoint: str | None
-    device: str
+    places: tuple[Place, ...]
+    """All workers of the replica, since those on one device share it."""
+    number: int
+    """Which of them this one is."""
     dtype: str
     quantization: Quantization | None
     threads: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_batched_frames: int
+
+    @property
+    def place(self) -> Place:
+        """This worker's own."""
+        return self.places[self.number]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,18 +115,26 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The model is loaded and has answered a question of its own."""
+    """The model is loaded and has done on its own, once, what the worker is for."""
 
     info: ModelInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NotLoaded:
+    """The model cannot be loaded, and why in a sentence; the worker ends."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """The packed features of a clip, and the seconds the encoder took."""
+    """The packed features of a clip, its part of the seconds the encoder took, and how many clips shared the call."""
 
     job_id: str
     blob: bytes
     seconds: float
+    num_batched_clips: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,16 +154,22 @@ class Delta:
     token_ids: tuple[int, ...]
     finish_reason: str | None
     num_prompt_tokens: int
+    num_cached_tokens: int
+    """Of the prompt, how many the KV cache had already."""
     num_output_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepDone:
-    """What all answers gained in one step, and how many sequences run and wait."""
+    """What all answers gained in one step, and how the engine stands after it."""
 
     deltas: tuple[Delta, ...]
     num_running: int
     num_waiting: int
+    kv_cache_usage: float
+    """Blocks that sequences hold, of all."""
+    num_preemptions: int
+    """Since the worker began."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,4 +187,4 @@ class Pong:
 
 
 Command = Encode | CheckPrompt | Generate | Abort | Ping | Stop
-Report = Ready | Encoded | PromptChecked | StepDone | Refused | Pong
+Report = Ready | NotLoaded | Encoded | PromptChecked | StepDone | Refused | Pong

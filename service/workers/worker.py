@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.clip_encoder import Frames, encode_clips
 from model.conversation import Clip, Conversation, Turn
 from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
-from model.engine.sampling_params import SamplingParams
+from model.engine.output import Output
+from model.engine.sampling_params import InvalidSampling, SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
-from model.families import UnknownFamily, load_family
+from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
-from model.pixels import normalize
-from model.tokenizer import TokenizerError
+from model.memory import within_share
 from model.weights import WeightsError
 from service.workers.protocol import (
     Abort,
@@ -35,6 +36,7 @@ from service.workers.protocol import (
     Encoded,
     Generate,
     ModelInfo,
+    NotLoaded,
     Ping,
     Pong,
     PromptChecked,
@@ -45,43 +47,57 @@ from service.workers.protocol import (
     Stop,
     WorkerConfig,
 )
+from service.workers.roles import check_device, resolve, share
 
-_MAX_ENCODE_FRAMES = 256  # frames of one encoder batch
 _PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 64}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
 
 
 class Worker:
-    """Takes commands from a pipe between two engine steps, and reports what each step gained."""
+    """Takes commands from a pipe between two engine steps, and reports what each step gained.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has no room; the message is a sentence.
+    """
 
     def __init__(self, connection: "Connection[Report, Command]", config: WorkerConfig) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._config = config
+        num_gpus = torch.cuda.device_count()
+        places = resolve(config.places, num_gpus=num_gpus)
+        check_device(places[config.number], num_gpus=num_gpus)
         self._family = load_family(
             config.family,
             checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
-            device=_device(config.device),
+            device=places[config.number].device,
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
             quantization=config.quantization,
+            role=config.place.role,
         )
         self._engine_config = EngineConfig(
             max_num_seqs=config.max_num_seqs,
             max_model_len=self._family.max_model_len,
             max_num_batched_tokens=config.max_num_batched_tokens,
-            max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.language_model.device.type],
+            max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.device.type],
         )
-        self._engine = Engine(self._family.language_model, self._family.tokenizer, self._engine_config)
-        self._config = config
+        self._engine: Engine | None = None
+        if config.place.generates:
+            language_model = self._family.language_model
+            within = within_share(self._engine_config, language_model, share=share(places, config.number))
+            self._engine = Engine(language_model, self._family.tokenizer, within)
+        self._clips: list[Encode] = []
 
     def run(self) -> None:
         """Serve until the pipe ends or a `Stop` comes."""
-        self._answer_once()
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         self._report(Ready(info=_describe(self._family, self._config)))
         while self._obey(self._take()):
-            if self._engine.has_work:
-                self._step()
+            if batch := self._next_batch():
+                self._encode(batch)
+            if self._engine is not None and self._engine.has_work:
+                self._step(self._engine)
 
     # -- commands
 
@@ -99,7 +115,8 @@ class Worker:
                 self._inbox.put(command)
 
     def _take(self) -> list[Command]:
-        commands = [] if self._engine.has_work else [self._inbox.get()]
+        has_work = self._clips or (self._engine is not None and self._engine.has_work)
+        commands = [] if has_work else [self._inbox.get()]
         while True:
             try:
                 commands.append(self._inbox.get_nowait())
@@ -107,19 +124,17 @@ class Worker:
                 return commands
 
     def _obey(self, commands: list[Command]) -> bool:
-        clips: list[Encode] = []
         for command in commands:
             match command:
                 case Stop():
                     return False
-                case Abort():
-                    self._engine.abort(command.job_id)
+                case Encode():
+                    self._clips.append(command)
                 case Generate():
                     self._add(command)
-                case Encode():
-                    clips.append(command)
-        for batch in _batches(clips):
-            self._encode(batch)
+                case Abort():
+                    if self._engine is not None:
+                        self._engine.abort(command.job_id)
         return True
 
     def _check(self, command: CheckPrompt) -> Report:
@@ -135,6 +150,7 @@ class Worker:
 
     def _add(self, command: Generate) -> None:
         try:
+            assert self._engine is not None, "the pool sends questions only where there is an engine"
             clips = [
                 EncodedClip(torch.from_numpy(unpack(blob, key=key, shape=self._family.feature_shape)), key)
                 for blob, key in zip(command.features, command.feature_keys, strict=True)
@@ -142,11 +158,13 @@ class Worker:
             self._engine.add_request(
                 command.job_id,
                 self._prompt(command.conversation, clips),
-                self._with_template_stops(command.params),
+                self._checked(command.params),
                 output_token_ids=command.output_token_ids,
             )
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))
+        except InvalidSampling as error:
+            self._report(Refused(job_id=command.job_id, code="invalid_value", message=str(error)))
         except Exception:  # noqa: BLE001  one bad question must not end the worker
             traceback.print_exc()
             message = "The model cannot take this question."
@@ -154,56 +172,69 @@ class Worker:
 
     # -- work
 
+    def _next_batch(self) -> list[Encode]:
+        """The clip that has waited longest, and with it all others of its shape within the budget of frames.
+
+        One alone while answers are given here: each of them waits as long as the encoder takes.
+        """
+        if not self._clips:
+            return []
+        shape = self._clips[0].shape
+        most = max(1, self._config.max_num_batched_frames // max(1, shape[0]))
+        if self._engine is not None and self._engine.has_work:
+            most = 1
+        batch = [clip for clip in self._clips if clip.shape == shape][:most]
+        taken = {clip.job_id for clip in batch}
+        self._clips = [clip for clip in self._clips if clip.job_id not in taken]
+        return batch
+
     def _encode(self, batch: list[Encode]) -> None:
         start = time.perf_counter()
-        try:
-            features = self._features(batch)
-        except Exception:  # noqa: BLE001  one bad clip must not end the worker
-            traceback.print_exc()
-            features = None
+        frames = {clip.job_id: pictures for clip in batch if (pictures := _frames(clip)) is not None}
+        features = dict(zip(frames, encode_clips(self._family, list(frames.values())) if frames else (), strict=True))
         seconds = (time.perf_counter() - start) / len(batch)
-        for i, clip in enumerate(batch):
-            if features is None or not np.isfinite(features[i]).all():
+        for clip in batch:
+            encoded = features.get(clip.job_id)
+            if encoded is None:
                 self._report(Refused(job_id=clip.job_id, code="encode_failed", message="The video cannot be encoded."))
                 continue
-            blob = pack(features[i], key=clip.key, frame_indices=clip.frame_indices, timestamps=clip.timestamps)
-            self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds))
+            blob = pack(encoded, key=clip.key, frame_indices=clip.frame_indices, timestamps=clip.timestamps)
+            self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds, num_batched_clips=len(batch)))
 
-    def _features(self, batch: list[Encode]) -> np.ndarray:
-        clips = [np.frombuffer(clip.frames, dtype=np.uint8).reshape(clip.shape) for clip in batch]
-        pixel_values = torch.from_numpy(
-            np.stack([normalize(clip, self._family.pixel_spec) for clip in clips])
-        )  # [B, T, 3, H, W]
-        with torch.inference_mode():
-            return self._family.encode(pixel_values).to("cpu", torch.float16).numpy()
-
-    def _step(self) -> None:
-        deltas = tuple(
-            Delta(
-                job_id=output.request_id,
-                text=output.text,
-                token_ids=output.token_ids,
-                finish_reason=output.finish_reason,
-                num_prompt_tokens=output.num_prompt_tokens,
-                num_output_tokens=output.num_output_tokens,
-            )
-            for output in self._engine.step()
-        )
+    def _step(self, engine: Engine) -> None:
+        deltas = tuple(map(_delta, engine.step()))
         self._report(
-            StepDone(deltas=deltas, num_running=self._engine.num_running, num_waiting=self._engine.num_waiting)
+            StepDone(
+                deltas=deltas,
+                num_running=engine.num_running,
+                num_waiting=engine.num_waiting,
+                kv_cache_usage=engine.num_held_blocks / engine.num_blocks,
+                num_preemptions=engine.num_preemptions,
+            )
         )
 
-    def _answer_once(self) -> None:
-        """Encode a black clip and answer a question about it: after this, real ones work, and caches are warm."""
+    def work_once(self) -> None:
+        """Encode a black clip, answer a question about it: after this, real ones work, and caches are warm.
+
+        Raises:
+            ValueError: it cannot encode one.
+        """
         spec, pixels = self._family.frame_spec, self._family.pixel_spec
-        clip = np.zeros((1, spec.count, 3, pixels.size, pixels.size), dtype=np.float32)
-        with torch.inference_mode():
-            features = self._family.encode(torch.from_numpy(clip)).to("cpu", torch.float16)
+        features = np.zeros(self._family.feature_shape, dtype=np.float16)
+        if self._config.place.encodes:
+            [encoded] = encode_clips(
+                self._family, [np.zeros((spec.count, pixels.size, pixels.size, 3), dtype=np.uint8)]
+            )
+            if encoded is None:
+                raise WeightsError("The model cannot encode a black clip; its weights are damaged.")
+            features = encoded
+        if self._engine is None:
+            return
         question = Conversation(
             clips=(Clip(frame_indices=tuple(range(spec.count)), fps=1.0),),
             turns=(Turn(role="user", text="What is this?"),),
         )
-        prompt = self._prompt(question, [EncodedClip(features[0], "warm-up")])
+        prompt = self._prompt(question, [EncodedClip(torch.from_numpy(features), "warm-up")])
         self._engine.add_request("warm-up", prompt, SamplingParams(max_tokens=2))
         while self._engine.has_work:
             self._engine.step()
@@ -212,33 +243,38 @@ class Worker:
         with torch.inference_mode():
             return build_prompt(self._family, conversation, clips)
 
-    def _with_template_stops(self, params: SamplingParams) -> SamplingParams:
-        """The template's own strings end every answer that is not to go on regardless; a user may add to them."""
-        if params.ignore_eos:
-            return params
-        return replace(params, stop=tuple(dict.fromkeys((*self._family.template.stop, *params.stop))))
+    def _checked(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with every bound checked anew: what came through a pipe was made without asking.
+
+        The template's own strings end every answer that is not to go on regardless; a user may add to them.
+        """
+        stop = () if params.ignore_eos else self._family.template.stop
+        return replace(params, stop=tuple(dict.fromkeys((*stop, *params.stop))))
 
     def _report(self, report: Report) -> None:
         with self._send_lock:
             self._connection.send(report)
 
 
-def _batches(clips: list[Encode]) -> list[list[Encode]]:
-    """Clips that may go through the encoder together: of one shape, within the frame budget."""
-    batches: list[list[Encode]] = []
-    for clip in sorted(clips, key=lambda clip: clip.shape):
-        batch = batches[-1] if batches else []
-        if batch and batch[0].shape == clip.shape and (len(batch) + 1) * clip.shape[0] <= _MAX_ENCODE_FRAMES:
-            batch.append(clip)
-        else:
-            batches.append([clip])
-    return batches
+def _frames(clip: Encode) -> Frames | None:
+    """A clip's pictures; None where there are not as many bytes as its shape takes."""
+    try:
+        return np.frombuffer(clip.frames, dtype=np.uint8).reshape(clip.shape)
+    except ValueError:
+        traceback.print_exc()
+        return None
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _delta(output: Output) -> Delta:
+    return Delta(
+        job_id=output.request_id,
+        text=output.text,
+        token_ids=output.token_ids,
+        finish_reason=output.finish_reason,
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=min(output.num_cached_tokens, output.num_prompt_tokens),
+        num_output_tokens=output.num_output_tokens,
+    )
 
 
 def _describe(family: Family, config: WorkerConfig) -> ModelInfo:
@@ -259,7 +295,7 @@ def _describe(family: Family, config: WorkerConfig) -> ModelInfo:
 
 
 def main() -> None:
-    """Run a worker on the pipe whose file descriptor is the first argument."""
+    """Run a worker on the pipe whose file descriptor is the first argument; a second tells `ps` its role."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
     connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
     config = connection.recv()
@@ -267,8 +303,13 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     try:
         worker = Worker(connection, config)
-    except (WeightsError, TokenizerError, UnknownFamily) as error:
-        sys.exit(f"reeltalk: {error}")  # the operator can mend it, and needs no traceback
+        worker.work_once()
+    except ValueError as error:
+        connection.send(NotLoaded(reason=str(error)))  # the operator can mend it, and needs no traceback
+        sys.exit(1)
+    except (MemoryError, torch.OutOfMemoryError):
+        connection.send(NotLoaded(reason="There is not enough memory on the device for the model."))
+        sys.exit(1)
     worker.run()
 
 

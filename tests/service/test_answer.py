@@ -65,10 +65,15 @@ def test_tokens_whose_text_is_held_back_make_no_event_and_are_counted() -> None:
     live = live_answer()
     live.opening()
     say(live, "", "", "é")
-    live.finish("length", num_prompt_tokens=7)
+    live.finish("length", num_prompt_tokens=7, num_cached_tokens=4)
     write = taken(live)
     assert [e.name for e in write.events] == ["delta", "done"]
-    assert write.events[-1].data["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert write.events[-1].data["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
 
 
 def test_done_tells_what_the_history_keeps() -> None:

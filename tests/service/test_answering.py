@@ -70,6 +70,7 @@ def say(pool: Pool, live: LiveAnswer, text: str, *, finish_reason: str | None = 
             token_ids=(1,),
             finish_reason=finish_reason,
             num_prompt_tokens=5,
+            num_cached_tokens=0,
             num_output_tokens=1,
         )
     )

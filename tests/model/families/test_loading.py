@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.checkpoints.folder import read_folder
 from model.engine.sampling_params import SamplingParams
@@ -14,6 +14,7 @@ from model.families import default_dtype, family_module, family_names, load_fami
 from model.families.videochat import DEFAULT_CHECKPOINT
 from model.family import Family
 from model.quantization import Quantization
+from model.role import Role
 from model.tokenizer import TokenizerError
 from model.weights import WeightsError
 from tests.model.families.conversations import asked
@@ -167,3 +168,41 @@ def test_a_tensor_that_two_files_hold_is_refused(folder: Path, small: Family) ->
     shutil.copy(folder / "even.safetensors", folder / "more.safetensors")
     with pytest.raises(WeightsError, match=r"more\.safetensors repeats"):
         load_family(small.name, checkpoint=folder)
+
+
+def num_loaded(family: Family) -> int:
+    """Values in the parameters that take memory."""
+    return sum(parameter.numel() for parameter in family.network.parameters() if not parameter.is_meta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_roles_do_together_what_one_model_does_and_load_each_weight_once(
+    small: Family, saved: Path, dtype: torch.dtype
+) -> None:
+    whole = load_family(small.name, checkpoint=saved, dtype=dtype)
+    encoder = load_family(small.name, checkpoint=saved, dtype=dtype, role="encode")
+    speaker = load_family(small.name, checkpoint=saved, dtype=dtype, role="generate")
+    for part in (encoder, speaker):
+        assert (part.dtype, part.num_parameters) == (whole.dtype, whole.num_parameters)
+        assert part.checkpoint_digest == whole.checkpoint_digest, "features are found again whoever made them"
+        assert (part.feature_shape, part.max_model_len) == (whole.feature_shape, whole.max_model_len)
+    assert num_loaded(encoder) + num_loaded(speaker) == num_loaded(whole)
+    assert min(num_loaded(encoder), num_loaded(speaker)) > 0
+    assert all(parameter.is_meta for parameter in encoder.language_model.parameters())
+
+    frames = some_frames(small)
+    features = encoder.encode(frames)
+    assert torch.equal(features, whole.encode(frames))
+    assert torch.equal(speaker.project(features[0]), whole.project(features[0]))
+    tokens = torch.tensor([[1, 5, 9]])
+    assert torch.equal(speaker.language_model(tokens).logits, whole.language_model(tokens).logits)
+
+
+@pytest.mark.parametrize("role", ["encode", "generate"])
+def test_a_role_does_not_make_a_damaged_checkpoint_whole(small: Family, folder: Path, role: Role) -> None:
+    path = folder / "even.safetensors"
+    weights = load_file(path)
+    names = [name for name in weights if not small.network.serves(name, role)]
+    save_file({name: tensor for name, tensor in weights.items() if name != names[-1]}, path)
+    with pytest.raises(WeightsError, match="parameters that no key covers"):
+        load_family(small.name, checkpoint=folder, role=role)

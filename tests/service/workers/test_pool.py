@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,26 +18,34 @@ from service.errors import InternalError, InvalidRequest
 from service.metrics import Metrics
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Encode, Generate, ModelInfo, Refused, WorkerConfig
+from service.workers.roles import parse_places
 from tests.running import is_alive
 
 CONFIG = WorkerConfig(
     name="tiny",
     family="videochat",
     checkpoint=None,
-    device="cpu",
+    places=parse_places("1", device="cpu"),
+    number=0,
     dtype="float32",
     quantization=None,
     threads=1,
     max_num_seqs=4,
     max_num_batched_tokens=512,
+    max_num_batched_frames=64,
 )
 PATIENCE = 90.0
 
 
 @asynccontextmanager
-async def pool_of(num_workers: int, *, encode_timeout: float = PATIENCE) -> AsyncIterator[Pool]:
+async def pool_of(
+    workers: int | str, *, encode_timeout: float = PATIENCE, metrics: Metrics | None = None, **fields: Any
+) -> AsyncIterator[Pool]:
     """A started pool; when it is closed, none of its processes is left."""
-    pool = Pool(CONFIG, num_workers=num_workers, encode_timeout=encode_timeout, metrics=Metrics())
+    places = parse_places(str(workers), device="cpu") if workers else ()
+    config = replace(CONFIG, places=places, **fields)
+    configs = [replace(config, number=number) for number in range(len(places))]
+    pool = Pool(configs, encode_timeout=encode_timeout, metrics=metrics or Metrics())
     pool.start()
     pids = pool.pids
     try:

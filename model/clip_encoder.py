@@ -1,0 +1,40 @@
+"""Clips through a family's encoder, many at once: a bad one fails alone, whoever shares its batch."""
+
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.family import Family
+from model.pixels import normalize
+
+Frames = npt.NDArray[np.uint8]
+"""One clip, [T, S, S, 3]."""
+Features = npt.NDArray[np.float16]
+"""Of one clip, [num_tokens, width]."""
+
+
+def encode_clips(family: Family, clips: Sequence[Frames]) -> list[Features | None]:
+    """Features of clips of one shape, in one call of the encoder; None for a clip that cannot be encoded.
+
+    A clip's features are those it would have alone, but for the order in which the processor adds numbers: matrix
+    products of other sizes are cut into other tiles.
+    """
+    try:
+        features = _encode(family, clips)
+    except Exception:  # noqa: BLE001  whatever it was: those who are innocent of it are to have their features
+        if len(clips) == 1:
+            traceback.print_exc()
+            return [None]
+        return [encode_clips(family, [clip])[0] for clip in clips]
+    return [each if np.isfinite(each).all() else None for each in features]
+
+
+def _encode(family: Family, clips: Sequence[Frames]) -> Features:
+    """Features [B, num_tokens, width]."""
+    pixel_values = np.stack([normalize(clip, family.pixel_spec) for clip in clips])  # [B, T, 3, S, S]
+    with torch.inference_mode():
+        features: Features = family.encode(torch.from_numpy(pixel_values)).to("cpu", torch.float16).numpy()
+    return features

@@ -1,0 +1,70 @@
+"""A clip's features are its own: alone or in company, and whatever becomes of the others."""
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from model.clip_encoder import Frames, encode_clips
+from model.families import family_names, load_family
+from model.family import Family
+
+NOISE = 2**-8
+"""Of the largest value. Alone and in company the same numbers are added in another order, in float32; what is left of
+that after the encoder's layers is about 1e-6 of the largest value, and rounding to the float16 that is kept can turn it
+into a last place, 2**-11 of a value, or a few where layers amplify it. Another clip's are 2**-5 away or more."""
+
+
+@pytest.fixture(scope="module", params=family_names())
+def family(request: pytest.FixtureRequest) -> Family:
+    return load_family(str(request.param))
+
+
+def drawn(family: Family, number: int, num_frames: int = 8) -> Frames:
+    size = family.pixel_spec.size
+    return np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("num_frames", [1, 8, 11])
+def test_features_in_company_are_those_alone_within_float_noise(family: Family, num_frames: int) -> None:
+    clips = [drawn(family, number, num_frames) // (number + 1) for number in range(5)]
+    together = encode_clips(family, clips)
+    for number, clip in enumerate(clips):
+        [alone] = encode_clips(family, [clip])
+        assert alone is not None
+        assert together[number] is not None
+        assert apart(together[number], alone) <= NOISE
+        others = [other for n, other in enumerate(together) if n != number]
+        assert min(apart(other, alone) for other in others) > 8 * NOISE, "no clip has another's"
+
+
+def apart(some: np.ndarray | None, others: np.ndarray) -> float:
+    assert some is not None
+    difference = np.abs(some.astype(np.float32) - others.astype(np.float32)).max()
+    return float(difference / np.abs(others.astype(np.float32)).max())
+
+
+class Choosy:
+    """A family whose encoder fails, or says what is not a number, where a clip is all white."""
+
+    def __init__(self, family: Family, *, raises: bool) -> None:
+        self.pixel_spec, self._family, self._raises = family.pixel_spec, family, raises
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        white = (pixel_values == pixel_values.amax((0, 1, 3, 4), keepdim=True)).flatten(1).all(1)
+        if self._raises and white.any():
+            raise RuntimeError("out of memory")
+        features = self._family.encode(pixel_values)
+        features[white] = float("nan")
+        return features
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_clip_that_cannot_be_encoded_fails_alone(family: Family, raises: bool) -> None:
+    white = np.full_like(drawn(family, 0), 255)
+    clips = [drawn(family, 1), white, drawn(family, 2)]
+    first, bad, last = encode_clips(Choosy(family, raises=raises), clips)  # type: ignore[arg-type]
+    assert bad is None
+    for features, clip in ((first, clips[0]), (last, clips[2])):
+        [alone] = encode_clips(family, [clip])
+        assert alone is not None
+        assert apart(features, alone) <= NOISE
