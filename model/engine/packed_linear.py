@@ -58,7 +58,7 @@ def _is_plain(linear: nn.Linear) -> bool:
 def _gains(dtype: torch.dtype) -> bool:
     """Whether this CPU and this build of torch have the kernels, and no faster ones."""
     if dtype == torch.float32:
-        return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return (
         dtype in (torch.bfloat16, torch.float16)
