@@ -67,9 +67,11 @@ def _path(loc: Sequence[int | str], body: object) -> list[str]:
     path: list[str] = []
     value: Any = body
     for place, part in enumerate(loc[1:], start=2):
-        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+        if isinstance(value, list) and isinstance(part, int):
             value = value[part]
-        elif place < len(loc) or not isinstance(value, dict):
+        elif isinstance(value, dict) and (part in value or place == len(loc)):
+            value = value.get(part)
+        else:
             continue
         path.append(str(part))
     return path

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, T
 from pydantic_core import PydanticCustomError
 
 from model.engine.sampling_params import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_TOKENS
-from service.api.schemas import Integer, Reply, RequestBody
+from service.api.schemas import WHOLE, Reply, RequestBody
 from service.ids import file_id
 from service.store.records import VideoFrames, VideoRecord
 
@@ -37,6 +37,9 @@ def _kind_of(value: object) -> str:
 
 _Text = Annotated[str, StringConstraints(max_length=32_000)]
 _Name = Annotated[None, _off()]
+_EmptyList = Annotated[list[Any], Field(max_length=0)]
+_EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
+_TextAlone = Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)]
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
@@ -109,8 +112,8 @@ class AssistantMessage(RequestBody):
     refusal: Annotated[None, _off()] = None
     audio: Annotated[None, _off()] = None
     function_call: Annotated[None, _off()] = None
-    tool_calls: Annotated[list[Any] | None, _off([]), Field(max_length=0)] = None
-    annotations: Annotated[list[Any] | None, _off([]), Field(max_length=0)] = None
+    tool_calls: Annotated[_EmptyList | None, _off([])] = None
+    annotations: Annotated[_EmptyList | None, _off([])] = None
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -136,44 +139,48 @@ class ChatCompletionRequest(RequestBody):
     model: str = Field(min_length=1, max_length=200)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Integer | None = Field(default=None, ge=1, le=MAX_CHOICES, description="How many answers to give.")
-    max_completion_tokens: Integer | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    max_tokens: Integer | None = Field(
-        default=None, ge=1, le=MAX_TOKENS, description="The older name of `max_completion_tokens`; give one of them."
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
+        default=None, description="How many answers to give."
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = Field(
+        default=None, description="The older name of `max_completion_tokens`; give one of them."
     )
     temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     stop: _StopString | Annotated[list[_StopString], Field(max_length=8)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Integer | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description="How many of the likeliest tokens; needs `logprobs`."
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = Field(
+        default=None, description="How many of the likeliest tokens; needs `logprobs`."
     )
     response_format: ResponseFormat | None = None
 
-    top_k: Integer | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's; 0 is off.")
+    top_k: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = Field(
+        default=None, description="Not OpenAI's; 0 is off."
+    )
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False, description="Not OpenAI's; 0 is off.")
     repetition_penalty: float | None = Field(
         default=None, ge=0.1, le=10, allow_inf_nan=False, description="Not OpenAI's; 1 is off."
     )
     ignore_eos: bool | None = Field(default=None, description="Not OpenAI's; go on to the last token, for measuring.")
 
-    tools: Annotated[list[Any] | None, _off([]), Field(max_length=0)] = None
+    tools: Annotated[_EmptyList | None, _off([])] = None
     tool_choice: Annotated[Literal["none"] | None, _off("none")] = None
     parallel_tool_calls: Annotated[None, _off()] = None
-    functions: Annotated[list[Any] | None, _off([]), Field(max_length=0)] = None
+    functions: Annotated[_EmptyList | None, _off([])] = None
     function_call: Annotated[Literal["none"] | None, _off("none")] = None
-    logit_bias: Annotated[dict[str, Any] | None, _off({}), Field(max_length=0)] = None
-    modalities: Annotated[list[Literal["text"]] | None, _off(["text"]), Field(min_length=1, max_length=1)] = None
+    logit_bias: Annotated[_EmptyObject | None, _off({})] = None
+    modalities: Annotated[_TextAlone | None, _off(["text"])] = None
     audio: Annotated[None, _off()] = None
     prediction: Annotated[None, _off()] = None
     reasoning_effort: Annotated[Literal["none"] | None, _off("none")] = None
     verbosity: Annotated[None, _off()] = None
     service_tier: Annotated[Literal["auto", "default"] | None, _off("auto", "default")] = None
     store: Annotated[Literal[False] | None, _off(False)] = None
-    metadata: Annotated[dict[str, Any] | None, _off({}), Field(max_length=0)] = None
+    metadata: Annotated[_EmptyObject | None, _off({})] = None
     user: Annotated[None, _off()] = None
     safety_identifier: Annotated[None, _off()] = None
     moderation: Annotated[None, _off()] = None

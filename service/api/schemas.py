@@ -24,7 +24,7 @@ from service.store.records import (
 )
 
 # JSON has one kind of number, in which 8.0 is the integer 8
-Integer = Annotated[int, BeforeValidator(lambda value: int(value) if _is_whole(value) else value)]
+WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 _StopStrings = Annotated[list[_StopString], Field(max_length=8)]
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
@@ -109,7 +109,7 @@ class Deleted(Reply):
 class FramesField(RequestBody):
     """Which frames the model is to see: how many, from and to which second."""
 
-    count: Integer | None = Field(default=None, ge=1, le=MAX_FRAME_COUNT)
+    count: Annotated[int, Field(ge=1, le=MAX_FRAME_COUNT), WHOLE] | None = None
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -155,20 +155,17 @@ class MessageRequest(RequestBody):
     stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
     temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    top_k: Integer | None = Field(default=None, ge=0, le=1_000_000)
+    top_k: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = None
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    num_beams: Integer | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_BEAMS,
-        description="More than one searches for the likeliest answer, which comes as a whole.",
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS), WHOLE] | None = Field(
+        default=None, description="More than one searches for the likeliest answer, which comes as a whole."
     )
     length_penalty: float | None = Field(default=None, ge=-5, le=5, allow_inf_nan=False)
-    max_tokens: Integer | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    seed: Integer | None = Field(default=None, ge=0, le=MAX_SEED)
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None
     stop: _StopString | _StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 

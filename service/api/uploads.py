@@ -33,7 +33,9 @@ _Sum = Annotated[
 
 
 async def _speaks_tus(
-    tus_resumable: Annotated[str | None, Header(description=f"The version of the protocol: {TUS_VERSION}.")] = None,
+    tus_resumable: Annotated[
+        str, Header(description="The version of the protocol.", json_schema_extra={"enum": [TUS_VERSION]})
+    ],
 ) -> None:
     if tus_resumable != TUS_VERSION:
         raise PreconditionFailed(
