@@ -1,4 +1,4 @@
-"""Node and the packages of tests/node, installed once a run; where they cannot be had, a test is skipped with a reason."""
+"""Node and the packages of tests/node, installed once a run; where they cannot be had, a test is skipped."""
 
 import shutil
 import subprocess

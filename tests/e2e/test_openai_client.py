@@ -1,4 +1,4 @@
-"""OpenAI's own Python client works unchanged: typed, streaming, with its own retries; what is not supported is named."""
+"""OpenAI's own Python client works unchanged: typed, streaming, with its own retries; what is refused is named."""
 
 import base64
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionTokenLogprob
 
 from service.demo import SAMPLE
 from tests.clips import h264_mp4
@@ -39,7 +39,9 @@ def data_url(path: Path) -> str:
 
 
 def asked(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
-    return client.chat.completions.create(model="tiny", messages=messages, **fields)
+    completion = client.chat.completions.create(model="tiny", messages=messages, **fields)
+    assert isinstance(completion, ChatCompletion)
+    return completion
 
 
 def ask(service: RunningService, video_id: str, **fields: Any) -> str:
@@ -150,7 +152,8 @@ def test_the_choices_are_as_many_as_asked_and_the_first_is_the_only_one_s(client
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_logprobs_are_of_the_words_that_were_said_and_of_no_others(client: openai.OpenAI, stream: bool) -> None:
     fields: dict[str, Any] = {"temperature": 0, "logprobs": True, "top_logprobs": 3, "stop": [" objects"]}
-    tokens, text = [], ""
+    tokens: list[ChatCompletionTokenLogprob] = []
+    text = ""
     if stream:
         for chunk in client.chat.completions.create(
             model="tiny", messages=about(data_url(SAMPLE)), stream=True, **fields
