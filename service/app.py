@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from service.answering import Answering
 from service.api import answers, chat_completions, files, health, page, sessions, uploads, videos
+from service.api.contract import describe_contract
 from service.api.dependencies import Service
 from service.api.errors import install_error_handlers
 from service.chat import Chat
@@ -67,6 +68,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
     for part in (videos, sessions, answers, chat_completions, files, uploads, health, page):
         app.include_router(part.router)
     page.mount_static_files(app)
+    describe_contract(app)
     return app
 
 

@@ -14,7 +14,7 @@ from service.workers.roles import Place, parse_places
 PREFIX = "REELTALK_"
 Quantization = Literal["int8", "int4"]
 """As `model.quantization.Quantization`, which this side of the pipe cannot import."""
-_FOREIGN = {"REELTALK_GOLDEN"}  # read by the test suite, not by the service
+_FOREIGN = {"REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN"}  # read by the test suite, not by the service
 
 
 class SettingsError(Exception):

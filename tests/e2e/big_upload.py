@@ -73,8 +73,7 @@ def interrupted_upload(service: RunningService, path: Path, *, num_breaks: int) 
             file_stream=file, metadata={"filename": path.name, "filetype": "video/mp4"}, retries=60, retry_delay=0.5
         )
         uploader.upload()
-        assert uploader.url is not None
-        state = requests.head(uploader.url, headers=TUS, timeout=30)
+        state = requests.head(str(uploader.url), headers=TUS, timeout=30)
         num_broken = wire.num_breaks
     assert state.headers["Upload-Offset"] == str(size)
     video = service.wait_until_processed(state.headers["Reeltalk-Video-Id"])

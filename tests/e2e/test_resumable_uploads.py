@@ -60,8 +60,7 @@ def test_a_tus_client_uploads_in_pieces_with_checksums_and_it_is_the_video_of_a_
             upload_checksum=True,
         )
         uploader.upload()
-    assert uploader.url is not None
-    state = http.head(uploader.url, headers=TUS)
+    state = http.head(str(uploader.url), headers=TUS)
     assert state.headers["Upload-Length"] == state.headers["Upload-Offset"] == str(len(BYTES))
     assert "filename c2hhcGVzLm1wNA==" in state.headers["Upload-Metadata"]
     assert state.headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
