@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from model.conversation import Turn
 from model.engine.sampling_params import MAX_SEED
@@ -268,7 +269,7 @@ async def _unless_gone(request: Request, work: Awaitable[ChatCompletion]) -> Cha
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise InvalidRequest("client_disconnected", "The connection was closed before the answer was there.")
+            raise ClientDisconnect
         return working.result()
     finally:
         leaving.cancel()

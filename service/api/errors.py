@@ -101,7 +101,7 @@ def _methods(request: Request) -> set[str]:
 
 async def _disconnected(_: Request, __: Exception) -> JSONResponse:
     # nobody reads this; it gives the log a status
-    return _reply(InvalidRequest("client_disconnected", "The connection was closed in mid-upload."), status=400)
+    return _reply(InvalidRequest("client_disconnected", "The connection was closed too early."), status=400)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
