@@ -1,6 +1,8 @@
 """OpenAI's own Python client works unchanged: typed, streaming, with its own retries; what is refused is named."""
 
 import base64
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -269,6 +271,24 @@ def test_when_the_client_goes_the_sequence_ends_at_once(
     eventually(lambda: talkative.metric("reeltalk_num_requests_running") == 0, timeout=5)
     assert time.monotonic() - left < 1.0, "as long as a step, and not as a grace period"
     client.close()
+
+
+def test_a_stream_outlives_the_worker_it_began_on(talkative: RunningService) -> None:
+    fields: dict[str, Any] = {"model": "checkpoint", "temperature": 0, "max_tokens": 300, "logprobs": True}
+    messages: Any = [{"role": "user", "content": "Go on."}]
+    with client_of(talkative) as client:
+        whole = client.chat.completions.create(messages=messages, **fields)
+        stream = client.chat.completions.create(messages=messages, stream=True, **fields)
+        text, num_tokens = "", 0
+        for number, chunk in enumerate(stream):
+            if number == 20:
+                os.kill(talkative.child("service.workers.worker"), signal.SIGKILL)
+            [choice] = chunk.choices
+            text += choice.delta.content or ""
+            num_tokens += len(choice.logprobs.content or []) if choice.logprobs else 0
+    assert text == whole.choices[0].message.content
+    assert whole.choices[0].logprobs is not None
+    assert num_tokens == len(whole.choices[0].logprobs.content or [])
 
 
 def test_its_own_retries_wait_as_long_as_a_full_service_says(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 from tusclient.client import TusClient
 
 from service.demo import SAMPLE
@@ -124,13 +126,40 @@ def test_a_file_that_is_no_video_is_refused_with_its_last_piece_and_whenever_it_
 def test_an_upload_that_is_ended_is_gone_and_its_bytes_with_it(service: RunningService, http: httpx2.Client) -> None:
     url = created(http)
     appended(http, url, BYTES[:1000], offset=0)
-    file = service.data_dir / "media" / "partial" / url.rsplit("/", 1)[1]
+    file = partial_file(service, url)
     assert file.stat().st_size == 1000
     # as browsers behind old proxies ask for it
     assert http.post(url, headers=TUS | {"X-HTTP-Method-Override": "DELETE"}).status_code == 204
     assert not file.exists()
     assert http.head(url, headers=TUS).status_code == 404
     assert code_of(appended(http, url, BYTES[1000:], offset=1000)) == "upload_not_found"
+
+
+def partial_file(service: RunningService, url: str) -> Path:
+    return service.data_dir / "media" / "partial" / url.rsplit("/", 1)[1]
+
+
+def test_bytes_that_were_never_acknowledged_do_not_count(service: RunningService, http: httpx2.Client) -> None:
+    """A replica that dies in mid-piece leaves them behind the last offset that it told of."""
+    url = created(http)
+    appended(http, url, BYTES[:1000], offset=0)
+    with partial_file(service, url).open("ab") as file:
+        file.write(b"torn")
+    assert offset_of(http, url) == 1000
+    reply = appended(http, url, BYTES[1000:], offset=1000)
+    assert reply.headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
+
+
+def test_whoever_asks_for_a_whole_upload_gets_its_video_though_a_crash_came_between(
+    service: RunningService, http: httpx2.Client
+) -> None:
+    url = created(http)
+    partial_file(service, url).write_bytes(BYTES)
+    [key] = [key for key in service.keys_about(url.rsplit("/", 1)[1]) if not key.endswith(":lease")]
+    with redis.Redis(unix_socket_path=str(service.data_dir / "redis" / "redis.sock")) as store:
+        record = json.loads(str(store.get(key), "utf-8")) | {"offset": len(BYTES)}
+        store.set(key, json.dumps(record), ex=60)
+    assert http.head(url, headers=TUS).headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
 
 
 def test_a_broken_line_costs_no_byte_and_a_large_file_no_memory(service: RunningService, tmp_path: Path) -> None:
