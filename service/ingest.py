@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
-from service.store.listing import Page
-from service.store.media import MediaStore
+from service.store.listing import Order, Page
+from service.store.media import MediaStore, SpoolFile
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
@@ -47,41 +47,56 @@ class Ingest:
         content_type: str,
         content_length: int | None,
         filename: str | None,
+        purposes: frozenset[str] | None = None,
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
+
+        With `purposes` the upload is a form that also says what the file is for, one of these.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
+        start = time.perf_counter()
+        with self.place():
+            async with self._media.spool() as spool:
+                header = await uploads.receive(
+                    chunks,
+                    spool,
+                    content_type=content_type,
+                    filename=filename,
+                    max_bytes=max_bytes,
+                    idle_timeout=self._settings.upload_idle_timeout,
+                    purposes=purposes,
+                )
+                record, is_new = await self.keep(tenant, spool, header)
+        self._metrics.video_upload.observe(time.perf_counter() - start)
+        return await self.probed(tenant, record), is_new
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one more video, while its bytes come in.
+
+        Raises:
+            Overloaded: there is none.
+        """
         if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:
             self._metrics.admission_rejections.labels("max_pending_videos").inc()
             raise Overloaded("overloaded", "Too many videos are being prepared; try again in a moment.")
         self._num_receiving += 1
         try:
-            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
+            yield
         finally:
             self._num_receiving -= 1
-        if record.num_frames is None:
-            record = await self._probed(tenant, record)
-        return record, is_new
 
-    async def _store(
-        self, tenant: str, chunks: AsyncIterator[bytes], *, content_type: str, filename: str | None
-    ) -> tuple[VideoRecord, bool]:
-        start = time.perf_counter()
-        async with self._media.spool() as spool:
-            header = await uploads.receive(
-                chunks,
-                spool,
-                content_type=content_type,
-                filename=filename,
-                max_bytes=self._settings.max_upload_bytes,
-                idle_timeout=self._settings.upload_idle_timeout,
-            )
-            sha256 = await self._media.commit(spool, tenant)
-        self._metrics.video_upload.observe(time.perf_counter() - start)
+    async def keep(self, tenant: str, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
+        """Make a received file permanent; returns its record and whether it is new.
+
+        Raises:
+            Unavailable: the store is away, or the same video was erased this moment.
+        """
+        sha256 = await self._media.commit(spool, tenant)
         record = VideoRecord(
             id=video_id(tenant, sha256),
             sha256=sha256,
@@ -100,7 +115,14 @@ class Ingest:
             return record, True
         return known, False
 
-    async def _probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
+    async def probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
+        """Start a video's preparation; returns its record with the facts of the file, if they come soon.
+
+        Raises:
+            ServiceError: the file cannot be used and was erased again, or a part of the service failed.
+        """
+        if record.num_frames is not None:
+            return record
         flight = await self._encoding.begin(tenant, record)
         assert flight.task is not None
         either: set[asyncio.Future[Any]] = {flight.task, flight.probed}
@@ -132,9 +154,11 @@ class Ingest:
             await self._encoding.begin(tenant, record)
         return record
 
-    async def page(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[VideoRecord], Page]:
-        """Videos, newest first."""
-        page = await self._videos.page(tenant, limit=limit, after=after)
+    async def page(
+        self, tenant: str, *, limit: int, after: str | None, order: Order = "desc"
+    ) -> tuple[list[VideoRecord], Page]:
+        """Videos by time of creation."""
+        page = await self._videos.page(tenant, limit=limit, after=after, order=order)
         return await self._videos.get_many(tenant, page.ids), page
 
     async def erase(self, tenant: str, video_id: str) -> None:

@@ -7,9 +7,11 @@ from fastapi import Depends, Query, Request
 
 from service.answering import Answering
 from service.chat import Chat
+from service.completion import Completions
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
+from service.resumable import Resumable
 from service.settings import Settings
 from service.store.connection import StoreClient
 from service.workers.pool import Pool
@@ -24,6 +26,8 @@ class Service:
     encoding: Encoding
     chat: Chat
     answering: Answering
+    completions: Completions
+    resumable: Resumable
     pool: Pool
     redis: StoreClient
     metrics: Metrics

@@ -71,6 +71,16 @@ def answer_cancel(tenant: str, answer_id: str) -> str:
     return f"answer:{tenant}:{answer_id}:cancel"
 
 
+def upload(tenant: str, upload_id: str) -> str:
+    """A resumable upload's record."""
+    return f"upload:{tenant}:{upload_id}"
+
+
+def upload_lease(tenant: str, upload_id: str) -> str:
+    """Lease of the request that adds to a resumable upload."""
+    return f"upload:{tenant}:{upload_id}:lease"
+
+
 def fill_lease(features_key: str) -> str:
     """Lease of whoever computes the features of a key."""
     return f"lease:{features_key}"
