@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from fastapi import FastAPI
 
@@ -75,10 +76,15 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(pool.close)
         pool.start()
         decoder = Decoder(
-            settings.video_limits, timeout=settings.decode_timeout, concurrency=settings.decode_concurrency
+            settings.video_limits,
+            timeout=settings.decode_timeout,
+            concurrency=settings.decode_concurrency,
+            sandbox_required=settings.decode_sandbox == "required",
         )
         stack.push_async_callback(decoder.close)
         await decoder.start()
+        for layer, holds in asdict(decoder.sandbox).items():
+            metrics.decode_sandbox.labels(layer).set(holds)
 
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)

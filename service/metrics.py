@@ -41,6 +41,12 @@ class Metrics:
         self.http_requests = Counter(
             "reeltalk_http_requests", "HTTP responses.", ["method", "route", "status"], registry=self.registry
         )
+        self.decode_sandbox = Gauge(
+            "reeltalk_decode_sandbox",
+            "Whether a wall around decode children holds on this machine.",
+            ["layer"],
+            registry=self.registry,
+        )
         self.num_requests_running = self._gauge("num_requests_running", "Sequences in the engine's batch.")
         self.num_requests_waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place in the batch.")
 

@@ -71,6 +71,8 @@ class Settings(BaseModel):
     max_videos_per_session: int = Field(default=4, ge=1, le=64)
     decode_timeout: float = Field(default=60.0, gt=0)
     decode_concurrency: int = Field(default=2, ge=1, le=64)
+    decode_sandbox: Literal["auto", "required"] = "auto"
+    """Required: do not start where the kernel does not filter what a decode child may do."""
     max_pending_videos: int = Field(default=64, ge=1)
     """Videos being received, decoded or encoded at once; more are refused with 503."""
 
