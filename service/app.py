@@ -14,6 +14,7 @@ from service.api.errors import install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
 from service.encoding import Encoding
+from service.fetching import Fetcher
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
@@ -119,7 +120,14 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             answers=answers_store,
             leases=leases,
         )
-        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        ingest = Ingest(
+            settings=settings,
+            fetcher=Fetcher(settings.fetch_policy),
+            encoding=encoding,
+            videos=videos_store,
+            media=media,
+            metrics=metrics,
+        )
         stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-import av.subtitles.stream  # PyAV and numpy import these when they first need them, and then it is too late
+import av.subtitles.stream  # noqa: F401 - PyAV imports it, and numpy `ma`, at first need: too late
 import numpy as np
 import numpy.ma
 import numpy.typing as npt

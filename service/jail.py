@@ -1,4 +1,4 @@
-"""The kernel's filter for a process that reads a stranger's file: what it may still ask of the kernel, and nothing else.
+"""The kernel's filter for a process that reads a stranger's file: what it may still ask of the kernel.
 
 Linux on x86-64 and aarch64, unprivileged, inside containers too. What is open stays usable; nothing is opened,
 connected, started or signalled any more, and no memory becomes code. `python -m service.jail` puts itself behind

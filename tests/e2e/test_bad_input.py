@@ -186,7 +186,12 @@ def test_a_form_with_anything_but_one_file_is_refused(
     [
         ("text/plain", b"hello", 415, "unsupported_media_type"),
         ("", b"hello", 415, "unsupported_media_type"),
-        ("application/json", b"{}", 415, "unsupported_media_type"),
+        ("application/json", b"{}", 422, "missing_field"),
+        ("application/json", b'{"url": 1}', 422, "invalid_value"),
+        ("application/json", b'{"url": "https://a.test/", "x": 1}', 422, "unknown_field"),
+        ("application/json", b"[" * 10_000, 422, "malformed_json"),
+        ("application/json", b'{"url": "' + b"x" * 20_000 + b'"}', 413, "body_too_large"),
+        ("application/json", b'{"url": "https://a.test/"}', 403, "fetch_disabled"),
         ("video/mp4", b"", 422, "empty_upload"),
         ("multipart/form-data; boundary=x", b"--x\r\nnonsense", 422, "malformed_form"),
         ("multipart/form-data", b"", 422, "malformed_form"),

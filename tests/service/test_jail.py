@@ -93,9 +93,7 @@ def test_it_reads_what_it_has_and_nothing_else_whatsoever(tmp_path: Path) -> Non
 
 
 def test_it_says_what_holds_on_this_machine() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "service.jail"], cwd=ROOT, capture_output=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "service.jail"], cwd=ROOT, capture_output=True, timeout=60, check=True)
     walls = json.loads(done.stdout)
     assert walls.keys() == {"seccomp", "network_namespace"}
     assert walls["seccomp"] is True
