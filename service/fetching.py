@@ -118,7 +118,8 @@ class Fetcher:
     async def _response(
         self, pool: httpcore2.AsyncConnectionPool, url: httpx2.URL
     ) -> AsyncIterator[httpcore2.Response]:
-        headers = {"Host": url.netloc, "Accept": "video/*, */*;q=0.1", "Accept-Encoding": "identity"}
+        host = url.netloc.decode("ascii")
+        headers = {"Host": host, "Accept": "video/*, */*;q=0.1", "Accept-Encoding": "identity"}
         timeouts = {"connect": _CONNECT_TIMEOUT, "read": None, "write": _CONNECT_TIMEOUT, "pool": _CONNECT_TIMEOUT}
         try:
             async with pool.stream(

@@ -58,7 +58,7 @@ class JailError(Exception):
 
 def leave_network() -> bool:
     """Move this process to a network of its own that has no devices up; whether the kernel granted it."""
-    return sys.platform == "linux" and _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    return sys.platform == "linux" and bool(_LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0)
 
 
 def gain_no_rights() -> None:
