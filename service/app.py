@@ -3,7 +3,7 @@
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
@@ -14,6 +14,7 @@ from service.api.errors import install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
 from service.encoding import Encoding
+from service.fetching import Fetcher
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
@@ -75,10 +76,15 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(pool.close)
         pool.start()
         decoder = Decoder(
-            settings.video_limits, timeout=settings.decode_timeout, concurrency=settings.decode_concurrency
+            settings.video_limits,
+            timeout=settings.decode_timeout,
+            concurrency=settings.decode_concurrency,
+            sandbox_required=settings.decode_sandbox == "required",
         )
         stack.push_async_callback(decoder.close)
         await decoder.start()
+        for layer, holds in asdict(decoder.sandbox).items():
+            metrics.decode_sandbox.labels(layer).set(holds)
 
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)
@@ -113,7 +119,14 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             answers=answers_store,
             leases=leases,
         )
-        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        ingest = Ingest(
+            settings=settings,
+            fetcher=Fetcher(settings.fetch_policy),
+            encoding=encoding,
+            videos=videos_store,
+            media=media,
+            metrics=metrics,
+        )
         stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 from service import uploads
 from service.encoding import Encoding, is_our_fault
 from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.fetching import Fetcher
 from service.ids import video_id
 from service.metrics import Metrics
 from service.settings import Settings
@@ -28,9 +29,17 @@ class Ingest:
     """Videos, from their first byte on."""
 
     def __init__(
-        self, *, settings: Settings, encoding: Encoding, videos: VideoStore, media: MediaStore, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        fetcher: Fetcher,
+        encoding: Encoding,
+        videos: VideoStore,
+        media: MediaStore,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._fetcher = fetcher
         self._encoding = encoding
         self._videos = videos
         self._media = media
@@ -55,17 +64,41 @@ class Ingest:
         """
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
+        with self._place():
+            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
+        return await self._with_facts(tenant, record), is_new
+
+    async def fetch(self, tenant: str, url: str) -> tuple[VideoRecord, bool]:
+        """Take the video that a URL leads to, as if it had been uploaded.
+
+        Raises:
+            ServiceError: as `Fetcher.open` and `receive`.
+        """
+        with self._place():
+            async with self._fetcher.open(url) as file:
+                record, is_new = await self._store(
+                    tenant, file.chunks, content_type=file.content_type, filename=file.filename
+                )
+        return await self._with_facts(tenant, record), is_new
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the videos being received, which is given back with the block.
+
+        Raises:
+            Overloaded: there is none.
+        """
         if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:
             self._metrics.admission_rejections.labels("max_pending_videos").inc()
             raise Overloaded("overloaded", "Too many videos are being prepared; try again in a moment.")
         self._num_receiving += 1
         try:
-            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
+            yield
         finally:
             self._num_receiving -= 1
-        if record.num_frames is None:
-            record = await self._probed(tenant, record)
-        return record, is_new
+
+    async def _with_facts(self, tenant: str, record: VideoRecord) -> VideoRecord:
+        return await self._probed(tenant, record) if record.num_frames is None else record
 
     async def _store(
         self, tenant: str, chunks: AsyncIterator[bytes], *, content_type: str, filename: str | None

@@ -43,6 +43,12 @@ class Metrics:
         self.http_requests = Counter(
             "reeltalk_http_requests", "HTTP responses.", ["method", "route", "status"], registry=self.registry
         )
+        self.decode_sandbox = Gauge(
+            "reeltalk_decode_sandbox",
+            "Whether a wall around decode children holds on this machine.",
+            ["layer"],
+            registry=self.registry,
+        )
         self.encode_batch_clips = self._histogram(
             "encode_batch_clips", "Clips in the call of the encoder that a clip was in.", (1, 2, 4, 8, 16, 32, 64)
         )

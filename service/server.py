@@ -13,6 +13,7 @@ from rich.console import Console
 from service.api.dependencies import Service
 from service.app import create_app
 from service.demo import SAMPLE
+from service.http_head import BoundedHeadProtocol
 from service.settings import Settings
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
@@ -41,6 +42,7 @@ class ReeltalkServer(uvicorn.Server):
                 self._app,
                 host=settings.host,
                 port=settings.port,
+                http=BoundedHeadProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

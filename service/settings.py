@@ -3,12 +3,14 @@
 import ipaddress
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from model.video import MAX_FRAME_COUNT, VideoLimits
+from service.fetching import FetchPolicy
 from service.workers.roles import Place, parse_places
 
 PREFIX = "REELTALK_"
@@ -74,6 +76,20 @@ class Settings(BaseModel):
     max_upload_bytes: int = Field(default=2 << 30, ge=1)
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """How long an upload may send nothing."""
+    fetch_hosts: tuple[str, ...] = ()
+    """Hosts from which videos are fetched by URL, by commas: `name`, `*.name` or `*`, each perhaps with `:port`."""
+    fetch_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that may be fetched from although they are not public, by commas: `10.1.0.0/16`."""
+    fetch_http: bool = False
+    """Fetch from http:// URLs too: for tests, and for networks that are one's own."""
+    fetch_timeout: float = Field(default=120.0, gt=0)
+    """How long fetching a URL may take in all."""
+
+    @field_validator("fetch_hosts", "fetch_networks", mode="before")
+    @classmethod
+    def _by_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
     max_video_seconds: float = Field(default=4 * 3600, gt=0)
     max_video_side: int = Field(default=8192, ge=1)
     max_video_pixels: int = Field(default=4096 * 2304, ge=1)
@@ -83,6 +99,8 @@ class Settings(BaseModel):
     max_videos_per_session: int = Field(default=4, ge=1, le=64)
     decode_timeout: float = Field(default=60.0, gt=0)
     decode_concurrency: int = Field(default=2, ge=1, le=64)
+    decode_sandbox: Literal["auto", "required"] = "auto"
+    """Required: do not start where the kernel does not filter what a decode child may do."""
     max_pending_videos: int = Field(default=64, ge=1)
     """Videos being received, decoded or encoded at once; more are refused with 503."""
 
@@ -129,6 +147,17 @@ class Settings(BaseModel):
             max_pixels=self.max_video_pixels,
             max_frames=self.max_video_frames,
             max_duration=self.max_video_seconds,
+        )
+
+    @property
+    def fetch_policy(self) -> FetchPolicy:
+        """What may be fetched by URL."""
+        return FetchPolicy(
+            hosts=self.fetch_hosts,
+            networks=self.fetch_networks,
+            http=self.fetch_http,
+            max_bytes=self.max_upload_bytes,
+            timeout=self.fetch_timeout,
         )
 
     @property

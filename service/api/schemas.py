@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
+from service.fetching import MAX_URL
 from service.settings import Quantization
 from service.store.records import (
     AnswerRecord,
@@ -57,6 +58,12 @@ class ErrorReply(_Reply):
     """Every error, as a JSON body or as the data of an SSE `error` event."""
 
     error: ErrorDetail
+
+
+class VideoByUrl(_Request):
+    """A video to fetch, where the server's operator allows it."""
+
+    url: str = Field(min_length=1, max_length=MAX_URL)
 
 
 class Video(_Reply):

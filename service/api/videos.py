@@ -3,16 +3,19 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import ValidationError
 
 from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, ServiceDep, TenantDep
 from service.api.errors import documented
-from service.api.schemas import Deleted, Video, VideoId, VideoList
+from service.api.schemas import Deleted, Video, VideoByUrl, VideoId, VideoList
 from service.api.sse import event_stream
-from service.errors import Gone, NotFound
+from service.errors import Gone, NotFound, TooLarge
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
+_MAX_DOCUMENT = 16 * 1024
 _UNTRUSTED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 _UPLOAD = {
     "requestBody": {
@@ -27,6 +30,7 @@ _UPLOAD = {
                 }
             },
             "video/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": VideoByUrl.model_json_schema()},
         },
     }
 }
@@ -42,7 +46,7 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 @router.post(
     "",
     status_code=201,
-    responses=_KNOWN | documented(408, 413, 415, 422, 500, 503),
+    responses=_KNOWN | documented(403, 408, 413, 415, 422, 500, 503),
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
@@ -52,18 +56,36 @@ async def upload_video(
     tenant: TenantDep,
     filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
 ) -> Video:
-    """Upload a video, as the field `file` of a form or as the raw body. Its preparation begins at once."""
+    """Upload a video as the field `file` of a form or as the raw body, or name its URL; its preparation begins."""
     length = request.headers.get("content-length", "")
-    record, is_new = await service.ingest.receive(
-        tenant,
-        request.stream(),
-        content_type=request.headers.get("content-type", ""),
-        content_length=int(length) if length.isdecimal() else None,
-        filename=filename,
-    )
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() == "application/json":
+        record, is_new = await service.ingest.fetch(tenant, (await _video_by_url(request)).url)
+    else:
+        record, is_new = await service.ingest.receive(
+            tenant,
+            request.stream(),
+            content_type=kind,
+            content_length=int(length) if length.isdecimal() else None,
+            filename=filename,
+        )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/videos/{record.id}"
     return Video.of(record)
+
+
+async def _video_by_url(request: Request) -> VideoByUrl:
+    """The JSON body of an upload; the one route whose body is a file or a document."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_DOCUMENT:
+            raise TooLarge("body_too_large", f"A JSON body here may have at most {_MAX_DOCUMENT} bytes.")
+    try:
+        return VideoByUrl.model_validate_json(bytes(body))
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(found) from None
 
 
 @router.get("", responses=documented(422, 503))
