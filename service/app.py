@@ -25,6 +25,7 @@ from service.store.leases import Leases
 from service.store.media import MediaStore
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -99,9 +100,16 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             videos=videos_store,
             answers=answers_store,
-            leases=leases,
+            takeover=Takeover(
+                videos=videos_store,
+                sessions=sessions_store,
+                answers=answers_store,
+                lease_seconds=settings.lease_seconds,
+                metrics=metrics,
+            ),
             metrics=metrics,
         )
+        stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
         chat = Chat(
@@ -114,7 +122,6 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             leases=leases,
         )
         ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
-        stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
             ingest=ingest,

@@ -132,7 +132,7 @@ class Chat:
         running = await self._leases.holder(keys.session_lease(tenant, session_id))
         await self._sessions.erase(tenant, record)
         if running is not None:
-            await self._answering.stop(tenant, running)
+            self._answering.forget(running)
 
     async def erase_sessions_of_video(self, tenant: str, video_id: str) -> None:
         """Erase all sessions that talk about a video."""
@@ -189,6 +189,7 @@ class Chat:
                 record,
                 opening=live.opening(),
                 num_messages=len(history),
+                owner=live.owner,
                 lease_seconds=self._leases.seconds,
             ):
                 raise Conflict("session_busy", "This session went on while the question was looked at.")

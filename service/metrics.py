@@ -33,6 +33,7 @@ class Metrics:
         self.feature_cache_errors = self._counter("feature_cache_errors", "Look-ups the store could not serve.")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, video tokens included.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.answer_takeovers = self._counter("answer_takeovers", "Answers taken over from an owner that died or left.")
         self.worker_restarts = self._counter("worker_restarts", "Worker processes started again after a death.")
         self.request_success = Counter(
             "reeltalk_request_success", "Answers ended.", ["finished_reason"], registry=self.registry
