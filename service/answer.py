@@ -241,4 +241,3 @@ class LiveAnswer:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-

@@ -83,10 +83,10 @@ class Answering:
         return self._num_admitting + len(self._live)
 
     async def leave(self, *, patience: float) -> None:
-        """Take over nothing more, wait for the answers that run, and leave to other replicas what still runs then."""
+        """Take over nothing more, wait for what runs and is read, and leave to other replicas what still runs then."""
         self._is_leaving = True
         give_up = time.monotonic() + patience
-        while self.num_running and time.monotonic() < give_up:
+        while (self.num_running or self._num_readers) and time.monotonic() < give_up:
             await asyncio.sleep(_LEAVING_POLL)
         await self._hand_over()
 
@@ -449,4 +449,3 @@ async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:
         except Exception:  # noqa: BLE001
             _log.exception("loop_failed", loop=loop.__name__)
             await asyncio.sleep(_WRITE_RETRY)
-

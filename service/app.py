@@ -8,11 +8,12 @@ from dataclasses import replace
 from fastapi import FastAPI
 
 from service.answering import Answering
-from service.api import answers, health, page, sessions, videos
+from service.api import admin, answers, health, page, sessions, videos
 from service.api.dependencies import Service
 from service.api.errors import install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
+from service.drain import Drain
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
@@ -53,7 +54,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for router in (videos.router, sessions.router, answers.router, health.router, page.router):
+    for router in (videos.router, sessions.router, answers.router, health.router, admin.router, page.router):
         app.include_router(router)
     page.mount_static_files(app)
     return app
@@ -112,8 +113,11 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
+        drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
+        stack.push_async_callback(drain.finish)
         chat = Chat(
             answering=answering,
+            drain=drain,
             pool=pool,
             encoding=encoding,
             videos=videos_store,
@@ -121,13 +125,16 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             answers=answers_store,
             leases=leases,
         )
-        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        ingest = Ingest(
+            settings=settings, drain=drain, encoding=encoding, videos=videos_store, media=media, metrics=metrics
+        )
         yield Service(
             settings=settings,
             ingest=ingest,
             encoding=encoding,
             chat=chat,
             answering=answering,
+            drain=drain,
             pool=pool,
             redis=redis,
             metrics=metrics,

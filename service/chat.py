@@ -11,6 +11,7 @@ from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
 from service.answer import LiveAnswer
 from service.answering import Answering
+from service.drain import Drain
 from service.encoding import Encoding, check_usable
 from service.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.ids import new_id
@@ -56,6 +57,7 @@ class Chat:
         self,
         *,
         answering: Answering,
+        drain: Drain,
         pool: Pool,
         encoding: Encoding,
         videos: VideoStore,
@@ -64,6 +66,7 @@ class Chat:
         leases: Leases,
     ) -> None:
         self._answering = answering
+        self._drain = drain
         self._pool = pool
         self._encoding = encoding
         self._videos = videos
@@ -148,6 +151,7 @@ class Chat:
         Raises:
             ServiceError: a refusal; nothing has been begun.
         """
+        self._drain.check()
         with self._answering.place():
             live = await self._accept(tenant, session_id, question)
             self._answering.begin(live)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service import uploads
+from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
 from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.ids import video_id
@@ -28,9 +29,17 @@ class Ingest:
     """Videos, from their first byte on."""
 
     def __init__(
-        self, *, settings: Settings, encoding: Encoding, videos: VideoStore, media: MediaStore, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        drain: Drain,
+        encoding: Encoding,
+        videos: VideoStore,
+        media: MediaStore,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._drain = drain
         self._encoding = encoding
         self._videos = videos
         self._media = media
@@ -53,6 +62,7 @@ class Ingest:
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
+        self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
         if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:

@@ -96,7 +96,10 @@ class Settings(BaseModel):
     """How long an answer runs on after its last reader left."""
     lease_seconds: float = Field(default=10.0, gt=0.5)
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
+    drain_notice: float = Field(default=5.0, ge=0)
+    """How long a replica that was told to stop still takes everything while `/readyz` says 503: balancers look there."""
     shutdown_timeout: int = Field(default=10, ge=1)
+    """How long answers may run on after that; then other replicas go on with them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

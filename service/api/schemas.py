@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
+from service.drain import State
 from service.settings import Quantization
 from service.store.records import (
     AnswerRecord,
@@ -247,6 +248,13 @@ class ModelList(_Reply):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class DrainState(_Reply):
+    """How far a replica is on its way out, and how many answers it still gives."""
+
+    state: State
+    num_answers: int
 
 
 class Health(_Reply):

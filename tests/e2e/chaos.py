@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import httpx2
 
 from service.demo import SAMPLE
 from tests.e2e.fleet import Fleet, running_fleet
-from tests.running import Event, parse_events
+from tests.running import Event, eventually, parse_events
 
 KINDS = ("replica", "worker", "decode", "redis")
 _PATIENCE = 240.0  # seconds a client tries the same thing again
@@ -195,9 +196,7 @@ def questions(num_clips: int, *, max_tokens: int) -> list[Question]:
 class Storm:
     """Clients on one side, kills on the other, and the books."""
 
-    def __init__(
-        self, fleet: Fleet, clips: Sequence[bytes], *, num_clients: int, seed: int, max_tokens: int
-    ) -> None:
+    def __init__(self, fleet: Fleet, clips: Sequence[bytes], *, num_clients: int, seed: int, max_tokens: int) -> None:
         self._fleet = fleet
         self._clips = clips
         self._questions = questions(len(clips), max_tokens=max_tokens)
@@ -259,14 +258,22 @@ class Storm:
         replica = self._rng.choice(self._fleet.replicas)
         if kind == "redis":
             self._fleet.redis.restart()
+        elif kind == "rollout":
+            for each in self._fleet.replicas:
+                each.stop()
+                each.start()
+                self._fleet.wait_until_ready()
         elif kind == "replica":
             replica.kill()
             time.sleep(self._rng.uniform(0, 3))
             replica.start()
         else:
-            pids = replica.pids({"worker": "service.workers.worker", "decode": "service.decode_child"}[kind])
-            os.kill(self._rng.choice(pids), signal.SIGKILL)
+            part = {"worker": "service.workers.worker", "decode": "service.decode_child"}[kind]
+            eventually(lambda: bool(replica.pids(part)))  # one that was used is gone before the next one is there
+            with contextlib.suppress(ProcessLookupError, IndexError):  # it was quicker
+                os.kill(self._rng.choice(replica.pids(part)), signal.SIGKILL)
         self.report.kills[kind] += 1
+        print(f"{sum(self.report.kills.values())} {kind}: {len(self._told)} answers so far", flush=True)
 
     def _check(self) -> None:
         """All that was acknowledged is there, and as it was told."""
@@ -319,9 +326,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="chaos-") as folder,
         running_fleet(Path(folder), REELTALK_DISCONNECT_GRACE="120", REELTALK_THREADS="1") as fleet,
     ):
-        storm = Storm(
-            fleet, clips, num_clients=arguments.clients, seed=arguments.seed, max_tokens=arguments.tokens
-        )
+        storm = Storm(fleet, clips, num_clients=arguments.clients, seed=arguments.seed, max_tokens=arguments.tokens)
         report = storm.run(list(schedule(arguments.kills, seed=arguments.seed)))
     for name, value in asdict(report).items():
         print(f"{name:16} {value}")

@@ -86,7 +86,7 @@ class Replica:
             env={**os.environ, **self.environment},
             start_new_session=True,
         )
-        self.service = RunningService(process, self.folder)
+        self.service = RunningService(process, self.folder, url=f"http://127.0.0.1:{self.port}")
 
     def kill(self) -> None:
         """SIGKILL to the API process; its children end with it."""
@@ -157,6 +157,7 @@ def running_fleet(folder: Path, *arguments: str, **environment: str) -> Iterator
             "REELTALK_REDIS_URL": f"unix://{server.socket}",
             "REELTALK_MEDIA_DIR": str(media),
             "REELTALK_LEASE_SECONDS": "2",
+            "REELTALK_DRAIN_NOTICE": "1",
             **environment,
         }
         replicas = Replica(folder / "a", shared, arguments), Replica(folder / "b", shared, arguments)
@@ -172,7 +173,7 @@ def running_fleet(folder: Path, *arguments: str, **environment: str) -> Iterator
 def _end_replica(replica: Replica) -> None:
     if replica.service.process.poll() is None:
         _end(replica.service.process)
-        replica.service.close()
+    replica.service.close()
 
 
 def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:

@@ -198,7 +198,9 @@ async def test_a_log_that_the_store_has_lost_the_end_of_takes_nothing_more(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     await answers.write([write(delta(2), delta(3))])
-    await redis.xdel(keys.answer_events(TENANT, ANSWER.id), "3-0")  # as after a crash of a Redis that syncs now and then
+    await redis.xdel(
+        keys.answer_events(TENANT, ANSWER.id), "3-0"
+    )  # as after a crash of a Redis that syncs now and then
     assert await answers.write([write(delta(4))]) == [Hold.BROKEN]
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
