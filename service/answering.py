@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TypeVar
 
 import structlog
@@ -86,7 +86,7 @@ class Answering:
         """Take over nothing more, wait for what runs and is read, and leave to other replicas what still runs then."""
         self._is_leaving = True
         give_up = time.monotonic() + patience
-        while (self.num_running or self._num_readers) and time.monotonic() < give_up:
+        while (self.num_running or self._num_readers) and time.monotonic() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(_LEAVING_POLL)
         await self._hand_over()
 
@@ -158,7 +158,7 @@ class Answering:
         When this replica leaves, they end without an end: the reader goes on at another one.
         """
         is_last_look = False
-        async with self._reading(tenant, answer_id):
+        with self._reading(answer_id):
             while True:
                 events = await self._answers.read(tenant, answer_id, after=after, block=0 if is_last_look else _IDLE)
                 for event in events:
@@ -392,8 +392,8 @@ class Answering:
 
     # -- presence
 
-    @contextlib.asynccontextmanager
-    async def _reading(self, tenant: str, answer_id: str) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def _reading(self, answer_id: str) -> Iterator[None]:
         self._num_readers[answer_id] += 1
         live = self._live.get(answer_id)
         if live is not None and live.absence is not None:
@@ -422,8 +422,8 @@ class Answering:
     async def _abort_if_absent(self, live: LiveAnswer, *, grace: float) -> None:
         await asyncio.sleep(grace)
         with contextlib.suppress(ServiceError):
-            while wanted_for := await self._answers.wanted_for(live.tenant, live.id):  # by readers at another replica
-                await asyncio.sleep(wanted_for)
+            while seconds := await self._answers.wanted_for(live.tenant, live.id):  # noqa: ASYNC110  at another replica
+                await asyncio.sleep(seconds)
         live.absence = None
         _log.info("answer_abandoned", answer=live.id)
         self._abort(live)

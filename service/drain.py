@@ -1,4 +1,4 @@
-"""Leaving without loss: first it is announced, then nothing new is taken, then what runs ends or goes to another replica."""
+"""Leaving without loss: announced first, then closed to new work, then what runs ends or goes to another replica."""
 
 import asyncio
 import contextlib

@@ -97,7 +97,7 @@ class Settings(BaseModel):
     lease_seconds: float = Field(default=10.0, gt=0.5)
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
     drain_notice: float = Field(default=5.0, ge=0)
-    """How long a replica that was told to stop still takes everything while `/readyz` says 503: balancers look there."""
+    """How long a replica that was told to stop still takes everything, while `/readyz` says 503 to balancers."""
     shutdown_timeout: int = Field(default=10, ge=1)
     """How long answers may run on after that; then other replicas go on with them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

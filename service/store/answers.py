@@ -15,10 +15,10 @@ from service.store.records import AnswerRecord, MessageRecord
 _CANCEL_TTL = 600
 
 # Appends events and, at the end, the record and the turn; gives the session free in the same moment. Does nothing to an
-# answer that was erased, has ended, or has another owner by now: all in one step, so that an owner who was paused cannot
-# write behind its successor. May be repeated: an event whose number is in the log already is refused by XADD. Any other
-# refusal (no memory) fails the write, and so does a log that ends before what was written last: an event must not be
-# missing in silence.
+# answer that was erased, has ended, or has another owner by now: all in one step, so that an owner who was paused
+# cannot write behind its successor. May be repeated: an event whose number is in the log already is refused by XADD.
+# Any other refusal (no memory) fails the write, and so does a log that ends before what was written last: an event must
+# not be missing in silence.
 _WRITE = """
 if redis.call('exists', KEYS[1]) == 0 then return 0 end
 local num_events = tonumber(ARGV[4])

@@ -67,7 +67,7 @@ def answer_events(tenant: str, answer_id: str) -> str:
 
 
 def answer_owner(tenant: str, answer_id: str) -> str:
-    """Hash: the token of the replica that may write an answer, and how often it changed hands without a token gained."""
+    """Hash: the token of whoever may write an answer, and how often it changed hands without a token gained."""
     return f"answer:{tenant}:{answer_id}:owner"
 
 

@@ -1,4 +1,4 @@
-"""A fleet for tests: two replicas behind nginx, one Redis with its file, one directory of uploads; any of it can be killed."""
+"""A fleet for tests: two replicas behind nginx, one Redis, one directory of uploads; any of it can be killed."""
 
 import contextlib
 import os
@@ -20,6 +20,13 @@ from tests.running import RunningService, eventually
 
 NGINX = shutil.which("nginx") or ""
 _TIMEOUT = 60.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @dataclass
@@ -73,7 +80,7 @@ class Replica:
     folder: Path
     environment: dict[str, str]
     arguments: tuple[str, ...] = ()
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=_free_port)
     service: RunningService = field(init=False)
 
     def start(self) -> None:
@@ -183,10 +190,3 @@ def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

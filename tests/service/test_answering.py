@@ -223,7 +223,7 @@ async def orphan(redis: StoreClient) -> AnswerRecord:
 
 async def heard_of(listener: Listener) -> Generate:
     async with asyncio.timeout(10):
-        while not any(isinstance(command, Generate) for command in listener.heard):
+        while not any(isinstance(command, Generate) for command in listener.heard):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return listener.asked()
 
@@ -379,5 +379,5 @@ async def test_a_cancel_anywhere_is_heard_with_the_next_token(redis: StoreClient
         await other.cancel(TENANT, record.id)
         tell(pool, command, "A", 1)
         async with asyncio.timeout(5):
-            while not any(isinstance(heard, Abort) for heard in listener.heard):
+            while not any(isinstance(heard, Abort) for heard in listener.heard):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
