@@ -65,6 +65,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     async with contextlib.AsyncExitStack() as stack:
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
+        cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
+        stack.push_async_callback(cache.aclose)
         media = MediaStore(settings.media_path)
         media.open()
 
@@ -88,7 +90,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             pool=pool,
             decoder=decoder,
             videos=videos_store,
-            features=FeatureCache(redis, ttl=settings.feature_ttl, metrics=metrics),
+            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
             media=media,
             leases=leases,
             metrics=metrics,

@@ -164,6 +164,7 @@ class Chat:
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
+            await self._encoding.check_there(tenant, video, session.frames)
         answer_id = new_id("ans")
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):

@@ -164,6 +164,26 @@ class Encoding:
         assert flight.task is not None
         return flight.key, await asyncio.shield(flight.task)
 
+    async def check_there(self, tenant: str, record: VideoRecord, frames: FrameRequest) -> None:
+        """Refuse a video of which neither the features nor the file are left.
+
+        Raises:
+            Gone: so it is.
+        """
+        if await self._media.exists(tenant, record.sha256):
+            return
+        flight = self._flight(tenant, record, frames, await self.model())
+        if flight.task is None and not await self._features.exists(flight.key):
+            raise _gone()
+
+    async def erase(self, tenant: str, video_id: str) -> None:
+        """Erase all cached features of a video.
+
+        Raises:
+            Unavailable: they may still be there.
+        """
+        await self._features.erase(await self._videos.features_keys(tenant, video_id))
+
     async def begin(self, tenant: str, record: VideoRecord) -> Flight:
         """Start preparing a video's own frames, or join in; does not wait."""
         return self._launch(self._flight(tenant, record, DEFAULT_FRAMES, await self.model()))
@@ -246,7 +266,7 @@ class Encoding:
     async def _decode(self, flight: Flight) -> DecodedVideo:
         path = self._media.path(flight.tenant, flight.record.sha256)
         if not await self._media.exists(flight.tenant, flight.record.sha256):
-            raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_ids")
+            raise _gone()
         pending: list[asyncio.Task[None]] = []
 
         def on_event(event: DecodeEvent) -> None:
@@ -287,6 +307,10 @@ class Encoding:
         await self._features.put(flight.key, packed)
         if flight.is_default:
             await self._media.put_frames(flight.tenant, flight.record.sha256, decoded.thumbnails)
+        if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):  # in between
+            await self._features.erase([flight.key])
+            await self._media.erase(flight.tenant, flight.record.sha256)
+            raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
         await self._tell(flight, "encode", 1.0)
         return packed
 
@@ -335,6 +359,10 @@ class Encoding:
         if error is not None:
             data |= error.envelope()
         await self._videos.progress(flight.tenant, flight.record.id, LogEvent(flight.num_events, stage, data))
+
+
+def _gone() -> Gone:
+    return Gone("video_gone", "The video's file is gone; upload it again.", param="video_ids")
 
 
 async def _after(previous: "asyncio.Task[None] | None", step: Coroutine[None, None, None]) -> None:

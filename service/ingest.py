@@ -156,6 +156,7 @@ class Ingest:
         record = await self._videos.get(tenant, video_id)
         if record is None:
             raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
+        await self._encoding.erase(tenant, video_id)
         await self._videos.erase(tenant, video_id)
         await self._media.erase(tenant, record.sha256)
 

@@ -39,7 +39,10 @@ class Settings(BaseModel):
     redis_url: SecretStr | None = None
     """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
 
-    @field_validator("redis_url")
+    cache_redis_url: SecretStr | None = None
+    """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
+
+    @field_validator("redis_url", "cache_redis_url")
     @classmethod
     def _is_a_redis(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
