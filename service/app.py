@@ -18,6 +18,7 @@ from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
+from service.retention import Retention
 from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import connect
@@ -67,7 +68,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(redis.aclose)
         cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
         stack.push_async_callback(cache.aclose)
-        media = MediaStore(settings.media_path)
+        media = _media(settings)
         media.open()
 
         pool = Pool(
@@ -115,6 +116,9 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
+        retention = Retention(settings=settings, media=media, videos=videos_store, leases=leases, metrics=metrics)
+        stack.push_async_callback(retention.close)
+        retention.start()
         drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
         stack.push_async_callback(drain.finish)
         chat = Chat(
@@ -146,6 +150,16 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
     places = settings.places
     config = WorkerConfig(
+def _media(settings: Settings) -> MediaStore:
+    if settings.media_url is None:
+        return MediaStore(settings.media_path)
+    from service.store.bucket import BucketStore  # its client is an extra
+
+    return BucketStore(settings.media_path, settings.media_url)
+
+
+def _worker_config(settings: Settings) -> WorkerConfig:
+    return WorkerConfig(
         name=settings.model,
         family=settings.family,
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),

@@ -70,6 +70,7 @@ def is_our_fault(code: str) -> bool:
         "decode_crashed",
         "decode_timeout",
         "store_unavailable",
+        "media_unavailable",
         "internal_error",
     }
 
@@ -264,9 +265,6 @@ class Encoding:
         await self._tell(flight, "ready", 1.0)
 
     async def _decode(self, flight: Flight) -> DecodedVideo:
-        path = self._media.path(flight.tenant, flight.record.sha256)
-        if not await self._media.exists(flight.tenant, flight.record.sha256):
-            raise _gone()
         pending: list[asyncio.Task[None]] = []
 
         def on_event(event: DecodeEvent) -> None:
@@ -279,7 +277,10 @@ class Encoding:
             pending.append(asyncio.create_task(_after(previous, step)))
 
         try:
-            decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
+            async with self._media.local(flight.tenant, flight.record.sha256) as path:
+                if path is None:
+                    raise _gone()
+                decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
         except (VideoRejected, DecodeFailed) as error:
             raise from_code(error.code, str(error)) from None
         finally:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -39,6 +40,21 @@ class Settings(BaseModel):
     redis_url: SecretStr | None = None
     """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
 
+    media_url: str | None = None
+    """A bucket for the uploaded files, s3://BUCKET/PREFIX, with `?endpoint=URL` where it is not Amazon's; then the media
+    directory holds only what is coming in or being decoded."""
+
+    @field_validator("media_url")
+    @classmethod
+    def _is_a_bucket(cls, url: str | None) -> str | None:
+        if url is not None and (urlsplit(url).scheme != "s3" or not urlsplit(url).netloc):
+            raise ValueError("it looks like s3://BUCKET/PREFIX; for a directory set REELTALK_MEDIA_DIR")
+        return url
+
+    media_ttl: int | None = Field(default=None, ge=60)
+    """How long an uploaded file is kept; without it, until it is erased."""
+    media_max_bytes: int | None = Field(default=None, ge=1)
+    """How much all uploaded files may take; beyond that the oldest go first, those that no session needs before others."""
     cache_redis_url: SecretStr | None = None
     """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
 

@@ -83,8 +83,9 @@ class Video(_Reply):
     @classmethod
     def of(cls, record: VideoRecord) -> "Video":
         """The public form of a record."""
-        fields = record.model_dump(exclude={"content_type", "created_at"})
-        return cls(created_at=int(record.created_at), **fields)
+        fields = record.model_dump(exclude={"content_type", "created_at", "expires_at"})
+        expires_at = None if record.expires_at is None else int(record.expires_at)
+        return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
 
 
 class VideoList(_Reply):

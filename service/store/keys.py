@@ -86,6 +86,11 @@ def answer_cancel(tenant: str, answer_id: str) -> str:
     return f"answer:{tenant}:{answer_id}:cancel"
 
 
+def retention_lease() -> str:
+    """Lease of whoever looks for files that are kept no longer."""
+    return "lease:retention"
+
+
 def fill_lease(features_key: str) -> str:
     """Lease of whoever computes the features of a key."""
     return f"lease:{features_key}"
