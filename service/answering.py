@@ -273,7 +273,9 @@ class Answering:
                 return await prepare()
             except ServiceError as error:
                 num_crashes += error.code == "decode_crashed"
-                is_passing = error.code in {"store_unavailable", "media_unavailable"} or (error.code == "decode_crashed" and num_crashes == 1)
+                is_passing = error.code in {"store_unavailable", "media_unavailable"} or (
+                    error.code == "decode_crashed" and num_crashes == 1
+                )
                 if not is_passing or time.monotonic() > give_up:
                     raise
             await asyncio.sleep(_WRITE_RETRY)

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -56,6 +56,7 @@ class Told:
     answer_id: str
     text: str
     num_connections: int
+    num_posts: int
 
 
 @dataclass
@@ -64,11 +65,13 @@ class Report:
 
     seed: int
     num_clients: int
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     seconds: float = 0.0
     num_uploads: int = 0
     num_sessions: int = 0
     num_answers: int = 0
+    num_repeated_questions: int = 0
+    """Asked again because no reply came, and then found to have been accepted both times."""
     num_cut_streams: int = 0
     """Connections that broke in mid-answer."""
     num_takeovers: float = 0
@@ -106,7 +109,8 @@ class Client:
 
     def ask(self, session_id: str, question: Question) -> Told:
         """Ask and read to the end, over as many connections as it takes."""
-        events, num_connections = self._begin(session_id, question), 1
+        events, num_posts = self._begin(session_id, question)
+        num_connections = 1
         answer_id = events[0].data["id"]
         deadline = time.monotonic() + _PATIENCE
         while events[-1].name not in {"done", "error"}:
@@ -118,23 +122,28 @@ class Client:
         assert numbers == list(range(1, len(events) + 1)), f"{answer_id}: events {numbers}"
         assert events[-1].name == "done", f"{answer_id} ended with {events[-1].data}"
         text = "".join(event.data["text"] for event in events if event.name == "delta")
-        return Told(question, session_id, answer_id, text, num_connections)
+        return Told(question, session_id, answer_id, text, num_connections, num_posts)
 
-    def _begin(self, session_id: str, question: Question) -> list[Event]:
-        """The first events of the answer. Whether a question that got no reply was accepted shows in its session."""
-        path = f"/v1/sessions/{session_id}/messages"
+    def _begin(self, session_id: str, question: Question) -> tuple[list[Event], int]:
+        """The first events of the answer, and how often it was asked for.
+
+        Whether a question that got no reply was accepted shows in its session, where nothing else is asked.
+        """
+        path, key = f"/v1/sessions/{session_id}/messages", {"Idempotency-Key": session_id}
         deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            events = self._read(lambda: self._http.stream("POST", path, json=question.body()))
-            if events:
-                return events
-            for message in self.get(path)["data"]:
-                answer_path = f"/v1/answers/{message['answer_id']}/events"
+        for num_posts in itertools.count(1):
+            assert time.monotonic() < deadline, f"{session_id}: the question was never accepted"
+            events = self._read(lambda: self._http.stream("POST", path, json=question.body(), headers=key))
+            if events and num_posts == 1:
+                return events, num_posts
+            turns = self.get(path)["data"]
+            if turns and not (events and events[0].data["id"] == turns[0]["answer_id"]):  # it was accepted before
+                answer_path = f"/v1/answers/{turns[0]['answer_id']}/events"
                 events = self._read(lambda: self._http.stream("GET", answer_path))  # noqa: B023  called at once
-                if events:
-                    return events
+            if events:
+                return events, num_posts
             time.sleep(0.3)
-        raise AssertionError(f"{session_id}: the question was never accepted")
+        raise AssertionError
 
     def _read(self, connect: Callable[[], Any]) -> list[Event]:
         """The events that come before the connection ends or breaks; those without a number are no part of the log."""
@@ -272,7 +281,7 @@ class Storm:
             eventually(lambda: bool(replica.pids(part)))  # one that was used is gone before the next one is there
             with contextlib.suppress(ProcessLookupError, IndexError):  # it was quicker
                 os.kill(self._rng.choice(replica.pids(part)), signal.SIGKILL)
-        self.report.kills[kind] += 1
+        self.report.kills[kind] = self.report.kills.get(kind, 0) + 1
         print(f"{sum(self.report.kills.values())} {kind}: {len(self._told)} answers so far", flush=True)
 
     def _check(self) -> None:
@@ -284,7 +293,9 @@ class Storm:
                 self._blame(f"{video_id} is not what was uploaded")
         for told in self._told:
             turns = client.get(f"/v1/sessions/{told.session_id}/messages")["data"]
-            if [turn["content"] for turn in turns] != [told.question.content, told.text]:
+            self.report.num_repeated_questions += len(turns) > 2
+            said = [turn["content"] for turn in turns[: 2 if told.num_posts > 1 else None]]
+            if said != [told.question.content, told.text]:
                 self._blame(f"{told.session_id} has turns {turns}")
             answer = client.get(f"/v1/answers/{told.answer_id}")
             if answer["message"]["usage"]["completion_tokens"] != told.question.max_tokens:
