@@ -41,8 +41,8 @@ class Settings(BaseModel):
     """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
 
     media_url: str | None = None
-    """A bucket for the uploaded files, s3://BUCKET/PREFIX, with `?endpoint=URL` where it is not Amazon's; then the media
-    directory holds only what is coming in or being decoded."""
+    """A bucket for the uploaded files, s3://BUCKET/PREFIX, with `?endpoint=URL` where it is not Amazon's. The media
+    directory then holds only what is coming in or being decoded."""
 
     @field_validator("media_url")
     @classmethod
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     media_ttl: int | None = Field(default=None, ge=60)
     """How long an uploaded file is kept; without it, until it is erased."""
     media_max_bytes: int | None = Field(default=None, ge=1)
-    """How much all uploaded files may take; beyond that the oldest go first, those that no session needs before others."""
+    """How much all uploaded files may take. Beyond that the oldest go first, those in sessions after all others."""
     cache_redis_url: SecretStr | None = None
     """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
 

@@ -75,8 +75,9 @@ def test_who_waits_for_an_encoding_whose_replica_is_killed_gets_another_one(flee
         time.sleep(1)
         holders = [key for key in fleet.redis.client().scan_iter("lease:features:*") if reply.json()["sha256"] in key]
         assert len(holders) == 1
-        here.kill()
+        here.service.process.kill()
         os.kill(workers[0], signal.SIGKILL)  # stopped, it does not notice that its parent is gone
+        here.kill()
         os.kill(workers[1], signal.SIGCONT)
         assert len(asking.result(120)) == 1
     assert there.metric("reeltalk_video_encode_seconds_count") == encoded + 1
