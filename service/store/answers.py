@@ -96,6 +96,10 @@ return redis.call('del', KEYS[2])
 """
 
 
+# Of an answer that was erased nothing may come back.
+_LEAVE_WORD = "if redis.call('exists', KEYS[1]) == 1 then redis.call('set', KEYS[2], 1, 'PX', ARGV[1]) end"
+
+
 class Hold(IntEnum):
     """What an owner learns of its answer when it writes to it or renews its lease."""
 
@@ -270,16 +274,19 @@ class AnswerStore:
 
     async def ask_to_cancel(self, tenant: str, answer_id: str) -> None:
         """Leave word for whichever replica owns the answer that it shall stop."""
-        await self._redis.set(keys.answer_cancel(tenant, answer_id), b"1", ex=_CANCEL_TTL)
+        await self._leave_word(tenant, answer_id, keys.answer_cancel(tenant, answer_id), seconds=_CANCEL_TTL)
 
     async def mark_read(self, tenant: str, answer_id: str, *, seconds: float) -> None:
         """Leave word for the answer's owner that somebody at another replica wants it for so long."""
-        await self._redis.set(keys.answer_reader(tenant, answer_id), b"1", px=max(1, _milliseconds(seconds)))
+        await self._leave_word(tenant, answer_id, keys.answer_reader(tenant, answer_id), seconds=seconds)
 
     async def wanted_for(self, tenant: str, answer_id: str) -> float:
         """For how many seconds somebody at another replica still wants the answer; 0 if nobody does."""
         milliseconds = await self._redis.pttl(keys.answer_reader(tenant, answer_id))
         return max(0, int(milliseconds)) / 1000
+
+    async def _leave_word(self, tenant: str, answer_id: str, word: str, *, seconds: float) -> None:
+        await self._redis.eval(_LEAVE_WORD, 2, keys.answer(tenant, answer_id), word, str(_milliseconds(seconds)))
 
 
 def _arguments(write: AnswerWrite) -> list[str | bytes | int]:
