@@ -147,9 +147,6 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
 
 
-def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
-    places = settings.places
-    config = WorkerConfig(
 def _media(settings: Settings) -> MediaStore:
     if settings.media_url is None:
         return MediaStore(settings.media_path)
@@ -158,8 +155,9 @@ def _media(settings: Settings) -> MediaStore:
     return BucketStore(settings.media_path, settings.media_url)
 
 
-def _worker_config(settings: Settings) -> WorkerConfig:
-    return WorkerConfig(
+def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
+    places = settings.places
+    config = WorkerConfig(
         name=settings.model,
         family=settings.family,
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),

@@ -35,7 +35,9 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.answer_takeovers = self._counter("answer_takeovers", "Answers taken over from an owner that died or left.")
         self.worker_restarts = self._counter("worker_restarts", "Worker processes started again after a death.")
-        self.media_bytes = self._gauge("media_bytes", "Bytes of all uploaded files, as found when they were looked at.")
+        self.media_bytes = Gauge(
+            "reeltalk_media_bytes", "Bytes of all uploaded files, at the last look.", registry=self.registry
+        )
         self.media_removed = Counter(
             "reeltalk_media_removed", "Uploaded files removed by retention.", ["reason"], registry=self.registry
         )

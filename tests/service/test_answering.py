@@ -28,6 +28,7 @@ from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.process import WorkerProcess
 from service.workers.protocol import Abort, Command, Delta, Generate, StepDone
+from service.workers.roles import Place
 from tests.service.conversations import PARAMS, TENANT, accept, answer_record, live_answer
 from tests.service.workers.test_pool import pool_of
 
@@ -168,6 +169,8 @@ class Listener(WorkerProcess):
 
     def __init__(self) -> None:
         self.heard: list[Command] = []
+        self.number = 0
+        self.place = Place(role="all", device="cpu")
 
     @property
     def pid(self) -> int:
@@ -190,7 +193,7 @@ class Listener(WorkerProcess):
 
 def employ(pool: Pool) -> Listener:
     listener = Listener()
-    pool._ready[listener] = StepDone(deltas=(), num_running=0, num_waiting=0)
+    pool._ready[listener] = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
     return listener
 
 
@@ -203,6 +206,7 @@ def tell(pool: Pool, command: Generate, text: str, *token_ids: int, finish_reaso
             token_ids=token_ids,
             finish_reason=finish_reason,
             num_prompt_tokens=5,
+            num_cached_tokens=0,
             num_output_tokens=1,
         )
     )
