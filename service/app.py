@@ -8,16 +8,18 @@ from dataclasses import asdict, replace
 from fastapi import FastAPI
 
 from service.answering import Answering
-from service.api import answers, health, page, sessions, videos
+from service.api import admin, answers, health, page, sessions, videos
 from service.api.dependencies import Service
 from service.api.errors import install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
+from service.drain import Drain
 from service.encoding import Encoding
 from service.fetching import Fetcher
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
+from service.retention import Retention
 from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import connect
@@ -26,6 +28,7 @@ from service.store.leases import Leases
 from service.store.media import MediaStore
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -53,7 +56,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for router in (videos.router, sessions.router, answers.router, health.router, page.router):
+    for router in (videos.router, sessions.router, answers.router, health.router, admin.router, page.router):
         app.include_router(router)
     page.mount_static_files(app)
     return app
@@ -64,7 +67,9 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     async with contextlib.AsyncExitStack() as stack:
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
-        media = MediaStore(settings.media_path)
+        cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
+        stack.push_async_callback(cache.aclose)
+        media = _media(settings)
         media.open()
 
         pool = Pool(
@@ -92,7 +97,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             pool=pool,
             decoder=decoder,
             videos=videos_store,
-            features=FeatureCache(redis, ttl=settings.feature_ttl, metrics=metrics),
+            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
             media=media,
             leases=leases,
             metrics=metrics,
@@ -105,13 +110,26 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             videos=videos_store,
             answers=answers_store,
-            leases=leases,
+            takeover=Takeover(
+                videos=videos_store,
+                sessions=sessions_store,
+                answers=answers_store,
+                lease_seconds=settings.lease_seconds,
+                metrics=metrics,
+            ),
             metrics=metrics,
         )
+        stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
+        retention = Retention(settings=settings, media=media, videos=videos_store, leases=leases, metrics=metrics)
+        stack.push_async_callback(retention.close)
+        retention.start()
+        drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
+        stack.push_async_callback(drain.finish)
         chat = Chat(
             answering=answering,
+            drain=drain,
             pool=pool,
             encoding=encoding,
             videos=videos_store,
@@ -121,23 +139,32 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
         ingest = Ingest(
             settings=settings,
+            drain=drain,
             fetcher=Fetcher(settings.fetch_policy),
             encoding=encoding,
             videos=videos_store,
             media=media,
             metrics=metrics,
         )
-        stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
             ingest=ingest,
             encoding=encoding,
             chat=chat,
             answering=answering,
+            drain=drain,
             pool=pool,
             redis=redis,
             metrics=metrics,
         )
+
+
+def _media(settings: Settings) -> MediaStore:
+    if settings.media_url is None:
+        return MediaStore(settings.media_path)
+    from service.store.bucket import BucketStore  # its client is an extra
+
+    return BucketStore(settings.media_path, settings.media_url)
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:

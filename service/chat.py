@@ -11,6 +11,7 @@ from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
 from service.answer import LiveAnswer
 from service.answering import Answering
+from service.drain import Drain
 from service.encoding import Encoding, check_usable
 from service.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from service.ids import new_id
@@ -56,6 +57,7 @@ class Chat:
         self,
         *,
         answering: Answering,
+        drain: Drain,
         pool: Pool,
         encoding: Encoding,
         videos: VideoStore,
@@ -64,6 +66,7 @@ class Chat:
         leases: Leases,
     ) -> None:
         self._answering = answering
+        self._drain = drain
         self._pool = pool
         self._encoding = encoding
         self._videos = videos
@@ -132,7 +135,7 @@ class Chat:
         running = await self._leases.holder(keys.session_lease(tenant, session_id))
         await self._sessions.erase(tenant, record)
         if running is not None:
-            await self._answering.stop(tenant, running)
+            self._answering.forget(running)
 
     async def erase_sessions_of_video(self, tenant: str, video_id: str) -> None:
         """Erase all sessions that talk about a video."""
@@ -148,6 +151,7 @@ class Chat:
         Raises:
             ServiceError: a refusal; nothing has been begun.
         """
+        self._drain.check()
         with self._answering.place():
             live = await self._accept(tenant, session_id, question)
             self._answering.begin(live)
@@ -160,6 +164,7 @@ class Chat:
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
+            await self._encoding.check_there(tenant, video, session.frames)
         answer_id = new_id("ans")
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):
@@ -189,6 +194,7 @@ class Chat:
                 record,
                 opening=live.opening(),
                 num_messages=len(history),
+                owner=live.owner,
                 lease_seconds=self._leases.seconds,
             ):
                 raise Conflict("session_busy", "This session went on while the question was looked at.")

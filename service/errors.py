@@ -134,7 +134,7 @@ def from_code(code: str, message: str) -> ServiceError:
         return UnsupportedMedia(code, message, param="file")
     if code in _INTERNAL:
         return InternalError(code, message)
-    if code in {"store_unavailable", "model_unavailable"}:
+    if code in {"store_unavailable", "media_unavailable", "model_unavailable"}:
         return Unavailable(code, message)
     if code == "video_gone":
         return Gone(code, message, param="video_ids")

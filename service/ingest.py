@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from service import uploads
+from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
-from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.fetching import Fetcher
 from service.ids import video_id
 from service.metrics import Metrics
@@ -17,7 +18,7 @@ from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
 from service.store.listing import Page
-from service.store.media import MediaStore
+from service.store.media import MediaStore, RemoteContent
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
@@ -33,6 +34,7 @@ class Ingest:
         *,
         settings: Settings,
         fetcher: Fetcher,
+        drain: Drain,
         encoding: Encoding,
         videos: VideoStore,
         media: MediaStore,
@@ -40,6 +42,7 @@ class Ingest:
     ) -> None:
         self._settings = settings
         self._fetcher = fetcher
+        self._drain = drain
         self._encoding = encoding
         self._videos = videos
         self._media = media
@@ -62,6 +65,7 @@ class Ingest:
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
+        self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
         with self._place():
@@ -74,6 +78,7 @@ class Ingest:
         Raises:
             ServiceError: as `Fetcher.open` and `receive`.
         """
+        self._drain.check()
         with self._place():
             async with self._fetcher.open(url) as file:
                 record, is_new = await self._store(
@@ -115,13 +120,15 @@ class Ingest:
             )
             sha256 = await self._media.commit(spool, tenant)
         self._metrics.video_upload.observe(time.perf_counter() - start)
+        now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(
             id=video_id(tenant, sha256),
             sha256=sha256,
             bytes=spool.num_bytes,
             filename=header.filename,
             content_type=header.content_type,
-            created_at=time.time(),
+            created_at=now,
+            expires_at=None if ttl is None else now + ttl,
         )
         if await self._videos.create(tenant, record):
             return record, True
@@ -131,6 +138,9 @@ class Ingest:
         if known.status == "failed":  # another try of the same bytes
             await self._videos.update(tenant, record)
             return record, True
+        if known.expires_at != record.expires_at:  # the same bytes have come again, and are kept from now on
+            known = known.model_copy(update={"expires_at": record.expires_at})
+            await self._videos.update(tenant, known)
         return known, False
 
     async def _probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
@@ -179,16 +189,31 @@ class Ingest:
         record = await self._videos.get(tenant, video_id)
         if record is None:
             raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
+        await self._encoding.erase(tenant, video_id)
         await self._videos.erase(tenant, video_id)
         await self._media.erase(tenant, record.sha256)
 
-    def file_path(self, tenant: str, record: VideoRecord) -> Path:
-        """Where a video's file lies."""
-        return self._media.path(tenant, record.sha256)
+    async def content(self, tenant: str, record: VideoRecord, *, byte_range: str | None) -> Path | RemoteContent:
+        """A video's file, to be sent.
 
-    def frame_path(self, tenant: str, record: VideoRecord, index: int) -> Path:
-        """Where the picture of a video's sampled frame lies."""
-        return self._media.frame_path(tenant, record.sha256, index)
+        Raises:
+            Gone: it is not kept any more.
+        """
+        found = await self._media.content(tenant, record.sha256, byte_range=byte_range)
+        if found is None:
+            raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_id")
+        return found
+
+    async def frame(self, tenant: str, record: VideoRecord, index: int) -> bytes:
+        """The picture of one of a video's sampled frames, as JPEG.
+
+        Raises:
+            NotFound: there is none, or not yet.
+        """
+        picture = await self._media.frame(tenant, record.sha256, index)
+        if picture is None:
+            raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
+        return picture
 
     async def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent | None, None]:
         """A video's progress events up to `ready` or `failed`; None now and then while nothing happens."""

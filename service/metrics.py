@@ -33,7 +33,14 @@ class Metrics:
         self.feature_cache_errors = self._counter("feature_cache_errors", "Look-ups the store could not serve.")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, video tokens included.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.answer_takeovers = self._counter("answer_takeovers", "Answers taken over from an owner that died or left.")
         self.worker_restarts = self._counter("worker_restarts", "Worker processes started again after a death.")
+        self.media_bytes = Gauge(
+            "reeltalk_media_bytes", "Bytes of all uploaded files, at the last look.", registry=self.registry
+        )
+        self.media_removed = Counter(
+            "reeltalk_media_removed", "Uploaded files removed by retention.", ["reason"], registry=self.registry
+        )
         self.request_success = Counter(
             "reeltalk_request_success", "Answers ended.", ["finished_reason"], registry=self.registry
         )

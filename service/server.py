@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -19,6 +20,7 @@ from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
+_STREAMS_END = 3  # seconds that streams have to close when nothing is written into them any more
 
 _EXAMPLE = """
   VIDEO=$(curl -sF file=@{clip} {url}/v1/videos | grep -o 'vid_[0-9a-f]*' | head -n 1)
@@ -37,6 +39,7 @@ class ReeltalkServer(uvicorn.Server):
         self._announcement: asyncio.Task[None] | None = None
         self.problem: str | None = None
         """Why it ended by itself, in a sentence."""
+        self._is_hurried = False
         super().__init__(
             uvicorn.Config(
                 self._app,
@@ -46,7 +49,7 @@ class ReeltalkServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.shutdown_timeout,
+                timeout_graceful_shutdown=settings.shutdown_timeout + _STREAMS_END,
             )
         )
 
@@ -57,12 +60,26 @@ class ReeltalkServer(uvicorn.Server):
         if self.started:
             self._announcement = asyncio.create_task(self._announce())
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; Ctrl-C means that somebody waits for it, and no balancer has to hear of it first."""
+        self._is_hurried = self._is_hurried or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop taking requests, let the running ones end within bounds, then end every child."""
+        """Drain while the door is still open, close it, let the streams end within bounds, then end every child."""
         self._console.print("[dim]Stopping …[/dim]")
         if self._announcement is not None:
             self._announcement.cancel()
+        service: Service = self._app.state.service
+        service.drain.begin(at_once=self._is_hurried)
+        await service.drain.closed()
+        leaving = asyncio.create_task(self._let_go(service))
         await super().shutdown(sockets)
+        await leaving
+
+    async def _let_go(self, service: Service) -> None:
+        await service.drain.finish()
+        service.answering.dismiss()
 
     async def _announce(self) -> None:
         service: Service = self._app.state.service

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -41,7 +42,25 @@ class Settings(BaseModel):
     redis_url: SecretStr | None = None
     """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
 
-    @field_validator("redis_url")
+    media_url: str | None = None
+    """A bucket for the uploaded files, s3://BUCKET/PREFIX, with `?endpoint=URL` where it is not Amazon's. The media
+    directory then holds only what is coming in or being decoded."""
+
+    @field_validator("media_url")
+    @classmethod
+    def _is_a_bucket(cls, url: str | None) -> str | None:
+        if url is not None and (urlsplit(url).scheme != "s3" or not urlsplit(url).netloc):
+            raise ValueError("it looks like s3://BUCKET/PREFIX; for a directory set REELTALK_MEDIA_DIR")
+        return url
+
+    media_ttl: int | None = Field(default=None, ge=60)
+    """How long an uploaded file is kept; without it, until it is erased."""
+    media_max_bytes: int | None = Field(default=None, ge=1)
+    """How much all uploaded files may take. Beyond that the oldest go first, those in sessions after all others."""
+    cache_redis_url: SecretStr | None = None
+    """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
+
+    @field_validator("redis_url", "cache_redis_url")
     @classmethod
     def _is_a_redis(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
@@ -114,7 +133,10 @@ class Settings(BaseModel):
     """How long an answer runs on after its last reader left."""
     lease_seconds: float = Field(default=10.0, gt=0.5)
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
+    drain_notice: float = Field(default=5.0, ge=0)
+    """How long a replica that was told to stop still takes everything, while `/readyz` says 503 to balancers."""
     shutdown_timeout: int = Field(default=10, ge=1)
+    """How long answers may run on after that; then other replicas go on with them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -7,6 +7,7 @@ from fastapi import Depends, Query, Request
 
 from service.answering import Answering
 from service.chat import Chat
+from service.drain import Drain
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
@@ -24,6 +25,7 @@ class Service:
     encoding: Encoding
     chat: Chat
     answering: Answering
+    drain: Drain
     pool: Pool
     redis: StoreClient
     metrics: Metrics

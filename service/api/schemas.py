@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
+from service.drain import State
 from service.fetching import MAX_URL
 from service.settings import Quantization
 from service.store.records import (
@@ -89,8 +90,9 @@ class Video(_Reply):
     @classmethod
     def of(cls, record: VideoRecord) -> "Video":
         """The public form of a record."""
-        fields = record.model_dump(exclude={"content_type", "created_at"})
-        return cls(created_at=int(record.created_at), **fields)
+        fields = record.model_dump(exclude={"content_type", "created_at", "expires_at"})
+        expires_at = None if record.expires_at is None else int(record.expires_at)
+        return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
 
 
 class VideoList(_Reply):
@@ -254,6 +256,13 @@ class ModelList(_Reply):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class DrainState(_Reply):
+    """How far a replica is on its way out, and how many answers it still gives."""
+
+    state: State
+    num_answers: int
 
 
 class Health(_Reply):

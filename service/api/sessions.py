@@ -19,7 +19,7 @@ from service.api.schemas import (
     SessionRequest,
 )
 from service.api.sse import event_stream
-from service.errors import InvalidRequest, NotFound, from_code
+from service.errors import InvalidRequest, NotFound, Unavailable, from_code
 from service.store.event_log import LogEvent
 from service.store.records import FrameRequest
 
@@ -92,6 +92,10 @@ async def ask(
     record = await service.answering.answer(tenant, answer.id)
     if record.error is not None:
         raise from_code(record.error.code, record.error.message)
+    if record.status == "in_progress":
+        raise Unavailable(
+            "answer_moved", f"This replica is stopping; another one goes on with the answer {answer.id}: read it there."
+        )
     if record.message is None:
         raise NotFound("answer_not_found", "The answer was erased while it was given.")
     return Message.of(record.message)

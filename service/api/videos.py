@@ -11,7 +11,8 @@ from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, Servi
 from service.api.errors import documented
 from service.api.schemas import Deleted, Video, VideoByUrl, VideoId, VideoList
 from service.api.sse import event_stream
-from service.errors import Gone, NotFound, TooLarge
+from service.errors import TooLarge
+from service.store.media import RemoteContent
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
@@ -35,6 +36,7 @@ _UPLOAD = {
     }
 }
 _KNOWN: dict[int | str, dict[str, object]] = {200: {"model": Video, "description": "These bytes are known."}}
+_PICTURE: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
 _EVENTS: dict[int | str, dict[str, object]] = {
     200: {
         "description": "Events `decode`, `encode` {video_id, fraction}; at last `ready`, or `failed` with an error.",
@@ -125,23 +127,22 @@ async def follow_video(
 
 
 @router.get("/{video_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
-async def get_content(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> FileResponse:
+async def get_content(request: Request, service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Response:
     """The uploaded file; `Range` requests are honoured."""
     record = await service.ingest.get(tenant, video_id)
-    path = service.ingest.file_path(tenant, record)
-    if not path.is_file():
-        raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_id")
+    found = await service.ingest.content(tenant, record, byte_range=request.headers.get("range"))
     kind = record.content_type if record.content_type.startswith("video/") else "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers=_UNTRUSTED)
+    if isinstance(found, RemoteContent):
+        headers = found.headers | _UNTRUSTED
+        return StreamingResponse(found.chunks, status_code=found.status, media_type=kind, headers=headers)
+    return FileResponse(found, media_type=kind, headers=_UNTRUSTED)
 
 
-@router.get("/{video_id}/frames/{index}.jpg", response_class=FileResponse, responses=documented(404, 422, 503))
+@router.get("/{video_id}/frames/{index}.jpg", response_class=Response, responses=_PICTURE | documented(404, 422, 503))
 async def get_frame(
     service: ServiceDep, tenant: TenantDep, video_id: VideoId, index: Annotated[int, Path(ge=0, le=1023)]
-) -> FileResponse:
+) -> Response:
     """A small picture of one of the frames the model sees."""
     record = await service.ingest.get(tenant, video_id)
-    path = service.ingest.frame_path(tenant, record, index)
-    if not path.is_file():
-        raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
-    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    picture = await service.ingest.frame(tenant, record, index)
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -52,7 +52,7 @@ def session_answers(tenant: str, session_id: str) -> str:
 
 
 def session_lease(tenant: str, session_id: str) -> str:
-    """Lease of the answer that is being given in a session: its value is the answer's id."""
+    """The answer that is being given in a session, by its id; a lease until its question is accepted."""
     return f"session:{tenant}:{session_id}:lease"
 
 
@@ -66,9 +66,29 @@ def answer_events(tenant: str, answer_id: str) -> str:
     return f"answer:{tenant}:{answer_id}:events"
 
 
+def answer_owner(tenant: str, answer_id: str) -> str:
+    """Hash: the token of whoever may write an answer, and how often it changed hands without a token gained."""
+    return f"answer:{tenant}:{answer_id}:owner"
+
+
+def answer_lease(tenant: str, answer_id: str) -> str:
+    """Lease of an answer's owner: when it has run out, another replica may become the owner."""
+    return f"answer:{tenant}:{answer_id}:lease"
+
+
+def running_answers() -> str:
+    """Set of all answers that are being given, of every tenant: `{tenant}/{id}`."""
+    return "answers:running"
+
+
 def answer_cancel(tenant: str, answer_id: str) -> str:
     """Flag: somebody asked for the answer to stop."""
     return f"answer:{tenant}:{answer_id}:cancel"
+
+
+def retention_lease() -> str:
+    """Lease of whoever looks for files that are kept no longer."""
+    return "lease:retention"
 
 
 def fill_lease(features_key: str) -> str:
@@ -79,3 +99,14 @@ def fill_lease(features_key: str) -> str:
 def answer_reader(tenant: str, answer_id: str) -> str:
     """Flag: somebody follows the answer at a replica that is not its owner."""
     return f"answer:{tenant}:{answer_id}:reader"
+
+
+def of_answer(tenant: str, answer_id: str) -> tuple[str, ...]:
+    """Everything that is kept of one answer."""
+    names = (answer, answer_events, answer_owner, answer_lease, answer_cancel, answer_reader)
+    return tuple(name(tenant, answer_id) for name in names)
+
+
+def running_answer(tenant: str, answer_id: str) -> str:
+    """An answer's member of the set of running answers."""
+    return f"{tenant}/{answer_id}"

@@ -38,6 +38,8 @@ class VideoRecord(Record):
     filename: str
     content_type: str
     created_at: float
+    expires_at: float | None = None
+    """When the file is to be removed; null: not by time."""
     duration: float | None = None
     width: int | None = None
     height: int | None = None

@@ -61,9 +61,13 @@ class VideoStore:
         names = keys.video(tenant, video_id), keys.video_features(tenant, video_id)
         return bool(await self._redis.eval(_REMEMBER, len(names), *names, features_key))
 
+    async def features_keys(self, tenant: str, video_id: str) -> list[str]:
+        """The keys under which features of the video were cached."""
+        members = await self._redis.smembers(keys.video_features(tenant, video_id))
+        return sorted(text(member) for member in members)
+
     async def erase(self, tenant: str, video_id: str) -> bool:
-        """Erase the record, its progress and its features; false when there was no record."""
-        feature_keys = await self._redis.smembers(keys.video_features(tenant, video_id))
+        """Erase the record and its progress; false when there was no record. Its features are the cache's."""
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.delete(keys.video(tenant, video_id))
             transaction.zrem(keys.videos(tenant), video_id)
@@ -71,7 +75,6 @@ class VideoStore:
                 keys.video_events(tenant, video_id),
                 keys.video_sessions(tenant, video_id),
                 keys.video_features(tenant, video_id),
-                *feature_keys,
             )
             erased, *_ = await transaction.execute()
         return bool(erased)

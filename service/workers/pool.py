@@ -219,7 +219,7 @@ class Pool:
         return result.num_prompt_tokens
 
     def generate(self, command: Generate) -> None:
-        """Begin an answer; what it gains comes through `outputs`, its end included."""
+        """Begin an answer, or go on with one; what it gains comes through `outputs`, its end included."""
         self._submit(
             _Job(
                 command,

@@ -82,7 +82,7 @@ class CheckPrompt:
 class Generate:
     """Answer a conversation. `features` are packed blobs, one a clip, made under `feature_keys`.
 
-    `output_token_ids` are tokens that the answer has already, from a worker that died.
+    `output_token_ids` are tokens that the answer has already, from a worker or a replica that died.
     """
 
     job_id: str

@@ -34,12 +34,12 @@ async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redi
     assert await redis.keys() == []
 
 
-async def test_erasing_a_video_takes_its_features_and_progress_along(redis: StoreClient) -> None:
+async def test_erasing_a_video_takes_its_progress_and_the_names_of_its_features_along(redis: StoreClient) -> None:
     videos = VideoStore(redis)
     await videos.create(TENANT, VIDEO)
     await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
-    await redis.set("features:one", b"blob")
     await videos.remember_features(TENANT, VIDEO.id, "features:one")
+    assert await videos.features_keys(TENANT, VIDEO.id) == ["features:one"]  # those are the cache's to erase
     await videos.erase(TENANT, VIDEO.id)
     assert await redis.keys() == []
 
