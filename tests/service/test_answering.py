@@ -25,7 +25,7 @@ from service.store.records import AnswerRecord, FrameRequest, SessionRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from service.takeover import Takeover
-from service.workers.pool import Pool
+from service.workers.pool import Pool, _Job
 from service.workers.process import WorkerProcess
 from service.workers.protocol import Abort, Command, Delta, Generate, StepDone
 from service.workers.roles import Place
@@ -192,8 +192,15 @@ class Listener(WorkerProcess):
 
 
 def employ(pool: Pool) -> Listener:
+    """The pool's one worker from now on; which of several to choose is not tested here."""
     listener = Listener()
     pool._ready[listener] = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
+
+    def dispatch(job: _Job) -> None:
+        job.worker = listener
+        listener.send(job.command)
+
+    pool._dispatch = dispatch  # type: ignore[method-assign]
     return listener
 
 
