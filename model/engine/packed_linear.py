@@ -37,16 +37,17 @@ def pack_linears(network: nn.Module) -> bool:
     Returns:
         Whether it was done. If so, activations are best float32.
     """
-    linears = [
-        (parent, name, child)
+    places = [
+        (parent, name)
         for parent in network.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear)
     ]
-    if not linears or not all(_is_plain(linear) and _gains(linear.weight.dtype) for _, _, linear in linears):
+    linears = (getattr(parent, name) for parent, name in places)
+    if not places or not all(_is_plain(linear) and _gains(linear.weight.dtype) for linear in linears):
         return False
-    for parent, name, linear in linears:
-        setattr(parent, name, PackedLinear(linear))
+    for parent, name in places:  # one by one, so that there are never two of more than one layer
+        setattr(parent, name, PackedLinear(getattr(parent, name)))
     return True
 
 
