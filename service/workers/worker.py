@@ -49,7 +49,7 @@ from service.workers.protocol import (
 )
 from service.workers.roles import check_device, resolve, share
 
-_PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 32}
+_PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 24}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
 
 
