@@ -8,17 +8,20 @@ from dataclasses import asdict, replace
 from fastapi import FastAPI
 
 from service.answering import Answering
-from service.api import admin, answers, health, page, sessions, videos
+from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
+from service.api.contract import describe_contract
 from service.api.dependencies import Service
 from service.api.errors import install_error_handlers
 from service.chat import Chat
+from service.completion import Completions
 from service.decoding import Decoder
 from service.drain import Drain
 from service.encoding import Encoding
 from service.fetching import Fetcher
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
+from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests, Tus
+from service.resumable import Resumable
 from service.retention import Retention
 from service.settings import Settings
 from service.store.answers import AnswerStore
@@ -26,13 +29,17 @@ from service.store.connection import connect
 from service.store.features import FeatureCache
 from service.store.leases import Leases
 from service.store.media import MediaStore
+from service.store.partial_files import PartialFiles
 from service.store.sessions import SessionStore
+from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
 from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
 _MAX_JSON_BYTES = 1 << 20
+_UPLOADS = ("/v1/videos", "/v1/files", "/v1/uploads")
+"""Paths whose bodies are files, written to disk as they come."""
 
 
 def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
@@ -51,14 +58,21 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         version=importlib.metadata.version("reeltalk"),
         lifespan=lifespan,
     )
-    app.add_middleware(LimitBodies, max_bytes=_MAX_JSON_BYTES, unlimited=frozenset({"/v1/videos"}))
+    app.add_middleware(Tus, path="/v1/uploads")
+    app.add_middleware(
+        LimitBodies,
+        max_bytes=_MAX_JSON_BYTES,
+        unlimited=_UPLOADS,
+        larger={"/v1/chat/completions": settings.max_inline_bytes},
+    )
     if settings.is_loopback and not settings.allow_unauthenticated:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for router in (videos.router, sessions.router, answers.router, health.router, admin.router, page.router):
-        app.include_router(router)
+    for part in (videos, sessions, answers, chat_completions, files, uploads, health, admin, page):
+        app.include_router(part.router)
     page.mount_static_files(app)
+    describe_contract(app)
     return app
 
 
@@ -146,6 +160,22 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             media=media,
             metrics=metrics,
         )
+        resumable = Resumable(
+            settings=settings,
+            ingest=ingest,
+            uploads=UploadStore(redis),
+            partial_files=PartialFiles(settings.media_path),
+            leases=leases,
+        )
+        completions = Completions(
+            settings=settings,
+            answering=answering,
+            pool=pool,
+            encoding=encoding,
+            ingest=ingest,
+            drain=drain,
+            metrics=metrics,
+        )
         yield Service(
             settings=settings,
             ingest=ingest,
@@ -153,6 +183,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             chat=chat,
             answering=answering,
             drain=drain,
+            completions=completions,
+            resumable=resumable,
             pool=pool,
             redis=redis,
             metrics=metrics,

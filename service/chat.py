@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,6 +48,7 @@ class Question:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    logprobs: int | None = None
     ignore_eos: bool = False
 
 
@@ -160,7 +162,7 @@ class Chat:
     async def _accept(self, tenant: str, session_id: str, question: Question) -> LiveAnswer:
         session = await self.session(tenant, session_id)
         info = await self._encoding.model()
-        params = _sampling(question, default=info.default_sampling)
+        params = sampling_of(question, default=info.default_sampling)
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
@@ -172,7 +174,8 @@ class Chat:
         try:
             history = await self._sessions.messages(tenant, session_id)
             turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-            await self._check_length(session, videos, turns, info)
+            asked = longest(videos, turns, system=session.system, num_frames=session.frames.count, info=info)
+            await check_length(self._pool, asked)
             record = AnswerRecord(
                 id=answer_id,
                 session_id=session_id,
@@ -209,22 +212,37 @@ class Chat:
             raise NotFound("video_not_found", f"There is no video {sorted(missing)[0]}.", param="video_ids")
         return videos
 
-    async def _check_length(
-        self, session: SessionRecord, videos: list[VideoRecord], turns: tuple[Turn, ...], info: ModelInfo
-    ) -> None:
-        """Refuse a conversation that is too long, counted with the longest the frames' times can be written."""
-        count = session.frames.count or info.frame_spec.count
-        clips = tuple(
-            Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos
-        )
-        conversation = Conversation(clips=clips, turns=turns, system=session.system)
-        try:
-            await asyncio.wait_for(self._pool.check(conversation), _CHECK_TIMEOUT)
-        except TimeoutError:
-            raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+def longest(
+    videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, num_frames: int | None, info: ModelInfo
+) -> Conversation:
+    """A conversation that takes as many tokens as one about these videos can, whichever frames are sampled.
+
+    `num_frames` is how many are wanted of each; None is as many as the model sees by default.
+    """
+    count = num_frames or info.frame_spec.count
+    clips = tuple(Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos)
+    return Conversation(clips=clips, turns=turns, system=system)
 
 
-def _sampling(question: Question, *, default: SamplingParams) -> SamplingParams:
+async def check_length(pool: Pool, conversation: Conversation) -> None:
+    """Refuse a conversation that is too long for the model.
+
+    Raises:
+        ServiceError: it is, or no worker can tell.
+    """
+    try:
+        await asyncio.wait_for(pool.check(conversation), _CHECK_TIMEOUT)
+    except TimeoutError:
+        raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+
+def sampling_of(question: Question, *, default: SamplingParams) -> SamplingParams:
+    """How the answer's tokens are chosen: as the user says, else as the model does by default.
+
+    Raises:
+        InvalidRequest: fields that do not go together.
+    """
     num_beams = _chosen(question.num_beams, default.num_beams)
     # Who asks for beams and says nothing of a temperature does not mean the model's own.
     temperature = 0.0 if num_beams > 1 else default.temperature
@@ -242,6 +260,7 @@ def _sampling(question: Question, *, default: SamplingParams) -> SamplingParams:
             max_tokens=_chosen(question.max_tokens, default.max_tokens),
             seed=_chosen(question.seed, secrets.randbelow(MAX_SEED)),
             stop=_chosen(question.stop, default.stop),
+            logprobs=question.logprobs,
             ignore_eos=question.ignore_eos,
         )
     except InvalidSampling as error:

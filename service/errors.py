@@ -7,8 +7,11 @@ ServiceError
 |-- Stalled           408
 |-- Conflict          409
 |-- Gone              410
+|-- PreconditionFailed 412  another version of a protocol
 |-- TooLarge          413
 |-- UnsupportedMedia  415
+|-- Locked            423   somebody else is at it; carries Retry-After
+|-- ChecksumMismatch  460   tus' own status
 |-- Overloaded        503   our capacity; carries Retry-After
 |-- Unavailable       503   something of ours is missing; carries Retry-After
 `-- InternalError     500   never carries the text of an unexpected exception
@@ -88,6 +91,28 @@ class UnsupportedMedia(ServiceError):
     """Not a video, or not one this server opens."""
 
     status = 415
+    type = "invalid_request_error"
+
+
+class PreconditionFailed(ServiceError):
+    """The client speaks another version of a protocol."""
+
+    status = 412
+    type = "invalid_request_error"
+
+
+class Locked(ServiceError):
+    """Another request is at work on the same thing."""
+
+    status = 423
+    type = "conflict_error"
+    retry_after = 1
+
+
+class ChecksumMismatch(ServiceError):
+    """What arrived is not what was sent, by the client's own checksum."""
+
+    status = 460
     type = "invalid_request_error"
 
 

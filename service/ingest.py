@@ -17,8 +17,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
-from service.store.listing import Page
-from service.store.media import MediaStore, RemoteContent
+from service.store.listing import Order, Page
+from service.store.media import MediaStore, RemoteContent, SpoolFile
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
@@ -59,8 +59,11 @@ class Ingest:
         content_type: str,
         content_length: int | None,
         filename: str | None,
+        purposes: frozenset[str] | None = None,
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
+
+        With `purposes` the upload is a form that also says what the file is for, one of these.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
@@ -68,9 +71,11 @@ class Ingest:
         self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
-        with self._place():
-            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
-        return await self._with_facts(tenant, record), is_new
+        with self.place():
+            record, is_new = await self._store(
+                tenant, chunks, content_type=content_type, filename=filename, purposes=purposes
+            )
+        return await self.probed(tenant, record), is_new
 
     async def fetch(self, tenant: str, url: str) -> tuple[VideoRecord, bool]:
         """Take the video that a URL leads to, as if it had been uploaded.
@@ -79,16 +84,16 @@ class Ingest:
             ServiceError: as `Fetcher.open` and `receive`.
         """
         self._drain.check()
-        with self._place():
+        with self.place():
             async with self._fetcher.open(url) as file:
                 record, is_new = await self._store(
                     tenant, file.chunks, content_type=file.content_type, filename=file.filename
                 )
-        return await self._with_facts(tenant, record), is_new
+        return await self.probed(tenant, record), is_new
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place among the videos being received, which is given back with the block.
+    def place(self) -> Iterator[None]:
+        """A place for one more video, while its bytes come in.
 
         Raises:
             Overloaded: there is none.
@@ -102,11 +107,14 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
-    async def _with_facts(self, tenant: str, record: VideoRecord) -> VideoRecord:
-        return await self._probed(tenant, record) if record.num_frames is None else record
-
     async def _store(
-        self, tenant: str, chunks: AsyncIterator[bytes], *, content_type: str, filename: str | None
+        self,
+        tenant: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        filename: str | None,
+        purposes: frozenset[str] | None = None,
     ) -> tuple[VideoRecord, bool]:
         start = time.perf_counter()
         async with self._media.spool() as spool:
@@ -117,9 +125,19 @@ class Ingest:
                 filename=filename,
                 max_bytes=self._settings.max_upload_bytes,
                 idle_timeout=self._settings.upload_idle_timeout,
+                purposes=purposes,
             )
-            sha256 = await self._media.commit(spool, tenant)
+            kept = await self.keep(tenant, spool, header)
         self._metrics.video_upload.observe(time.perf_counter() - start)
+        return kept
+
+    async def keep(self, tenant: str, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
+        """Make a received file permanent; returns its record and whether it is new.
+
+        Raises:
+            Unavailable: the store is away, or the same video was erased this moment.
+        """
+        sha256 = await self._media.commit(spool, tenant)
         now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(
             id=video_id(tenant, sha256),
@@ -143,7 +161,14 @@ class Ingest:
             await self._videos.update(tenant, known)
         return known, False
 
-    async def _probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
+    async def probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
+        """Start a video's preparation; returns its record with the facts of the file, if they come soon.
+
+        Raises:
+            ServiceError: the file cannot be used and was erased again, or a part of the service failed.
+        """
+        if record.num_frames is not None:
+            return record
         flight = await self._encoding.begin(tenant, record)
         assert flight.task is not None
         either: set[asyncio.Future[Any]] = {flight.task, flight.probed}
@@ -175,9 +200,11 @@ class Ingest:
             await self._encoding.begin(tenant, record)
         return record
 
-    async def page(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[VideoRecord], Page]:
-        """Videos, newest first."""
-        page = await self._videos.page(tenant, limit=limit, after=after)
+    async def page(
+        self, tenant: str, *, limit: int, after: str | None, order: Order = "desc"
+    ) -> tuple[list[VideoRecord], Page]:
+        """Videos by time of creation."""
+        page = await self._videos.page(tenant, limit=limit, after=after, order=order)
         return await self._videos.get_many(tenant, page.ids), page
 
     async def erase(self, tenant: str, video_id: str) -> None:

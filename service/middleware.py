@@ -1,6 +1,7 @@
 """Around every request: an id, a log line, a count, a bound. Plain ASGI, so that streams pass untouched."""
 
 import time
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 import structlog
@@ -15,6 +16,7 @@ from service.metrics import Metrics
 from service.settings import is_loopback
 
 _log = structlog.get_logger(__name__)
+TUS_VERSION = "1.0.0"
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 
@@ -56,30 +58,64 @@ class ObserveRequests:
 
 
 class LimitBodies:
-    """Refuses bodies that grow over `max_bytes`, announced or not, except on the paths that receive files."""
+    """Refuses bodies that grow over `max_bytes`, announced or not.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, unlimited: frozenset[str]) -> None:
+    Paths that receive files, and those under them, count for themselves; `larger` has bounds of other paths.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, unlimited: Collection[str], larger: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._unlimited = unlimited
+        self._larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI scope."""
-        if scope["type"] != "http" or scope["path"] in self._unlimited:
+        if scope["type"] != "http" or self._takes_files(scope["path"]):
             await self._app(scope, receive, send)
             return
+        max_bytes = self._larger.get(scope["path"], self._max_bytes)
         num_bytes = 0
 
         async def limited() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
+            if num_bytes > max_bytes:
                 # raised where the body is read, so that it leaves the app like any other refusal
-                raise HTTPException(413, f"A body may have at most {self._max_bytes} bytes")
+                raise HTTPException(413, f"A body may have at most {max_bytes} bytes")
             return message
 
         await self._app(scope, limited, send)
+
+    def _takes_files(self, path: str) -> bool:
+        return any(path == taker or path.startswith(f"{taker}/") for taker in self._unlimited)
+
+
+class Tus:
+    """What the tus protocol asks of every request and response under `path`, whatever else they say."""
+
+    def __init__(self, app: ASGIApp, *, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI scope."""
+        if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{self._path}/"):
+            await self._app(scope, receive, send)
+            return
+        meant = Headers(scope=scope).get("x-http-method-override", "").upper()
+        if scope["method"] == "POST" and meant in {"PATCH", "DELETE", "HEAD"}:
+            scope = {**scope, "method": meant}
+
+        async def versioned(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Tus-Resumable"] = TUS_VERSION
+            await send(message)
+
+        await self._app(scope, receive, versioned)
 
 
 class LoopbackOnly:

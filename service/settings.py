@@ -17,7 +17,7 @@ from service.workers.roles import Place, parse_places
 PREFIX = "REELTALK_"
 Quantization = Literal["int8", "int4"]
 """As `model.quantization.Quantization`, which this side of the pipe cannot import."""
-_FOREIGN = {"REELTALK_GOLDEN"}  # read by the test suite, not by the service
+_FOREIGN = {"REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN"}  # read by the test suite, not by the service
 
 
 class SettingsError(Exception):
@@ -93,6 +93,10 @@ class Settings(BaseModel):
     """Frames of all clips in one call of the encoder."""
 
     max_upload_bytes: int = Field(default=2 << 30, ge=1)
+    max_inline_bytes: int = Field(default=32 << 20, ge=1024)
+    """The largest body of a chat completion, which may carry videos as data URLs."""
+    upload_expiry: int = Field(default=24 * 3600, ge=60)
+    """How long a resumable upload that gets no bytes is kept."""
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """How long an upload may send nothing."""
     fetch_hosts: tuple[str, ...] = ()

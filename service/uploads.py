@@ -12,6 +12,7 @@ from service.store.media import SpoolFile
 
 _FORM = "multipart/form-data"
 _FORM_OVERHEAD = 64 * 1024  # headers and boundaries around the file
+_MAX_PURPOSE = 64
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f/\\]+")
 _VIDEO_TYPE = re.compile(r"video/[a-z0-9!#$&^_.+-]{1,100}")  # RFC 6838: it becomes a header when the file is served
 
@@ -49,8 +50,9 @@ async def receive(
     filename: str | None,
     max_bytes: int,
     idle_timeout: float,
+    purposes: frozenset[str] | None = None,
 ) -> UploadHeader:
-    """Write the file in a request body to the spool.
+    """Write the file in a request body to the spool. With `purposes`, a form has to name one of them.
 
     Raises:
         InvalidRequest: the body is empty or not a proper form.
@@ -58,11 +60,12 @@ async def receive(
         TooLarge: more than `max_bytes` arrived.
     """
     kind, options = parse_options_header(content_type)
-    chunks = _paced(chunks, idle_timeout=idle_timeout)
-    if kind == _FORM:
-        header = await _receive_form(chunks, spool, boundary=options.get("boundary", ""), max_bytes=max_bytes)
+    chunks = paced(chunks, idle_timeout=idle_timeout)
+    if kind == _FORM or purposes is not None:
+        boundary = options.get("boundary", "")
+        header = await _receive_form(chunks, spool, boundary=boundary, max_bytes=max_bytes, purposes=purposes)
     else:
-        header = UploadHeader(filename=_clean(filename), content_type=_media_type(kind))
+        header = header_of(filename, kind)
         async for chunk in chunks:
             _write(spool, chunk, max_bytes=max_bytes)
     if spool.num_bytes == 0:
@@ -70,8 +73,12 @@ async def receive(
     return header
 
 
-async def _paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncIterator[bytes]:
-    """The chunks, unless one is too long in coming: whoever has stopped sending must not keep others out."""
+async def paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncIterator[bytes]:
+    """The chunks, unless one is too long in coming: whoever has stopped sending must not keep others out.
+
+    Raises:
+        Stalled: one was.
+    """
     source = aiter(chunks)
     while True:
         try:
@@ -84,11 +91,24 @@ async def _paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncI
         yield chunk
 
 
+def header_of(filename: str | None, content_type: str) -> UploadHeader:
+    """What a client says of its file, made fit to be shown and kept."""
+    return UploadHeader(filename=_clean(filename), content_type=_media_type(content_type))
+
+
 async def _receive_form(
-    chunks: AsyncIterator[bytes], spool: SpoolFile, *, boundary: str, max_bytes: int
+    chunks: AsyncIterator[bytes],
+    spool: SpoolFile,
+    *,
+    boundary: str,
+    max_bytes: int,
+    purposes: frozenset[str] | None,
 ) -> UploadHeader:
     header: UploadHeader | None = None
-    inside = False
+    names = ("file",) if purposes is None else ("file", "purpose")
+    seen: set[str] = set()
+    inside: str | None = None
+    purpose = bytearray()
     num_bytes = 0
     try:
         # not `strict`: that refuses the form's last line break when it comes in a packet of its own
@@ -101,25 +121,42 @@ async def _receive_form(
                 raise _too_large(max_bytes)
             for event in parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
-                    header, inside = _field(event, header), event.name == "file"
+                    inside = _field(event.name, names=names, seen=seen)
+                    if inside == "file":
+                        header = header_of(event.filename, event.content_type or "")
                 elif event is None:
-                    inside = False
-                elif inside:
+                    inside = None
+                elif inside == "file":
                     _write(spool, bytes(event), max_bytes=max_bytes)
+                elif inside == "purpose":
+                    purpose += event[:_MAX_PURPOSE]
         parser.close()
     except MultipartError:
         raise InvalidRequest("malformed_form", "The multipart form is malformed or incomplete.") from None
     if header is None:
         raise InvalidRequest("missing_file", "The form has no field `file`.", param="file")
+    if purposes is not None:
+        _check_purpose(bytes(purpose), purposes)
     return header
 
 
-def _field(segment: MultipartSegment, header: UploadHeader | None) -> UploadHeader:
-    if segment.name != "file":
-        raise InvalidRequest("unknown_field", "The form takes one field, `file`.", param=_clean(segment.name))
-    if header is not None:
-        raise InvalidRequest("duplicate_field", "The form has more than one field `file`.", param="file")
-    return UploadHeader(filename=_clean(segment.filename), content_type=_media_type(segment.content_type or ""))
+def _field(name: str, *, names: tuple[str, ...], seen: set[str]) -> str:
+    """Take note of a field; each may come once."""
+    if name not in names:
+        known = " and ".join(f"`{name}`" for name in names)
+        raise InvalidRequest("unknown_field", f"The form takes {known}, and no other field.", param=_clean(name))
+    if name in seen:
+        raise InvalidRequest("duplicate_field", f"The form has more than one field `{name}`.", param=name)
+    seen.add(name)
+    return name
+
+
+def _check_purpose(purpose: bytes, purposes: frozenset[str]) -> None:
+    if not purpose:
+        raise InvalidRequest("missing_field", "The form has no field `purpose`.", param="purpose")
+    if purpose.decode("utf-8", "replace") not in purposes:
+        allowed = ", ".join(f"`{purpose}`" for purpose in sorted(purposes))
+        raise InvalidRequest("invalid_value", f"This server takes files for {allowed} alone.", param="purpose")
 
 
 def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:

@@ -22,8 +22,10 @@ from model.family import EncodedClip, Family, build_prompt
 from model.video import VideoErrorCode
 from service import errors
 from service.api.errors import _CODES, _HTTP_CODES
+from service.demo import SAMPLE
 from service.errors import ServiceError, from_code
 from service.openapi import document
+from tests import node_clients
 from tests.running import parse_events, running
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +169,7 @@ def test_the_table_of_errors_has_every_code_with_its_status_and_no_other() -> No
 
 
 def test_every_route_has_a_place_in_the_description_and_no_other_has() -> None:
-    told = re.findall(r"`(GET|POST|PUT|PATCH|DELETE|HEAD) (/\S*)`", page("api.md"))
+    told = re.findall(r"`(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/\S*)`", page("api.md"))
     paths = json.loads(document())["paths"]
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     assert set(told) == routes | {("GET", "/")}
@@ -232,6 +234,41 @@ def test_the_commands_of_the_interface_s_description_run_and_reply_as_printed(tm
             assert events_shape(output) == events_shape(reply), command
         else:
             assert output == reply, command
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("data")) as service:
+        yield service.url
+
+
+def programs(name: str, kind: str) -> list[tuple[str, str]]:
+    """Every program of a page in one language, with the text it prints."""
+    found = _BLOCK.findall(page(name))
+    return [(body, found[place + 1][1]) for place, (told, body) in enumerate(found) if told == kind]
+
+
+@pytest.mark.parametrize("name", ["openai.md", "api.md"])
+def test_the_programs_in_python_print_what_is_printed(served: str, tmp_path: Path, name: str) -> None:
+    shutil.copy(SAMPLE, tmp_path / "shapes.mp4")
+    told = programs(name, "python")
+    assert told
+    for program, printed in told:
+        (tmp_path / "program.py").write_text(program.replace("http://127.0.0.1:8000", served))
+        ran = subprocess.run(
+            [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ran.stdout == printed, ran.stderr
+
+
+@pytest.mark.parametrize("name", ["openai.md", "api.md"])
+def test_the_programs_in_javascript_print_what_is_printed(served: str, tmp_path: Path, name: str) -> None:
+    folder = node_clients.install(tmp_path)
+    shutil.copy(SAMPLE, folder / "shapes.mp4")
+    told = programs(name, "javascript")
+    assert told
+    for program, printed in told:
+        assert node_clients.run(folder, program.replace("http://127.0.0.1:8000", served)) == printed
 
 
 def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ from fastapi import Depends, Query, Request
 
 from service.answering import Answering
 from service.chat import Chat
+from service.completion import Completions
 from service.drain import Drain
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
+from service.resumable import Resumable
 from service.settings import Settings
 from service.store.connection import StoreClient
 from service.workers.pool import Pool
@@ -26,6 +28,8 @@ class Service:
     chat: Chat
     answering: Answering
     drain: Drain
+    completions: Completions
+    resumable: Resumable
     pool: Pool
     redis: StoreClient
     metrics: Metrics

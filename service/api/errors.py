@@ -1,5 +1,8 @@
 """Errors on their way out: one envelope, whatever raised them, and never the text of an unexpected exception."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +16,12 @@ from service.errors import InternalError, InvalidRequest, ServiceError
 
 _log = structlog.get_logger(__name__)
 
-_CODES = {"extra_forbidden": "unknown_field", "missing": "missing_field", "json_invalid": "malformed_json"}
+_CODES = {
+    "extra_forbidden": "unknown_field",
+    "json_invalid": "malformed_json",
+    "missing": "missing_field",
+    "unsupported_value": "unsupported_value",
+}
 _MALFORMED = InvalidRequest("malformed_json", "The body is not JSON.")
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
@@ -46,10 +54,27 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     code = _CODES.get(first["type"], "invalid_value")
-    where = [str(part) for part in first["loc"][1:]]
+    where = _path(first["loc"], error.body)
     if code == "malformed_json":
         return _reply(_MALFORMED)
     return _reply(InvalidRequest(code, f"{first['msg']}.", param=".".join(where) or None))
+
+
+def _path(loc: Sequence[int | str], body: object) -> list[str]:
+    """Where in what was sent an error is, without the names of the validator's own branches on the way there."""
+    if loc[0] != "body":
+        return [str(part) for part in loc[1:]]
+    path: list[str] = []
+    value: Any = body
+    for place, part in enumerate(loc[1:], start=2):
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        elif isinstance(value, dict) and (part in value or place == len(loc)):
+            value = value.get(part)
+        else:
+            continue
+        path.append(str(part))
+    return path
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -76,7 +101,7 @@ def _methods(request: Request) -> set[str]:
 
 async def _disconnected(_: Request, __: Exception) -> JSONResponse:
     # nobody reads this; it gives the log a status
-    return _reply(InvalidRequest("client_disconnected", "The connection was closed in mid-upload."), status=400)
+    return _reply(InvalidRequest("client_disconnected", "The connection was closed too early."), status=400)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,13 +1,15 @@
 """Alive, ready, measured, and which model: what operators and their machines look at."""
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 
 from service.api.dependencies import ServiceDep
 from service.api.errors import documented
 from service.api.schemas import Health, Model, ModelList
-from service.errors import Unavailable
+from service.errors import NotFound, Unavailable
+from service.workers.protocol import ModelInfo
 
 router = APIRouter(tags=["operation"])
 
@@ -47,8 +49,20 @@ async def metrics(service: ServiceDep) -> Response:
 @router.get("/v1/models", responses=documented(503))
 async def list_models(service: ServiceDep) -> ModelList:
     """The model this server answers with."""
+    return ModelList(data=[_described(await service.encoding.model())])
+
+
+@router.get("/v1/models/{model}", responses=documented(404, 422, 503))
+async def get_model(service: ServiceDep, model: Annotated[str, Path(max_length=200)]) -> Model:
+    """One model."""
     info = await service.encoding.model()
-    model = Model(
+    if model != info.name:
+        raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
+    return _described(info)
+
+
+def _described(info: ModelInfo) -> Model:
+    return Model(
         id=info.name,
         created=0,
         family=info.family,
@@ -56,4 +70,3 @@ async def list_models(service: ServiceDep) -> ModelList:
         max_model_len=info.max_model_len,
         num_video_tokens=info.num_video_tokens,
     )
-    return ModelList(data=[model])

@@ -26,7 +26,7 @@ from service.store.records import (
 )
 
 # JSON has one kind of number, in which 8.0 is the integer 8
-_Integer = Annotated[int, BeforeValidator(lambda value: int(value) if _is_whole(value) else value)]
+WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 _StopStrings = Annotated[list[_StopString], Field(max_length=8)]
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
@@ -38,15 +38,19 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """What a client sends: no unknown fields, no guessed types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Reply(BaseModel):
+class Reply(BaseModel):
+    """What a client gets."""
+
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
-class ErrorDetail(_Reply):
+class ErrorDetail(Reply):
     """What went wrong: a sentence for people, a code for programs, the field it is about."""
 
     message: str
@@ -55,19 +59,19 @@ class ErrorDetail(_Reply):
     code: str
 
 
-class ErrorReply(_Reply):
+class ErrorReply(Reply):
     """Every error, as a JSON body or as the data of an SSE `error` event."""
 
     error: ErrorDetail
 
 
-class VideoByUrl(_Request):
+class VideoByUrl(RequestBody):
     """A video to fetch, where the server's operator allows it."""
 
     url: str = Field(min_length=1, max_length=MAX_URL)
 
 
-class Video(_Reply):
+class Video(Reply):
     """An uploaded video; `frames` are the ones the model sees by default."""
 
     id: str
@@ -95,7 +99,7 @@ class Video(_Reply):
         return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
 
 
-class VideoList(_Reply):
+class VideoList(Reply):
     """A page of videos, newest first."""
 
     object: Literal["list"] = "list"
@@ -103,7 +107,7 @@ class VideoList(_Reply):
     has_more: bool
 
 
-class Deleted(_Reply):
+class Deleted(Reply):
     """Something was erased."""
 
     id: str
@@ -111,15 +115,15 @@ class Deleted(_Reply):
     deleted: Literal[True] = True
 
 
-class FramesField(_Request):
+class FramesField(RequestBody):
     """Which frames the model is to see: how many, from and to which second."""
 
-    count: _Integer | None = Field(default=None, ge=1, le=MAX_FRAME_COUNT)
+    count: Annotated[int, Field(ge=1, le=MAX_FRAME_COUNT), WHOLE] | None = None
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
-class SessionRequest(_Request):
+class SessionRequest(RequestBody):
     """Open a session about one or more videos."""
 
     video_ids: list[VideoId] = Field(min_length=1, max_length=64)
@@ -128,7 +132,7 @@ class SessionRequest(_Request):
     frames: FramesField | None = None
 
 
-class Session(_Reply):
+class Session(Reply):
     """A conversation about videos."""
 
     id: str
@@ -145,7 +149,7 @@ class Session(_Reply):
         return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
 
 
-class SessionList(_Reply):
+class SessionList(Reply):
     """A page of sessions, newest first."""
 
     object: Literal["list"] = "list"
@@ -153,27 +157,24 @@ class SessionList(_Reply):
     has_more: bool
 
 
-class MessageRequest(_Request):
+class MessageRequest(RequestBody):
     """Ask a question. Sampling fields that are not given take the model's defaults."""
 
     content: str = Field(min_length=1, max_length=32_000)
     stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
     temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    top_k: _Integer | None = Field(default=None, ge=0, le=1_000_000)
+    top_k: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = None
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    num_beams: _Integer | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_BEAMS,
-        description="More than one searches for the likeliest answer, which comes as a whole.",
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS), WHOLE] | None = Field(
+        default=None, description="More than one searches for the likeliest answer, which comes as a whole."
     )
     length_penalty: float | None = Field(default=None, ge=-5, le=5, allow_inf_nan=False)
-    max_tokens: _Integer | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    seed: _Integer | None = Field(default=None, ge=0, le=MAX_SEED)
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None
     stop: _StopString | _StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 
@@ -186,7 +187,7 @@ class MessageRequest(_Request):
         )
 
 
-class Message(_Reply):
+class Message(Reply):
     """One turn of a session; the last four fields are an answer's."""
 
     id: str
@@ -206,7 +207,7 @@ class Message(_Reply):
         return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
 
 
-class MessageList(_Reply):
+class MessageList(Reply):
     """All turns of a session, oldest first."""
 
     object: Literal["list"] = "list"
@@ -214,7 +215,7 @@ class MessageList(_Reply):
     has_more: Literal[False] = False
 
 
-class Answer(_Reply):
+class Answer(Reply):
     """An answer; `message` is there once it has ended well."""
 
     id: str
@@ -238,7 +239,7 @@ class Answer(_Reply):
         )
 
 
-class Model(_Reply):
+class Model(Reply):
     """A model this server answers with."""
 
     id: str
@@ -251,21 +252,21 @@ class Model(_Reply):
     num_video_tokens: int
 
 
-class ModelList(_Reply):
+class ModelList(Reply):
     """The models this server answers with."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class DrainState(_Reply):
+class DrainState(Reply):
     """How far a replica is on its way out, and how many answers it still gives."""
 
     state: State
     num_answers: int
 
 
-class Health(_Reply):
+class Health(Reply):
     """Whether a replica is alive or ready, and what is missing if it is not.
 
     `problems` has a sentence for each worker that does not start; others may do its work.

@@ -91,6 +91,16 @@ def retention_lease() -> str:
     return "lease:retention"
 
 
+def upload(tenant: str, upload_id: str) -> str:
+    """A resumable upload's record."""
+    return f"upload:{tenant}:{upload_id}"
+
+
+def upload_lease(tenant: str, upload_id: str) -> str:
+    """Lease of the request that adds to a resumable upload."""
+    return f"upload:{tenant}:{upload_id}:lease"
+
+
 def fill_lease(features_key: str) -> str:
     """Lease of whoever computes the features of a key."""
     return f"lease:{features_key}"

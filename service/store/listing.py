@@ -1,6 +1,7 @@
-"""Cursor lists: ids in a sorted set by time of creation, newest first."""
+"""Cursor lists: ids in a sorted set by time of creation, by default newest first."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from service.store.connection import StoreClient, text
 
@@ -13,11 +14,15 @@ class Page:
     has_more: bool
 
 
-async def list_page(redis: StoreClient, key: str, *, limit: int, after: str | None) -> Page:
+Order = Literal["desc", "asc"]
+"""Newest or oldest first."""
+
+
+async def list_page(redis: StoreClient, key: str, *, limit: int, after: str | None, order: Order = "desc") -> Page:
     """Up to `limit` ids that come after the id `after` (from the start if that is None or gone)."""
     start = 0
     if after is not None:
-        rank = await redis.zrevrank(key, after)
+        rank = await (redis.zrevrank(key, after) if order == "desc" else redis.zrank(key, after))
         start = rank + 1 if isinstance(rank, int) else 0
-    members = await redis.zrevrange(key, start, start + limit)
+    members = await redis.zrange(key, start, start + limit, desc=order == "desc")
     return Page(tuple(text(member) for member in members[:limit]), has_more=len(members) > limit)

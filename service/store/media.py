@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _STALE_SPOOL_SECONDS = 24 * 3600
+_READ_CHUNK = 1 << 20
 
 
 class SpoolFile:
@@ -30,6 +31,12 @@ class SpoolFile:
         self._file.write(chunk)
         self._hash.update(chunk)
         self.num_bytes += len(chunk)
+
+    def reread(self) -> None:
+        """Take note of what lies in the file already, written by others; call it first."""
+        for chunk in iter(lambda: self._file.read(_READ_CHUNK), b""):
+            self._hash.update(chunk)
+            self.num_bytes += len(chunk)
 
     def sync(self) -> str:
         """Put everything on disk; returns the SHA-256 of the bytes, hex."""

@@ -51,6 +51,28 @@ class VideoRecord(Record):
     frames: tuple[SampledFrame, ...] = ()
 
 
+class UploadRecord(Record):
+    """A file that is uploaded in pieces: `offset` of its `length` bytes are on disk."""
+
+    id: str
+    length: int
+    offset: int = 0
+    filename: str
+    content_type: str
+    metadata: str
+    """As the client sent it."""
+    expires_at: float
+    video_id: str | None = None
+    """What it became."""
+    error: Problem | None = None
+    """Why it became none."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are there."""
+        return self.offset == self.length
+
+
 class FrameRequest(Record):
     """The frames a session wants the model to see; null takes the model's own."""
 

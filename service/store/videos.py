@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.event_log import EventLog, LogEvent
-from service.store.listing import Page, list_page
+from service.store.listing import Order, Page, list_page
 from service.store.records import VideoRecord
 
 _EVENTS_TTL = 24 * 3600
@@ -47,9 +47,9 @@ class VideoStore:
         """Replace the record; false when the video was erased meanwhile, which it then stays."""
         return bool(await self._redis.set(keys.video(tenant, record.id), record.model_dump_json(), xx=True))
 
-    async def page(self, tenant: str, *, limit: int, after: str | None) -> Page:
-        """Ids, newest first."""
-        return await list_page(self._redis, keys.videos(tenant), limit=limit, after=after)
+    async def page(self, tenant: str, *, limit: int, after: str | None, order: Order = "desc") -> Page:
+        """Ids by time of creation."""
+        return await list_page(self._redis, keys.videos(tenant), limit=limit, after=after, order=order)
 
     async def session_ids(self, tenant: str, video_id: str) -> list[str]:
         """The sessions that talk about the video."""

@@ -62,6 +62,7 @@ class _Job:
     output_token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prefixes: tuple[bytes, ...] = ()
+    outputs: "asyncio.Queue[Delta | Refused] | None" = None
 
     @property
     def is_suspect(self) -> bool:
@@ -218,11 +219,15 @@ class Pool:
         assert isinstance(result, PromptChecked)
         return result.num_prompt_tokens
 
-    def generate(self, command: Generate) -> None:
-        """Begin an answer, or go on with one; what it gains comes through `outputs`, its end included."""
+    def generate(self, command: Generate, outputs: "asyncio.Queue[Delta | Refused] | None" = None) -> None:
+        """Begin an answer, or go on with one.
+
+        What it gains comes through `outputs` (the pool's own by default), its end included.
+        """
         self._submit(
             _Job(
                 command,
+                outputs=outputs or self.outputs,
                 output_token_ids=list(command.output_token_ids),
                 prefixes=prefixes(command.conversation, command.feature_keys),
             )
@@ -347,7 +352,8 @@ class Pool:
         if delta.finish_reason is not None:
             del self._jobs[delta.job_id]
             delta = replace(delta, num_cached_tokens=job.num_cached_tokens or 0)
-        self.outputs.put_nowait(delta)
+        if job.outputs is not None:
+            job.outputs.put_nowait(delta)
         if was_suspect:
             self._dispatch_waiting()
 
@@ -362,9 +368,9 @@ class Pool:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        if job.future is None:
-            self.outputs.put_nowait(Refused(job_id=job_id, code=code, message=message))
-        elif not job.future.done():
+        if job.outputs is not None:
+            job.outputs.put_nowait(Refused(job_id=job_id, code=code, message=message))
+        elif job.future is not None and not job.future.done():
             job.future.set_exception(from_code(code, message))
         if job.is_suspect:
             self._dispatch_waiting()
@@ -443,7 +449,8 @@ class Pool:
 
     def _end_aborted(self, job_id: str, job: _Job) -> None:
         del self._jobs[job_id]
-        self.outputs.put_nowait(
+        assert job.outputs is not None, "only answers are aborted"
+        job.outputs.put_nowait(
             Delta(
                 job_id=job_id,
                 text="",

@@ -145,9 +145,25 @@ class PromptChecked:
     num_prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class LikelyToken:
+    """A token in UTF-8, half a character maybe, and the natural logarithm of its probability."""
+
+    token: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was, and which were the likeliest in its place."""
+
+    chosen: LikelyToken
+    top: tuple[LikelyToken, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """What one answer gained in one step."""
+    """What one answer gained in one step. `logprobs` has one for each of `token_ids`, where they were asked for."""
 
     job_id: str
     text: str
@@ -157,6 +173,7 @@ class Delta:
     num_cached_tokens: int
     """Of the prompt, how many the KV cache had already."""
     num_output_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +19,7 @@ from model.clip_encoder import Frames, encode_clips
 from model.conversation import Clip, Conversation, Turn
 from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
-from model.engine.output import Output
+from model.engine.output import Logprobs, Output
 from model.engine.sampling_params import InvalidSampling, SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
@@ -35,6 +35,7 @@ from service.workers.protocol import (
     Encode,
     Encoded,
     Generate,
+    LikelyToken,
     ModelInfo,
     NotLoaded,
     Ping,
@@ -45,6 +46,7 @@ from service.workers.protocol import (
     Report,
     StepDone,
     Stop,
+    TokenLogprobs,
     WorkerConfig,
 )
 from service.workers.roles import check_device, resolve, share
@@ -202,7 +204,7 @@ class Worker:
             self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds, num_batched_clips=len(batch)))
 
     def _step(self, engine: Engine) -> None:
-        deltas = tuple(map(_delta, engine.step()))
+        deltas = tuple(_delta(output, self._family.tokenizer.token_bytes) for output in engine.step())
         self._report(
             StepDone(
                 deltas=deltas,
@@ -265,7 +267,7 @@ def _frames(clip: Encode) -> Frames | None:
         return None
 
 
-def _delta(output: Output) -> Delta:
+def _delta(output: Output, spell: Callable[[int], bytes]) -> Delta:
     return Delta(
         job_id=output.request_id,
         text=output.text,
@@ -274,6 +276,14 @@ def _delta(output: Output) -> Delta:
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=min(output.num_cached_tokens, output.num_prompt_tokens),
         num_output_tokens=output.num_output_tokens,
+        logprobs=tuple(_spelled(logprobs, spell) for logprobs in output.logprobs),
+    )
+
+
+def _spelled(logprobs: Logprobs, spell: Callable[[int], bytes]) -> TokenLogprobs:
+    return TokenLogprobs(
+        LikelyToken(spell(logprobs.token_id), logprobs.logprob),
+        tuple(LikelyToken(spell(token_id), logprob) for token_id, logprob in logprobs.top),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import node_clients
 from tests.clips import h264_mp4
 from tests.published import clip
 from tests.running import RunningService, running
@@ -41,3 +42,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session(service: RunningService, drawn: Path) -> str:
     """A fresh session about the drawn clip."""
     return service.open_session(service.upload(drawn)["id"])
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Node's clients in it."""
+    return node_clients.install(tmp_path_factory.mktemp("node"))

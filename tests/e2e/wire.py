@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -18,6 +18,9 @@ class Wire:
         self._relays: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self.fuses: list[int] = []
+        """The line breaks when so many bytes have gone towards the service; then the next one counts."""
+        self.num_breaks = 0
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
@@ -48,14 +51,30 @@ class Wire:
         far_reader, far_writer = await asyncio.open_connection(*self._target)
         self._connections |= {writer, far_writer}
         try:
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(_pump(self._fused(reader), far_writer), _pump(_read(far_reader), writer))
         finally:
             self._connections -= {writer, far_writer}
 
+    async def _fused(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        async for data in _read(reader):
+            yield data
+            if self.fuses:
+                self.fuses[0] -= len(data)
+                if self.fuses[0] <= 0:
+                    del self.fuses[0]
+                    self.num_breaks += 1
+                    for writer in self._connections:
+                        writer.transport.abort()
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+async def _read(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while data := await reader.read(1 << 16):
+        yield data
+
+
+async def _pump(source: AsyncIterator[bytes], writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
-        while data := await reader.read(1 << 16):
+        async for data in source:
             writer.write(data)
             await writer.drain()
     writer.close()

@@ -1,0 +1,157 @@
+"""What the OpenAPI document says beyond the routes: the events of streams, examples of bodies and errors."""
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from service.api.openai_schemas import ChatCompletionChunk
+from service.api.schemas import ErrorReply, Reply
+from service.errors import (
+    ChecksumMismatch,
+    Conflict,
+    Gone,
+    InternalError,
+    InvalidRequest,
+    Locked,
+    NotFound,
+    Overloaded,
+    PreconditionFailed,
+    ServiceError,
+    Stalled,
+    TooLarge,
+    UnsupportedMedia,
+)
+from service.store.records import FinishReason, Timings, Usage, VideoFrames
+
+_VIDEO = "vid_8071dfb0043a2719636adcdc653159e8"
+_REF = "#/components/schemas/{model}"
+
+
+class AnswerStarted(Reply):
+    """Event `answer`, the first of an answer's."""
+
+    id: str
+    session_id: str
+
+
+class AnswerProgress(Reply):
+    """Event `progress`: how far a video of the session is."""
+
+    video_id: str
+    stage: Literal["decode", "encode", "ready", "failed"]
+    fraction: float
+
+
+class AnswerDelta(Reply):
+    """Event `delta`: the next piece of the answer's text."""
+
+    text: str
+
+
+class AnswerDone(Reply):
+    """Event `done`, the last of an answer that ended well."""
+
+    id: str
+    message_id: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    frames: tuple[VideoFrames, ...] | None
+
+
+class VideoProgress(Reply):
+    """Events `decode`, `encode` and `ready` of a video's preparation."""
+
+    video_id: str
+    fraction: float
+
+
+class VideoFailed(ErrorReply):
+    """Event `failed`, the last of a video that cannot be used."""
+
+    video_id: str
+    fraction: float
+
+
+_ANSWER = (AnswerStarted, AnswerProgress, AnswerDelta, AnswerDone, ErrorReply)
+_PREPARATION = (VideoProgress, VideoFailed, ErrorReply)
+_COMPLETION = (ChatCompletionChunk, ErrorReply)
+_STREAMS: dict[tuple[str, str], tuple[type[Reply], ...]] = {
+    ("/v1/videos/{video_id}/events", "get"): _PREPARATION,
+    ("/v1/sessions/{session_id}/messages", "post"): _ANSWER,
+    ("/v1/answers/{answer_id}/events", "get"): _ANSWER,
+    ("/v1/chat/completions", "post"): _COMPLETION,
+}
+_BODIES: dict[str, object] = {
+    "SessionRequest": {"video_ids": [_VIDEO], "frames": {"count": 4}},
+    "MessageRequest": {"content": "What happens in the video?", "stream": True, "max_tokens": 64},
+    "ChatCompletionRequest": {
+        "model": "tiny",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video_url", "video_url": {"url": _VIDEO}},
+                    {"type": "text", "text": "How many objects are there?"},
+                ],
+            }
+        ],
+    },
+}
+_ERRORS: tuple[ServiceError, ...] = (
+    NotFound("video_not_found", "There is no video with this id.", param="video_id"),
+    Stalled("upload_stalled", "Nothing came for 30 seconds."),
+    Conflict("session_busy", "This session's last question is still being answered."),
+    Gone("video_gone", "The video's file is gone; upload it again.", param="video_id"),
+    PreconditionFailed("unsupported_version", "Send `Tus-Resumable: 1.0.0` with every request.", param="Tus-Resumable"),
+    TooLarge("upload_too_large", "An upload may have at most 2147483648 bytes.", param="file"),
+    UnsupportedMedia("not_a_video", "The file is not a video of a known kind.", param="file"),
+    InvalidRequest("invalid_value", "Input should be greater than or equal to 1.", param="max_tokens"),
+    Locked("upload_busy", "Another request is adding to this upload; ask how far it is in a moment."),
+    ChecksumMismatch("checksum_mismatch", "The bytes do not have this checksum.", param="Upload-Checksum"),
+    InternalError("internal_error", "Something went wrong on our side."),
+    Overloaded("overloaded", "Too many answers are being given; try again in a moment."),
+)
+
+
+def describe_contract(app: FastAPI) -> None:
+    """Let the app's OpenAPI document tell all of this."""
+    of_routes = app.openapi
+    is_told = False
+
+    def whole() -> dict[str, Any]:
+        nonlocal is_told
+        document = of_routes()
+        if not is_told:
+            _tell(document)
+            is_told = True
+        return document
+
+    app.openapi = whole  # type: ignore[method-assign]
+
+
+def _tell(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    models = list(dict.fromkeys(model for events in _STREAMS.values() for model in events))
+    _, defined = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
+    for name, schema in defined["$defs"].items():
+        schemas.setdefault(name, schema)
+    for name, example in _BODIES.items():
+        schemas[name]["examples"] = [example]
+    for (path, method), events in _STREAMS.items():
+        content = document["paths"][path][method]["responses"]["200"]["content"]
+        content["text/event-stream"] = {"schema": _stream_of(events)}
+    examples = {str(error.status): error.envelope() for error in _ERRORS}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                reply = response.get("content", {}).get("application/json", {})
+                if reply.get("schema", {}).get("$ref", "").endswith("/ErrorReply") and status in examples:
+                    reply["example"] = examples[status]
+
+
+def _stream_of(events: tuple[type[Reply], ...]) -> dict[str, object]:
+    """A text of Server-Sent Events whose `data` are these documents, as JSON."""
+    documents = [{"$ref": _REF.format(model=event.__name__)} for event in events]
+    return {"type": "string", "contentMediaType": "text/event-stream", "contentSchema": {"anyOf": documents}}

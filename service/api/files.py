@@ -1,0 +1,97 @@
+"""`/v1/files`: videos as OpenAI's clients know files. A file is a video under another name, and so is its id."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from service.api import videos
+from service.api.dependencies import ServiceDep, TenantDep
+from service.api.errors import documented
+from service.api.openai_schemas import File, FileDeleted, FileId, FileList
+from service.ids import file_id as named
+from service.ids import video_id_of
+from service.store.listing import Order
+
+router = APIRouter(prefix="/v1/files", tags=["OpenAI"])
+
+_PURPOSE = "user_data"
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": _PURPOSE}},
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", responses=documented(408, 413, 415, 422, 500, 503), openapi_extra=_UPLOAD)
+async def upload_file(request: Request, service: ServiceDep, tenant: TenantDep) -> File:
+    """Upload a video for later questions. The same bytes again are the same file."""
+    length = request.headers.get("content-length", "")
+    record, _ = await service.ingest.receive(
+        tenant,
+        request.stream(),
+        content_type=request.headers.get("content-type", ""),
+        content_length=int(length) if length.isdecimal() else None,
+        filename=None,
+        purposes=frozenset({_PURPOSE}),
+    )
+    return File.of(record)
+
+
+@router.get("", responses=documented(422, 503))
+async def list_files(
+    *,
+    service: ServiceDep,
+    tenant: TenantDep,
+    purpose: Annotated[str, Query(max_length=64, description=f"All files here are for `{_PURPOSE}`.")] = _PURPOSE,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The most items of a page.")] = 100,
+    order: Annotated[Order, Query(description="Newest or oldest first.")] = "desc",
+    after: Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")] = None,
+) -> FileList:
+    """All videos, as files."""
+    if purpose != _PURPOSE:
+        return FileList(data=[], first_id=None, last_id=None, has_more=False)
+    start = None if after is None else video_id_of(after)
+    records, page = await service.ingest.page(tenant, limit=limit, after=start, order=order)
+    ids = [named(record.id) for record in records]
+    return FileList(
+        data=[File.of(record) for record in records],
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/{file_id}", responses=documented(404, 422, 503))
+async def get_file(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> File:
+    """A file, and how far its preparation is."""
+    return File.of(await service.ingest.get(tenant, _video(file_id)))
+
+
+@router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
+async def get_file_content(request: Request, service: ServiceDep, tenant: TenantDep, file_id: FileId) -> Response:
+    """The bytes, as they were uploaded."""
+    return await videos.get_content(request, service, tenant, _video(file_id))
+
+
+@router.delete("/{file_id}", responses=documented(404, 422, 503))
+async def delete_file(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> FileDeleted:
+    """Erase a file, which is to erase the video everywhere: its features, and the sessions that talk about it."""
+    await videos.delete_video(service, tenant, _video(file_id))
+    return FileDeleted(id=file_id)
+
+
+def _video(file_id: str) -> str:
+    video_id = video_id_of(file_id)
+    assert video_id is not None, "the path allows no other"
+    return video_id

@@ -1,0 +1,353 @@
+"""Flow 3: a chat completion. The whole conversation comes with the request; nothing is kept of it but its videos."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from model.conversation import Clip, Conversation, Turn
+from model.engine.sampling_params import MAX_SEED, SamplingParams
+from model.features import PackedFeatures
+from service.answering import Answering
+from service.chat import Question, check_length, longest, sampling_of
+from service.drain import Drain
+from service.encoding import DEFAULT_FRAMES, Encoding, check_usable
+from service.errors import InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, from_code
+from service.ids import new_id
+from service.ingest import Ingest
+from service.logprobs import ToldTokens
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store.records import SampledFrame, VideoFrames, VideoRecord
+from service.workers.pool import Pool
+from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
+
+_IDLE = 1.0  # seconds between two signs of life
+_MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while others wait for it
+_INLINE_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadedVideo:
+    """A video named by its id; `param` is the field that says so."""
+
+    video_id: str
+    param: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InlineVideo:
+    """A video file that came with the request."""
+
+    data: bytes
+    content_type: str
+    filename: str | None
+    param: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteVideo:
+    """A video that lies at an https URL."""
+
+    url: str
+    param: str
+
+
+VideoSource = UploadedVideo | InlineVideo | RemoteVideo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRequest:
+    """A conversation and its last question, to be answered `num_choices` times."""
+
+    model: str
+    videos: tuple[VideoSource, ...]
+    history: tuple[Turn, ...]
+    question: Question
+    system: str
+    num_choices: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """The request is accepted; nothing is said yet."""
+
+    id: str
+    created_at: float
+    model: ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """The frames of each video that the answers are given on."""
+
+    videos: tuple[VideoFrames, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gained:
+    """What one choice gained; `finish_reason` with its end."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Tokens of the whole completion: the prompt's once, the answers' together."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_cached_tokens: int
+    num_video_tokens: int
+
+
+Event = Started | Seen | Gained | Spent
+
+
+@dataclass(slots=True, eq=False)
+class _Choice:
+    """One answer in the making. No I/O."""
+
+    index: int
+    started_at: float = field(default_factory=time.monotonic)
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    _told: ToldTokens = field(default_factory=ToldTokens)
+    _last_token_at: float | None = None
+
+    def gain(self, delta: Delta | Refused, metrics: Metrics) -> Gained:
+        """Take what a step added.
+
+        Raises:
+            ServiceError: the answer has failed.
+        """
+        if isinstance(delta, Refused):
+            self.finish_reason = "error"
+            raise from_code(delta.code, delta.message)
+        if delta.finish_reason in {"error", "abort"}:
+            self.finish_reason = "error"
+            raise InternalError("engine_error", "The model failed on this question.")
+        if delta.token_ids:
+            now = time.monotonic()
+            if self._last_token_at is None:
+                metrics.time_to_first_token.observe(now - self.started_at)
+            else:
+                metrics.inter_token_latency.observe((now - self._last_token_at) / len(delta.token_ids))
+            self._last_token_at = now
+        if not self.num_tokens:  # later ones come from a worker that was told of the first
+            self.num_cached_tokens = delta.num_cached_tokens
+        self.num_tokens += len(delta.token_ids)
+        self.num_prompt_tokens = delta.num_prompt_tokens
+        self.finish_reason = delta.finish_reason
+        return Gained(
+            index=self.index,
+            text=delta.text,
+            logprobs=self._told.take(delta.logprobs, delta.text),
+            finish_reason=delta.finish_reason,
+        )
+
+    def observe(self, metrics: Metrics) -> None:
+        """Count the choice when it has ended or was left."""
+        metrics.request_success.labels(self.finish_reason or "abort").inc()
+        metrics.e2e_request_latency.observe(time.monotonic() - self.started_at)
+        metrics.prompt_tokens.inc(self.num_prompt_tokens)
+        metrics.generation_tokens.inc(self.num_tokens)
+
+
+class Completions:
+    """Chat completions of one replica."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        answering: Answering,
+        pool: Pool,
+        encoding: Encoding,
+        ingest: Ingest,
+        drain: Drain,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._answering = answering
+        self._pool = pool
+        self._encoding = encoding
+        self._ingest = ingest
+        self._drain = drain
+        self._metrics = metrics
+
+    async def run(self, tenant: str, request: CompletionRequest) -> AsyncGenerator[Event | None, None]:
+        """Everything that happens from `Started` to `Spent`; None now and then while nothing does.
+
+        Whoever closes the generator stops the work at the next step.
+
+        Raises:
+            ServiceError: before the first event, a refusal; later, a failure.
+        """
+        self._drain.check()
+        deadline = time.monotonic() + self._settings.answer_timeout
+        with contextlib.ExitStack() as places:
+            for _ in range(request.num_choices):
+                places.enter_context(self._answering.place())
+            info, params, videos, conversation = await self._accept(tenant, request)
+            completion_id = new_id("chatcmpl")
+            yield Started(id=completion_id, created_at=time.time(), model=info)
+            preparing = asyncio.create_task(self._features(tenant, videos))
+            try:
+                while not (await asyncio.wait({preparing}, timeout=_IDLE))[0]:
+                    _check_time(deadline)
+                    yield None
+            finally:
+                preparing.cancel()
+            packed = preparing.result()
+            yield Seen(videos=tuple(_seen(video, each) for video, (_, each) in zip(videos, packed, strict=True)))
+            command = Generate(
+                job_id=completion_id,
+                conversation=replace(conversation, clips=await self._clips(tenant, videos, packed)),
+                features=tuple(features.blob for _, features in packed),
+                feature_keys=tuple(key for key, _ in packed),
+                params=params,
+            )
+            choices = {f"{completion_id}/{index}": _Choice(index) for index in range(request.num_choices)}
+            async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
+                async for gained in gains:
+                    yield gained
+            first = next(iter(choices.values()))
+            yield Spent(
+                num_prompt_tokens=first.num_prompt_tokens,
+                num_completion_tokens=sum(choice.num_tokens for choice in choices.values()),
+                num_cached_tokens=first.num_cached_tokens,
+                num_video_tokens=len(videos) * info.num_video_tokens,
+            )
+
+    # -- before the first event
+
+    async def _accept(
+        self, tenant: str, request: CompletionRequest
+    ) -> tuple[ModelInfo, SamplingParams, list[VideoRecord], Conversation]:
+        info = await self._encoding.model()
+        if request.model != info.name:
+            raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
+        params = sampling_of(request.question, default=info.default_sampling)
+        turns = (*request.history, Turn(role="user", text=request.question.content))
+        if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
+            raise InvalidRequest(
+                "context_length_exceeded",
+                f"All messages together may have at most {_MAX_CHARACTERS} characters.",
+                param="messages",
+            )
+        if len(request.videos) > self._settings.max_videos_per_session:
+            raise InvalidRequest(
+                "too_many_videos",
+                f"A conversation is about at most {self._settings.max_videos_per_session} videos.",
+                param="messages",
+            )
+        found = {record.id: record for record in [await self._video(tenant, source) for source in request.videos]}
+        videos = list(found.values())
+        conversation = longest(videos, turns, system=request.system, num_frames=None, info=info)
+        with _about("messages"):
+            await check_length(self._pool, conversation)
+        return info, params, videos, conversation
+
+    async def _video(self, tenant: str, source: VideoSource) -> VideoRecord:
+        with _about(source.param):
+            match source:
+                case UploadedVideo(video_id=video_id):
+                    record = await self._ingest.get(tenant, video_id)
+                case InlineVideo(data=data, content_type=content_type, filename=filename):
+                    record, _ = await self._ingest.receive(
+                        tenant,
+                        _chunks(data),
+                        content_type=content_type,
+                        content_length=len(data),
+                        filename=filename,
+                    )
+                case RemoteVideo(url=url):
+                    record, _ = await self._ingest.fetch(tenant, url)
+            check_usable(record)
+        return record
+
+    # -- the work
+
+    async def _features(self, tenant: str, videos: Sequence[VideoRecord]) -> list[tuple[str, PackedFeatures]]:
+        return [await self._encoding.ensure(tenant, video, DEFAULT_FRAMES) for video in videos]
+
+    async def _clips(
+        self, tenant: str, videos: Sequence[VideoRecord], packed: Sequence[tuple[str, PackedFeatures]]
+    ) -> tuple[Clip, ...]:
+        """What the prompt says of each video. The rate of one that was not yet probed is read again."""
+        known = [video if video.fps is not None else await self._ingest.get(tenant, video.id) for video in videos]
+        return tuple(
+            Clip(frame_indices=features.frame_indices, fps=video.fps or 1.0)
+            for video, (_, features) in zip(known, packed, strict=True)
+        )
+
+    async def _generated(
+        self, command: Generate, choices: Mapping[str, _Choice], *, deadline: float
+    ) -> AsyncGenerator[Gained | None, None]:
+        """What the choices gain, each a job of its own, until all have ended."""
+        outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
+        running = set(choices)
+        try:
+            for job_id, choice in choices.items():
+                seed = (command.params.seed + choice.index) & MAX_SEED  # or all choices would say the same
+                params = replace(command.params, seed=seed)
+                self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
+            while running:
+                output = await _next(outputs)
+                if output is None:
+                    _check_time(deadline)
+                    yield None
+                    continue
+                if isinstance(output, Refused) or output.finish_reason is not None:
+                    running.discard(output.job_id)
+                yield choices[output.job_id].gain(output, self._metrics)
+        finally:
+            for job_id in running:
+                self._pool.abort(job_id)
+            for choice in choices.values():
+                choice.observe(self._metrics)
+
+
+async def _next(outputs: "asyncio.Queue[Delta | Refused]") -> Delta | Refused | None:
+    try:
+        async with asyncio.timeout(_IDLE):
+            return await outputs.get()
+    except TimeoutError:
+        return None
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise Overloaded("deadline_exceeded", "The answer took longer than this server allows.")
+
+
+def _seen(video: VideoRecord, features: PackedFeatures) -> VideoFrames:
+    return VideoFrames(
+        video_id=video.id,
+        frames=tuple(
+            SampledFrame(index=index, timestamp=timestamp)
+            for index, timestamp in zip(features.frame_indices, features.timestamps, strict=True)
+        ),
+    )
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _INLINE_CHUNK):
+        yield data[start : start + _INLINE_CHUNK]
+
+
+@contextlib.contextmanager
+def _about(param: str) -> Iterator[None]:
+    """Let a refusal name the field of this request that it is about."""
+    try:
+        yield
+    except ServiceError as error:
+        error.param = param if error.status < 500 else error.param
+        raise

@@ -1,0 +1,224 @@
+"""Resumable uploads: a file comes in pieces, to any replica, and becomes a video when its last byte is there.
+
+What is acknowledged is on disk; how far that is stands in Redis. A piece that breaks off counts as far as it came.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+from service.encoding import is_our_fault
+from service.errors import (
+    ChecksumMismatch,
+    Conflict,
+    Locked,
+    NotFound,
+    ServiceError,
+    TooLarge,
+    from_code,
+)
+from service.ids import new_id
+from service.ingest import Ingest
+from service.settings import Settings
+from service.store import keys
+from service.store.leases import Leases
+from service.store.partial_files import PartialFile, PartialFiles
+from service.store.records import Problem, UploadRecord
+from service.store.uploads import UploadStore
+from service.uploads import UploadHeader, paced
+
+_CHECKPOINT = 8 << 20  # bytes after which a piece that is still coming is put on disk and counted
+_SWEEP_PAUSE = 3600.0  # seconds between two looks for abandoned files
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """What a piece's bytes must hash to."""
+
+    algorithm: Literal["sha1", "sha256"]
+    digest: bytes
+
+
+class Resumable:
+    """The resumable uploads that come to this replica."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        ingest: Ingest,
+        uploads: UploadStore,
+        partial_files: PartialFiles,
+        leases: Leases,
+    ) -> None:
+        self._settings = settings
+        self._ingest = ingest
+        self._uploads = uploads
+        self._partial_files = partial_files
+        self._leases = leases
+        self._swept_at = 0.0
+
+    async def create(self, tenant: str, *, length: int, header: UploadHeader, metadata: str) -> UploadRecord:
+        """Begin an upload of `length` bytes.
+
+        Raises:
+            TooLarge: that is more than this server takes.
+        """
+        if length > self._settings.max_upload_bytes:
+            raise _too_large(self._settings.max_upload_bytes)
+        await self._sweep()
+        record = UploadRecord(
+            id=new_id("upl"),
+            length=length,
+            filename=header.filename,
+            content_type=header.content_type,
+            metadata=metadata,
+            expires_at=time.time() + self._settings.upload_expiry,
+        )
+        await self._partial_files.create(record.id)
+        await self._uploads.create(tenant, record)
+        return record
+
+    async def get(self, tenant: str, upload_id: str) -> UploadRecord:
+        """An upload, as far as it is; makes the video of one that a crash left whole without it.
+
+        Raises:
+            ServiceError: there is no such upload, or its file was no usable video.
+        """
+        record = await self._record(tenant, upload_id)
+        if not record.is_whole or record.video_id is not None:
+            return record
+        async with self._leases.hold(keys.upload_lease(tenant, upload_id), new_id("req")) as is_ours:
+            return await self._finish(tenant, await self._record(tenant, upload_id)) if is_ours else record
+
+    async def append(
+        self, tenant: str, upload_id: str, chunks: AsyncIterator[bytes], *, offset: int, checksum: Checksum | None
+    ) -> UploadRecord:
+        """Take the bytes from `offset` on. With a checksum all of them count, or none.
+
+        Raises:
+            ServiceError: a refusal, a failure, or a file that is no usable video.
+        """
+        lease, holder = keys.upload_lease(tenant, upload_id), new_id("req")
+        async with self._leases.hold(lease, holder) as is_ours:
+            if not is_ours:
+                raise _busy()
+            record = await self._record(tenant, upload_id)
+            if offset != record.offset:
+                raise Conflict("offset_mismatch", f"The upload goes on at byte {record.offset}.", param="Upload-Offset")
+            with self._ingest.place(), self._partial_files.append(upload_id, offset=offset) as file:
+                piece = _Piece(tenant, record, file, lease, holder)
+                await self._take(piece, chunks, checksum)
+            record = piece.record
+            return await self._finish(tenant, record) if record.is_whole else record
+
+    async def terminate(self, tenant: str, upload_id: str) -> None:
+        """End an upload and forget what came of it. A video that it has become stays.
+
+        Raises:
+            NotFound: there is no such upload.
+        """
+        if not await self._uploads.erase(tenant, upload_id):
+            raise _not_found()
+        await self._partial_files.erase(upload_id)
+
+    # -- what an upload becomes
+
+    async def _finish(self, tenant: str, record: UploadRecord) -> UploadRecord:
+        if record.video_id is not None:
+            return record
+        header = UploadHeader(filename=record.filename, content_type=record.content_type)
+        async with self._partial_files.whole(record.id) as spool:
+            video, _ = await self._ingest.keep(tenant, spool, header)
+        record = record.model_copy(update={"video_id": video.id})
+        await self._uploads.update(tenant, record)
+        try:
+            await self._ingest.probed(tenant, video)
+        except ServiceError as error:
+            if error.status >= 500 or is_our_fault(error.code):
+                return record  # the bytes are safe, and the video's own status tells the rest
+            problem = Problem(code=error.code, message=error.message)
+            await self._uploads.update(tenant, record.model_copy(update={"video_id": None, "error": problem}))
+            raise
+        return record
+
+    async def _record(self, tenant: str, upload_id: str) -> UploadRecord:
+        record = await self._uploads.get(tenant, upload_id)
+        if record is None:
+            raise _not_found()
+        if record.error is not None:
+            raise from_code(record.error.code, record.error.message)
+        return record
+
+    async def _sweep(self) -> None:
+        if time.monotonic() - self._swept_at > _SWEEP_PAUSE or not self._swept_at:
+            self._swept_at = time.monotonic()
+            await self._partial_files.sweep(older_than=self._settings.upload_expiry + _SWEEP_PAUSE)
+
+    # -- one piece
+
+    async def _take(self, piece: "_Piece", chunks: AsyncIterator[bytes], checksum: Checksum | None) -> None:
+        digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
+        try:
+            async for chunk in paced(chunks, idle_timeout=self._settings.upload_idle_timeout):
+                if piece.file.offset + len(chunk) > piece.record.length:
+                    raise _too_large(piece.record.length)
+                piece.file.write(chunk)
+                if digest is not None:
+                    digest.update(chunk)
+                elif piece.num_uncounted >= _CHECKPOINT:
+                    await self._count(piece)
+        except BaseException:
+            if digest is None:  # whatever came of a piece that breaks off need not come again
+                with contextlib.suppress(ServiceError):
+                    await asyncio.shield(self._count(piece))
+            raise
+        if checksum is not None and digest is not None and digest.digest() != checksum.digest:
+            raise ChecksumMismatch("checksum_mismatch", "The bytes do not have this checksum.", param="Upload-Checksum")
+        await self._count(piece)
+
+    async def _count(self, piece: "_Piece") -> None:
+        """Put what came on disk, then count it, if the upload is still this request's.
+
+        Raises:
+            ServiceError: it is not, or the store is away; what came since the last time does not count.
+        """
+        await piece.file.sync()
+        if not await self._leases.renew(piece.lease, piece.holder):
+            raise _busy()
+        expires_at = time.time() + self._settings.upload_expiry
+        record = piece.record.model_copy(update={"offset": piece.file.offset, "expires_at": expires_at})
+        if not await self._uploads.update(piece.tenant, record):
+            raise _not_found()
+        piece.record = record
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A piece that is coming in; `record` has what of it counts."""
+
+    tenant: str
+    record: UploadRecord
+    file: PartialFile
+    lease: str
+    holder: str
+
+    @property
+    def num_uncounted(self) -> int:
+        return self.file.offset - self.record.offset
+
+
+def _not_found() -> NotFound:
+    return NotFound("upload_not_found", "There is no upload with this id, or it has expired.", param="upload_id")
+
+
+def _busy() -> Locked:
+    return Locked("upload_busy", "Another request is adding to this upload; ask how far it is in a moment.")
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge("upload_too_large", f"An upload may have at most {max_bytes} bytes.", param="Upload-Length")

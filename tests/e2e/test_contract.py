@@ -1,0 +1,41 @@
+"""Schemathesis tries the whole contract against a running service, and finds nothing.
+
+The suite runs a small, seeded part; `REELTALK_CONTRACT_EXAMPLES=15 pytest tests/e2e/test_contract.py -s` runs more than
+two thousand cases and prints their number.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running import running
+
+ROOT = Path(__file__).parents[2]
+NUM_EXAMPLES = os.environ.get("REELTALK_CONTRACT_EXAMPLES", "1")
+
+
+@pytest.mark.timeout(1800)
+def test_no_generated_request_finds_a_difference_between_contract_and_service(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests" / "contract.toml")),
+                *("run", f"{service.url}/openapi.json", "--max-examples", NUM_EXAMPLES),
+                *("--seed", "1", "--continue-on-failure", "--no-color"),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=1700,
+            check=False,
+        )
+    counted = re.search(r"(\d+) generated", ran.stdout)
+    assert counted, ran.stdout + ran.stderr
+    print(f"{counted[1]} cases")
+    assert ran.returncode == 0, ran.stdout
+    assert int(counted[1]) > 500
