@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fastapi import FastAPI
 
+from service.access import Access
 from service.answering import Answering
 from service.api import answers, health, page, sessions, videos
 from service.api.dependencies import Service
@@ -14,11 +15,13 @@ from service.api.errors import install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
 from service.encoding import Encoding
+from service.gate import Gate
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests
+from service.middleware import LimitBodies, ObserveRequests
 from service.settings import Settings
 from service.store.answers import AnswerStore
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import connect
 from service.store.features import FeatureCache
 from service.store.leases import Leases
@@ -48,8 +51,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(LimitBodies, max_bytes=_MAX_JSON_BYTES, unlimited=frozenset({"/v1/videos"}))
-    if settings.is_loopback and not settings.allow_unauthenticated:
-        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
     for router in (videos.router, sessions.router, answers.router, health.router, page.router):
@@ -117,6 +119,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
+            access=Access(ApiKeyStore(redis), settings=settings, metrics=metrics),
             ingest=ingest,
             encoding=encoding,
             chat=chat,

@@ -2,6 +2,7 @@
 
 ServiceError
 |-- InvalidRequest    422   fields, prompts and videos that cannot be used
+|-- Unauthenticated   401   asks for a key
 |-- Forbidden         403
 |-- NotFound          404
 |-- Stalled           408
@@ -9,6 +10,7 @@ ServiceError
 |-- Gone              410
 |-- TooLarge          413
 |-- UnsupportedMedia  415
+|-- LimitExceeded     429   the caller's own limit; carries Retry-After
 |-- Overloaded        503   our capacity; carries Retry-After
 |-- Unavailable       503   something of ours is missing; carries Retry-After
 `-- InternalError     500   never carries the text of an unexpected exception
@@ -24,15 +26,20 @@ class ServiceError(Exception):
     type: ClassVar[str] = "server_error"
     retry_after: ClassVar[int | None] = None
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self._retry_after = self.retry_after if retry_after is None else retry_after
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """The body of the HTTP response and the data of an SSE `error` event."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """The headers that the HTTP response needs besides."""
+        return {} if self._retry_after is None else {"Retry-After": str(self._retry_after)}
 
 
 class InvalidRequest(ServiceError):
@@ -40,6 +47,17 @@ class InvalidRequest(ServiceError):
 
     status = 422
     type = "invalid_request_error"
+
+
+class Unauthenticated(ServiceError):
+    """Nobody knows who asks."""
+
+    status = 401
+    type = "authentication_error"
+
+    def headers(self) -> dict[str, str]:
+        """How to say who asks."""
+        return {"WWW-Authenticate": 'Bearer realm="reeltalk"'}
 
 
 class Forbidden(ServiceError):
@@ -89,6 +107,14 @@ class UnsupportedMedia(ServiceError):
 
     status = 415
     type = "invalid_request_error"
+
+
+class LimitExceeded(ServiceError):
+    """A limit of the caller's own key; others are served."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_after = 1
 
 
 class Overloaded(ServiceError):

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from typing import Literal
 
-Prefix = Literal["ses", "msg", "ans", "req", "rep"]
+Prefix = Literal["ses", "msg", "ans", "req", "rep", "key"]
 
 
 def new_id(prefix: Prefix) -> str:

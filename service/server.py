@@ -13,7 +13,7 @@ from rich.console import Console
 from service.api.dependencies import Service
 from service.app import create_app
 from service.demo import SAMPLE
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
 
@@ -82,8 +82,6 @@ class ReeltalkServer(uvicorn.Server):
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
-    if not settings.is_loopback:
-        _log.warning("open_to_the_network", host=settings.host, advice="nobody has to prove who they are")
     try:
         with _redis(settings, console) as url:
             server = ReeltalkServer(settings, redis_url=url, console=console)

@@ -1,10 +1,11 @@
-"""What the routes share: the running service, the caller's tenant, the cursor of a list."""
+"""What the routes share: the running service, who asks, the cursor of a list."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from service.access import Access, Caller
 from service.answering import Answering
 from service.chat import Chat
 from service.encoding import Encoding
@@ -20,6 +21,7 @@ class Service:
     """The parts of a running replica, put together by `app`."""
 
     settings: Settings
+    access: Access
     ingest: Ingest
     encoding: Encoding
     chat: Chat
@@ -34,11 +36,17 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _tenant() -> str:
-    return "local"  # one tenant until there are API keys
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller  # the gate put it there; without it there is no way in
+    return caller
+
+
+def _tenant(request: Request) -> str:
+    return _caller(request).tenant
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 TenantDep = Annotated[str, Depends(_tenant)]
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="The most items of a page.")]
 AfterQuery = Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")]

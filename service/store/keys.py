@@ -79,3 +79,18 @@ def fill_lease(features_key: str) -> str:
 def answer_reader(tenant: str, answer_id: str) -> str:
     """Flag: somebody follows the answer at a replica that is not its owner."""
     return f"answer:{tenant}:{answer_id}:reader"
+
+
+def api_keys() -> str:
+    """Hash of all API keys: id -> record, with the secret's hash."""
+    return "api_keys"
+
+
+def request_rate(key_id: str) -> str:
+    """When an API key's requests will have been paid off."""
+    return f"api_key:{key_id}:rate"
+
+
+def running_answers(key_id: str) -> str:
+    """Sorted set of the answers asked for with an API key, by the time they were asked."""
+    return f"api_key:{key_id}:answers"
