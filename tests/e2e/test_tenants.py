@@ -10,15 +10,19 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.e2e.browser import find_browser, running_browser
 from tests.e2e.test_bad_input import refusal
+from tests.e2e.test_page import HAS_ENDED, IS_READY
+from tests.e2e.test_page import ask as ask_on_page
 from tests.running import RunningService, running
 
 
 @dataclass
 class Locked:
-    """A service, and keys to it."""
+    """A service, and clients with keys to it."""
 
     service: RunningService
+    token: str
     acme: httpx2.Client
     rival: httpx2.Client
     nobody: httpx2.Client
@@ -44,7 +48,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     with running(data_dir, "--host", "0.0.0.0", REELTALK_DISCONNECT_GRACE="1") as service:  # noqa: S104
         _, rival = make_key(data_dir, "rival", "--tenant", "rival")
         with client(service, acme) as one, client(service, rival) as two, client(service, None) as three:
-            yield Locked(service, one, two, three)
+            yield Locked(service, acme, one, two, three)
 
 
 def upload(client: httpx2.Client, path: Path) -> str:
@@ -139,3 +143,36 @@ def test_no_secret_is_logged(locked: Locked) -> None:
     said = "".join(locked.service.output)
     assert "key=key_" in said
     assert "rtk_" not in said
+
+
+def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, tmp_path: Path) -> None:
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium on PATH")
+    with running_browser(path, tmp_path) as browser, browser.page(f"{locked.service.url}/") as page:
+        page.wait_for("document.querySelector('#key-form').checkVisibility()")
+        page.click("#key")
+        page.type("rtk_wrong")
+        page.press_enter()
+        is_asked_again = (
+            "document.querySelector('#key').value === '' && document.querySelector('#key').checkVisibility()"
+        )
+        page.wait_for(is_asked_again)
+        page.click("#key")
+        page.type(locked.token)
+        page.press_enter()
+        page.wait_for("document.querySelector('#model').checkVisibility()")
+        assert not page.evaluate("document.querySelector('#key-form').checkVisibility()")
+
+        page.choose("#file", drawn)
+        page.wait_for(IS_READY)
+        ask_on_page(page, "What happens?")
+        page.wait_for(HAS_ENDED)
+        page.complaints.clear()  # of the refusals before
+        page.reload()
+        page.wait_for(IS_READY)
+        page.wait_for("[...document.querySelectorAll('.frames img')].every(image => image.naturalWidth > 0)")
+        page.wait_for("document.querySelector('video').readyState >= 2")
+        page.wait_for("document.querySelectorAll('.turn').length === 1")
+        assert page.complaints == []
+        assert locked.token not in page.evaluate("document.documentElement.outerHTML + location.href")
