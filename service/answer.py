@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from model.conversation import Turn
 from model.engine.sampling_params import SamplingParams
 from model.features import PackedFeatures
+from service.admission import Place
 from service.errors import ServiceError
 from service.ids import new_id
 from service.metrics import Metrics
@@ -42,6 +43,8 @@ class LiveAnswer:
     num_messages: int
     """Messages in the session's history before this turn."""
 
+    place: Place = field(default_factory=Place)
+    """What it takes of the queue while it waits."""
     num_readers: int = 0
     work: "asyncio.Task[None] | None" = None
     absence: "asyncio.Task[None] | None" = None
@@ -69,6 +72,11 @@ class LiveAnswer:
     def ended(self) -> bool:
         """Whether nothing can be added any more."""
         return self._ending is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not begun to answer."""
+        return self._first_token_at is None and not self.ended
 
     @property
     def is_settled(self) -> bool:

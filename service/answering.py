@@ -6,6 +6,7 @@ log in the store before any reader sees them; readers, here or at any replica, r
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 
@@ -13,6 +14,7 @@ import structlog
 
 from model.conversation import Clip, Conversation
 from model.features import PackedFeatures
+from service.admission import Admission, Load, Place
 from service.answer import LiveAnswer, lost_answer
 from service.encoding import Encoding, Progress
 from service.errors import InternalError, NotFound, Overloaded, ServiceError, Unavailable, from_code
@@ -59,8 +61,12 @@ class Answering:
         self._metrics = metrics
         self._live: dict[str, LiveAnswer] = {}
         self._changed: asyncio.Queue[LiveAnswer] = asyncio.Queue()
-        self._num_admitting = 0
+        self._admission = Admission(settings, metrics)
+        self._admitting: set[Place] = set()
         self._loops: list[asyncio.Task[None]] = []
+
+        metrics.num_queued_sequences.set_function(lambda: self.load.num_sequences)
+        metrics.num_queued_tokens.set_function(lambda: self.load.num_tokens)
 
     def start(self) -> None:
         """Begin to take what the workers produce and to keep leases alive."""
@@ -79,27 +85,50 @@ class Answering:
     # -- for those who ask
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, num_sequences: int) -> Iterator[Place]:
         """A place for one more answer, while its question is looked at; `begin` takes it over.
 
         Raises:
             Overloaded: there is none.
         """
-        if self._num_admitting + len(self._live) >= self._settings.max_pending_answers:
-            self._metrics.admission_rejections.labels("max_pending_answers").inc()
-            raise Overloaded("overloaded", "Too many answers are being given; try again in a moment.")
-        self._num_admitting += 1
+        self._admission.check_sequences(self.load, num_sequences=num_sequences)
+        place = Place(num_sequences)
+        self._admitting.add(place)
         try:
-            yield
+            yield place
         finally:
-            self._num_admitting -= 1
+            self._admitting.remove(place)
+
+    def widen(self, place: Place, *, num_tokens: int) -> None:
+        """Let a place have the room that its prompt needs, now that its tokens are counted.
+
+        Raises:
+            Overloaded: there is no room for them.
+        """
+        self._admission.check_tokens(self.load, num_tokens=num_tokens)
+        place.num_tokens = num_tokens
+
+    @property
+    def load(self) -> Load:
+        """How many answers there are, and how much of them waits."""
+        waiting = [*self._admitting, *(live.place for live in self._live.values() if live.is_waiting)]
+        return Load(
+            num_answers=len(self._admitting) + len(self._live),
+            num_sequences=sum(place.num_sequences for place in waiting),
+            num_tokens=sum(place.num_tokens for place in waiting),
+        )
 
     def begin(self, live: LiveAnswer) -> None:
         """Work on an admitted answer until it ends, whoever asks for it or leaves."""
         self._live[live.id] = live
         live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
-        live.deadline = asyncio.get_running_loop().call_later(self._settings.answer_timeout, self._expire, live)
+        live.deadline = asyncio.get_running_loop().call_later(self._time_left(live.record), self._expire, live)
         self._watch_absence(live, grace=max(self._settings.disconnect_grace, _ARRIVAL))
+
+    def _time_left(self, record: AnswerRecord) -> float:
+        """Seconds until an answer that has not ended is ended: the client's wish, within what the server allows."""
+        wished = math.inf if record.deadline is None else record.deadline - time.time()
+        return max(0.0, min(self._settings.answer_timeout, wished))
 
     async def answer(self, tenant: str, answer_id: str) -> AnswerRecord:
         """An answer's record.
@@ -184,6 +213,7 @@ class Answering:
                     features=tuple(features.blob for _, features in packed),
                     feature_keys=tuple(key for key, _ in packed),
                     params=live.params,
+                    priority=live.record.priority,
                 )
             )
         except ServiceError as error:
@@ -256,6 +286,7 @@ class Answering:
             return
         live.close()
         live.observe(self._metrics)
+        self._admission.answer_ended()
 
     # -- endings that nobody generated
 
@@ -277,7 +308,7 @@ class Answering:
 
     def _expire(self, live: LiveAnswer) -> None:
         self._pool.abort(live.id)
-        self._end_with_error(live, Overloaded("deadline_exceeded", "The answer took longer than this server allows."))
+        self._end_with_error(live, deadline_exceeded())
 
     def _end_with_error(self, live: LiveAnswer, error: ServiceError) -> None:
         if not live.ended:
@@ -350,6 +381,11 @@ async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:
         except Exception:  # noqa: BLE001
             _log.exception("loop_failed", loop=loop.__name__)
             await asyncio.sleep(_WRITE_RETRY)
+
+
+def deadline_exceeded() -> Overloaded:
+    """The end of an answer whose time is up, begun or not."""
+    return Overloaded("deadline_exceeded", "The answer took longer than its `timeout`, or than this server allows.")
 
 
 def _lost() -> InternalError:

@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from service.access import Access
 from service.answering import Answering
 from service.api import answers, health, page, sessions, videos
-from service.api.dependencies import Service
-from service.api.errors import install_error_handlers
+from service.api.dependencies import BEARER, Service
+from service.api.errors import documented, install_error_handlers
 from service.chat import Chat
 from service.decoding import Decoder
 from service.encoding import Encoding
@@ -24,6 +24,7 @@ from service.store.answers import AnswerStore
 from service.store.api_keys import ApiKeyStore
 from service.store.connection import connect
 from service.store.features import FeatureCache
+from service.store.idempotency import IdempotencyStore
 from service.store.leases import Leases
 from service.store.media import MediaStore
 from service.store.sessions import SessionStore
@@ -54,7 +55,9 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
     app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for router in (videos.router, sessions.router, answers.router, health.router, page.router):
+    for router in (videos.router, sessions.router, answers.router):
+        app.include_router(router, dependencies=[BEARER], responses=documented(401, 403, 429))
+    for router in (health.router, page.router):
         app.include_router(router)
     page.mount_static_files(app)
     return app
@@ -82,6 +85,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(decoder.close)
         await decoder.start()
 
+        api_keys = ApiKeyStore(redis)
+        idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)
         encoding = Encoding(
@@ -114,12 +119,22 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             sessions=sessions_store,
             answers=answers_store,
             leases=leases,
+            api_keys=api_keys,
+            idempotency=idempotency,
+            metrics=metrics,
         )
-        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        ingest = Ingest(
+            settings=settings,
+            encoding=encoding,
+            videos=videos_store,
+            media=media,
+            idempotency=idempotency,
+            metrics=metrics,
+        )
         stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
-            access=Access(ApiKeyStore(redis), settings=settings, metrics=metrics),
+            access=Access(api_keys, settings=settings, metrics=metrics),
             ingest=ingest,
             encoding=encoding,
             chat=chat,

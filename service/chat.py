@@ -2,20 +2,27 @@
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
+from service.access import Caller
+from service.admission import Place
 from service.answer import LiveAnswer
-from service.answering import Answering
+from service.answering import Answering, deadline_exceeded
 from service.encoding import Encoding, check_usable
-from service.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from service.errors import Conflict, Forbidden, InvalidRequest, LimitExceeded, NotFound, Unavailable
 from service.ids import new_id
+from service.metrics import Metrics
 from service.store import keys
 from service.store.answers import AnswerStore
+from service.store.api_keys import ApiKeyStore
+from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.leases import Leases
 from service.store.listing import Page
 from service.store.records import AnswerRecord, FrameRequest, MessageRecord, Sampling, SessionRecord, VideoRecord
@@ -47,6 +54,9 @@ class Question:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
     ignore_eos: bool = False
+    priority: int = 0
+    timeout: float | None = None
+    """Seconds from now after which the answer is of no use any more."""
 
 
 class Chat:
@@ -62,6 +72,9 @@ class Chat:
         sessions: SessionStore,
         answers: AnswerStore,
         leases: Leases,
+        api_keys: ApiKeyStore,
+        idempotency: IdempotencyStore,
+        metrics: Metrics,
     ) -> None:
         self._answering = answering
         self._pool = pool
@@ -70,24 +83,39 @@ class Chat:
         self._sessions = sessions
         self._answers = answers
         self._leases = leases
+        self._api_keys = api_keys
+        self._idempotency = idempotency
+        self._metrics = metrics
 
     # -- sessions
 
     async def create_session(
-        self, tenant: str, *, video_ids: tuple[str, ...], model: str | None, system: str, frames: FrameRequest
+        self,
+        tenant: str,
+        *,
+        video_ids: tuple[str, ...],
+        model: str | None,
+        system: str,
+        frames: FrameRequest,
+        repeatable: Repeatable | None = None,
     ) -> SessionRecord:
-        """Open a conversation about videos.
+        """Open a conversation about videos; a `repeatable` request that comes again gets the session it got before.
 
         Raises:
             ServiceError: an unknown video or model, or a video that cannot be used.
         """
+        session_id = new_id("ses")
+        if repeatable is not None:
+            session_id = await self._idempotency.claim(tenant, repeatable, result_id=session_id)
+            if known := await self._sessions.get(tenant, session_id):
+                return known
         info = await self._encoding.model()
         if model is not None and model != info.name:
             raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
         for video in await self._videos_of(tenant, video_ids):
             check_usable(video)
         record = SessionRecord(
-            id=new_id("ses"),
+            id=session_id,
             video_ids=video_ids,
             model=info.name,
             system=system,
@@ -142,38 +170,92 @@ class Chat:
 
     # -- questions
 
-    async def ask(self, tenant: str, session_id: str, question: Question) -> AnswerRecord:
+    async def ask(
+        self, caller: Caller, session_id: str, question: Question, *, repeatable: Repeatable | None = None
+    ) -> AnswerRecord:
         """Accept a question: when this returns, its answer is being worked on and can be followed.
+
+        A `repeatable` request that comes again gets the answer it got before, at whatever point that is.
 
         Raises:
             ServiceError: a refusal; nothing has been begun.
         """
-        with self._answering.place():
-            live = await self._accept(tenant, session_id, question)
-            self._answering.begin(live)
+        answer_id = new_id("ans")
+        deadline = None if question.timeout is None else time.time() + question.timeout
+        if question.priority > caller.limits.max_priority:
+            raise Forbidden(
+                "priority_too_high",
+                f"This key may ask for a priority of {caller.limits.max_priority} at most.",
+                param="priority",
+            )
+        if repeatable is not None:
+            answer_id = await self._idempotency.claim(caller.tenant, repeatable, result_id=answer_id)
+            if known := await self._answers.get(caller.tenant, answer_id):
+                return known
+        with self._answering.place(question.num_beams or 1) as place:
+            async with self._within_limit(caller, answer_id):
+                live = await self._accept(
+                    caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
+                )
+                self._answering.begin(live)
         return live.record
 
-    async def _accept(self, tenant: str, session_id: str, question: Question) -> LiveAnswer:
+    @contextlib.asynccontextmanager
+    async def _within_limit(self, caller: Caller, answer_id: str) -> AsyncIterator[None]:
+        """Count an answer among its key's; one that is refused in the block is not counted.
+
+        Raises:
+            LimitExceeded: the key has as many answers running or waiting as it may.
+        """
+        limit = caller.limits.concurrent_answers
+        if caller.key_id is None or limit is None:
+            yield
+            return
+        if not await self._api_keys.take_answer(caller.tenant, caller.key_id, answer_id, limit=limit):
+            self._metrics.admission_rejections.labels("concurrent_answers").inc()
+            raise LimitExceeded("too_many_answers", f"This key may have {limit} answers running or waiting.")
+        try:
+            yield
+        except BaseException:
+            await asyncio.shield(self._api_keys.leave_answer(caller.key_id, answer_id))
+            raise
+
+    async def _accept(
+        self,
+        tenant: str,
+        session_id: str,
+        question: Question,
+        *,
+        place: Place,
+        answer_id: str,
+        deadline: float | None,
+    ) -> LiveAnswer:
         session = await self.session(tenant, session_id)
         info = await self._encoding.model()
         params = _sampling(question, default=info.default_sampling)
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
-        answer_id = new_id("ans")
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):
+            if await self._leases.holder(lease) == answer_id:
+                raise _in_progress()
             raise Conflict("session_busy", "This session's last question is still being answered.")
         try:
+            if await self._answers.get(tenant, answer_id) is not None:  # the same request was quicker
+                raise _in_progress()
             history = await self._sessions.messages(tenant, session_id)
             turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-            await self._check_length(session, videos, turns, info)
+            num_tokens = await self._count_tokens(session, videos, turns, info, deadline=deadline)
+            self._answering.widen(place, num_tokens=num_tokens)
             record = AnswerRecord(
                 id=answer_id,
                 session_id=session_id,
                 question=question.content,
                 sampling=Sampling.model_validate({field: getattr(params, field) for field in Sampling.model_fields}),
                 created_at=time.time(),
+                priority=question.priority,
+                deadline=deadline,
             )
             live = LiveAnswer(
                 tenant=tenant,
@@ -183,6 +265,7 @@ class Chat:
                 turns=turns,
                 params=params,
                 num_messages=len(history),
+                place=place,
             )
             if not await self._answers.create(
                 tenant,
@@ -203,19 +286,34 @@ class Chat:
             raise NotFound("video_not_found", f"There is no video {sorted(missing)[0]}.", param="video_ids")
         return videos
 
-    async def _check_length(
-        self, session: SessionRecord, videos: list[VideoRecord], turns: tuple[Turn, ...], info: ModelInfo
-    ) -> None:
-        """Refuse a conversation that is too long, counted with the longest the frames' times can be written."""
+    async def _count_tokens(
+        self,
+        session: SessionRecord,
+        videos: list[VideoRecord],
+        turns: tuple[Turn, ...],
+        info: ModelInfo,
+        *,
+        deadline: float | None,
+    ) -> int:
+        """A conversation's tokens, counted with the longest the frames' times can be written; too many are refused."""
         count = session.frames.count or info.frame_spec.count
         clips = tuple(
             Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos
         )
         conversation = Conversation(clips=clips, turns=turns, system=session.system)
         try:
-            await asyncio.wait_for(self._pool.check(conversation), _CHECK_TIMEOUT)
+            time_left = math.inf if deadline is None else deadline - time.time()
+            return await asyncio.wait_for(self._pool.check(conversation), min(_CHECK_TIMEOUT, time_left))
         except TimeoutError:
+            if deadline is not None and time.time() >= deadline:
+                raise deadline_exceeded() from None
             raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+
+def _in_progress() -> Conflict:
+    return Conflict(
+        "request_in_progress", "The same request, by its idempotency key, is being looked at.", retry_after=1
+    )
 
 
 def _sampling(question: Question, *, default: SamplingParams) -> SamplingParams:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from service import uploads
+from service.access import Caller
 from service.encoding import Encoding, is_our_fault
-from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import LimitExceeded, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.ids import video_id
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
+from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.listing import Page
 from service.store.media import MediaStore
 from service.store.records import VideoRecord
@@ -28,12 +30,20 @@ class Ingest:
     """Videos, from their first byte on."""
 
     def __init__(
-        self, *, settings: Settings, encoding: Encoding, videos: VideoStore, media: MediaStore, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        encoding: Encoding,
+        videos: VideoStore,
+        media: MediaStore,
+        idempotency: IdempotencyStore,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._encoding = encoding
         self._videos = videos
         self._media = media
+        self._idempotency = idempotency
         self._metrics = metrics
         self._num_receiving = 0
 
@@ -41,14 +51,17 @@ class Ingest:
 
     async def receive(
         self,
-        tenant: str,
+        caller: Caller,
         chunks: AsyncIterator[bytes],
         *,
         content_type: str,
         content_length: int | None,
         filename: str | None,
+        idempotency_key: str | None = None,
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
+
+        Without its key an upload can be repeated, too: the same bytes are the same video.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
@@ -58,18 +71,42 @@ class Ingest:
         if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:
             self._metrics.admission_rejections.labels("max_pending_videos").inc()
             raise Overloaded("overloaded", "Too many videos are being prepared; try again in a moment.")
+        if idempotency_key is None:  # else the bytes may be here already
+            await self._check_storage(caller, content_length or 0)
         self._num_receiving += 1
         try:
-            record, is_new = await self._store(tenant, chunks, content_type=content_type, filename=filename)
+            record, is_new = await self._store(
+                caller, chunks, content_type=content_type, filename=filename, idempotency_key=idempotency_key
+            )
         finally:
             self._num_receiving -= 1
         if record.num_frames is None:
-            record = await self._probed(tenant, record)
+            record = await self._probed(caller.tenant, record)
         return record, is_new
 
+    async def _check_storage(self, caller: Caller, num_bytes: int) -> None:
+        """Refuse bytes that a key's tenant has no room for.
+
+        Raises:
+            LimitExceeded: erasing videos makes room.
+        """
+        limit = caller.limits.stored_bytes
+        if limit is not None and await self._videos.stored_bytes(caller.tenant) + num_bytes > limit:
+            self._metrics.admission_rejections.labels("stored_bytes").inc()
+            raise LimitExceeded(
+                "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
+            )
+
     async def _store(
-        self, tenant: str, chunks: AsyncIterator[bytes], *, content_type: str, filename: str | None
+        self,
+        caller: Caller,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        filename: str | None,
+        idempotency_key: str | None,
     ) -> tuple[VideoRecord, bool]:
+        tenant = caller.tenant
         start = time.perf_counter()
         async with self._media.spool() as spool:
             header = await uploads.receive(
@@ -80,10 +117,16 @@ class Ingest:
                 max_bytes=self._settings.max_upload_bytes,
                 idle_timeout=self._settings.upload_idle_timeout,
             )
+            known_id = video_id(tenant, spool.sha256)
+            if idempotency_key is not None:
+                request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
+                await self._idempotency.claim(tenant, request, result_id=known_id)
+            if await self._videos.get(tenant, known_id) is None:
+                await self._check_storage(caller, spool.num_bytes)
             sha256 = await self._media.commit(spool, tenant)
         self._metrics.video_upload.observe(time.perf_counter() - start)
         record = VideoRecord(
-            id=video_id(tenant, sha256),
+            id=known_id,
             sha256=sha256,
             bytes=spool.num_bytes,
             filename=header.filename,

@@ -65,6 +65,11 @@ class Metrics:
         self.kv_cache_usage.labels(label).set(step.kv_cache_usage)
         self.num_preemptions.labels(label).inc(step.num_preemptions - before.num_preemptions)
 
+        self.num_queued_sequences = self._gauge(
+            "num_queued_sequences", "Sequences accepted, here or in the engine, that wait for their first token."
+        )
+        self.num_queued_tokens = self._gauge("num_queued_tokens", "Tokens of the prompts of those sequences.")
+
     def render(self) -> bytes:
         """The text Prometheus scrapes."""
         return generate_latest(self.registry)

@@ -98,6 +98,10 @@ class Settings(BaseModel):
 
     max_pending_answers: int = Field(default=128, ge=1)
     """Answers running or waiting at once; more are refused with 503."""
+    max_queued_sequences: int = Field(default=128, ge=1)
+    """Sequences that may wait for their first token; an answer has one, or as many as it has beams."""
+    max_queued_tokens: int = Field(default=1 << 18, ge=1)
+    """Tokens that the prompts of those sequences may have together."""
     answer_timeout: float = Field(default=600.0, gt=0)
     encode_timeout: float = Field(default=600.0, gt=0)
     worker_timeout: float = Field(default=30.0, gt=0)
@@ -105,6 +109,8 @@ class Settings(BaseModel):
     disconnect_grace: float = Field(default=10.0, ge=0)
     """How long an answer runs on after its last reader left."""
     lease_seconds: float = Field(default=10.0, gt=0.5)
+    idempotency_ttl: int = Field(default=24 * 3600, ge=60)
+    """How long an `Idempotency-Key` is remembered."""
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
     shutdown_timeout: int = Field(default=10, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

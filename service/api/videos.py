@@ -5,7 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, ServiceDep, TenantDep
+from service.api.dependencies import (
+    EVENT_NUMBER,
+    AfterQuery,
+    CallerDep,
+    IdempotencyKey,
+    LimitQuery,
+    ServiceDep,
+    TenantDep,
+)
 from service.api.errors import documented
 from service.api.schemas import Deleted, Video, VideoId, VideoList
 from service.api.sse import event_stream
@@ -46,20 +54,23 @@ _EVENTS: dict[int | str, dict[str, object]] = {
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
+    *,
     request: Request,
     response: Response,
     service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Upload a video, as the field `file` of a form or as the raw body. Its preparation begins at once."""
     length = request.headers.get("content-length", "")
     record, is_new = await service.ingest.receive(
-        tenant,
+        caller,
         request.stream(),
         content_type=request.headers.get("content-type", ""),
         content_length=int(length) if length.isdecimal() else None,
         filename=filename,
+        idempotency_key=idempotency_key,
     )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/videos/{record.id}"

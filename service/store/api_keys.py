@@ -3,10 +3,11 @@
 import math
 import time
 from enum import StrEnum
+from typing import cast
 
 from service.store import keys
-from service.store.connection import StoreClient
-from service.store.records import Record
+from service.store.connection import StoreClient, text
+from service.store.records import AnswerRecord, Record
 
 # One number a key: when all its requests so far are paid off at the even rate. A whole minute may be used at once.
 _TAKE_REQUEST = """
@@ -18,6 +19,14 @@ if paid - now > 60000 then return math.ceil(paid - now - 60000) end
 redis.call('set', KEYS[1], string.format('%.3f', paid), 'PX', math.ceil(paid - now))
 return 0
 """
+# Makes room by removing what has ended, then takes a place if there is one.
+_TAKE_ANSWER = """
+for i = 4, #ARGV do redis.call('zrem', KEYS[1], ARGV[i]) end
+if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) and not redis.call('zscore', KEYS[1], ARGV[2]) then return 0 end
+redis.call('expire', KEYS[1], 86400)
+return redis.call('zadd', KEYS[1], ARGV[3], ARGV[2]) and 1
+"""
+_ARRIVAL = 60.0  # seconds in which an answer that was given a place gets a record
 
 
 class Scope(StrEnum):
@@ -94,3 +103,36 @@ class ApiKeyStore:
         """Count one request; 0, or the seconds until it would be within the rate, and then it is not counted."""
         milliseconds = await self._redis.eval(_TAKE_REQUEST, 1, keys.request_rate(key_id), per_minute)
         return math.ceil(int(milliseconds) / 1000)
+
+    async def take_answer(self, tenant: str, key_id: str, answer_id: str, *, limit: int) -> bool:
+        """Count an answer that is about to be asked for; false when the key has `limit` answers running or waiting.
+
+        Nobody has to say that an answer has ended: when the places are full, the answers' own records tell who has
+        left, also of those whose replica died.
+        """
+        name = keys.running_answers(key_id)
+        place = (limit, answer_id, time.time())
+        if await self._redis.eval(_TAKE_ANSWER, 1, name, *place):
+            return True
+        ended = await self._ended(tenant, name)
+        return bool(ended) and bool(await self._redis.eval(_TAKE_ANSWER, 1, name, *place, *ended))
+
+    async def leave_answer(self, key_id: str, answer_id: str) -> None:
+        """Give back the place of an answer that was refused."""
+        await self._redis.zrem(keys.running_answers(key_id), answer_id)
+
+    async def _ended(self, tenant: str, name: str) -> list[str]:
+        rows = cast(list[tuple[bytes, float]], await self._redis.zrange(name, 0, -1, withscores=True))
+        places = [(text(member), score) for member, score in rows]
+        documents = await self._redis.mget([keys.answer(tenant, answer_id) for answer_id, _ in places])
+        return [
+            answer_id
+            for (answer_id, taken_at), document in zip(places, documents, strict=True)
+            if _has_ended(document, taken_at=taken_at)
+        ]
+
+
+def _has_ended(document: bytes | str | None, *, taken_at: float) -> bool:
+    if document is None:
+        return time.time() - taken_at > _ARRIVAL  # erased; or it is only just being looked at
+    return AnswerRecord.model_validate_json(document).status != "in_progress"

@@ -21,6 +21,11 @@ def video_events(tenant: str, video_id: str) -> str:
     return f"video:{tenant}:{video_id}:events"
 
 
+def stored_bytes(tenant: str) -> str:
+    """How many bytes the files of a tenant's videos have."""
+    return f"videos:{tenant}:bytes"
+
+
 def video_sessions(tenant: str, video_id: str) -> str:
     """Set of the sessions that talk about a video."""
     return f"video:{tenant}:{video_id}:sessions"
@@ -94,3 +99,8 @@ def request_rate(key_id: str) -> str:
 def running_answers(key_id: str) -> str:
     """Sorted set of the answers asked for with an API key, by the time they were asked."""
     return f"api_key:{key_id}:answers"
+
+
+def idempotency(tenant: str, key_sha256: str) -> str:
+    """What a client's idempotency key stands for: the request's fingerprint and its outcome's id."""
+    return f"idempotency:{tenant}:{key_sha256}"

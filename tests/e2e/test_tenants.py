@@ -154,10 +154,8 @@ def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, 
         page.click("#key")
         page.type("rtk_wrong")
         page.press_enter()
-        is_asked_again = (
-            "document.querySelector('#key').value === '' && document.querySelector('#key').checkVisibility()"
-        )
-        page.wait_for(is_asked_again)
+        is_empty = "document.querySelector('#key').value === ''"
+        page.wait_for(f"{is_empty} && document.querySelector('#key').checkVisibility()")
         page.click("#key")
         page.type(locked.token)
         page.press_enter()
