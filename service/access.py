@@ -18,7 +18,7 @@ TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """It becomes part of names in Redis and of paths."""
 MAX_PRIORITY = 9
 
-_TOKEN = re.compile(r"rtk_([0-9a-f]{32})_([0-9a-f]{64})")
+_BEARER = re.compile(r"(?i:bearer) +rtk_([0-9a-f]{32})_([0-9a-f]{64})")
 _PUBLIC = {"/", "/healthz", "/readyz"}
 
 
@@ -105,7 +105,7 @@ class Access:
         Raises:
             Unauthenticated: no key, or none that is valid.
         """
-        found = _TOKEN.fullmatch((authorization or "").removeprefix("Bearer ").strip())
+        found = _BEARER.fullmatch(authorization or "")
         if found is None:
             if await self.is_open():
                 return ANYBODY

@@ -13,6 +13,7 @@ from rich.console import Console
 from service.api.dependencies import Service
 from service.app import create_app
 from service.demo import SAMPLE
+from service.errors import Unavailable
 from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
@@ -76,7 +77,20 @@ class ReeltalkServer(uvicorn.Server):
         size = f"{info.num_parameters / 1e6:.1f} M parameters" + (f", {info.quantization}" if info.quantization else "")
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
-        self._console.print(_EXAMPLE.format(url=url, clip=SAMPLE), highlight=False, markup=False, soft_wrap=True)
+        example = _EXAMPLE.format(url=url, clip=SAMPLE)
+        if await self._is_open(service):
+            if not is_loopback(self._host):
+                _log.warning("open_to_the_network", host=self._host, advice="nobody has to prove who they are")
+        else:
+            example = example.replace("curl ", 'curl -H "Authorization: Bearer $KEY" ')
+        self._console.print(example, highlight=False, markup=False, soft_wrap=True)
+
+    @staticmethod
+    async def _is_open(service: Service) -> bool:
+        try:
+            return await service.access.is_open()
+        except Unavailable:  # then nobody is let in
+            return False
 
 
 def serve(settings: Settings, *, console: Console) -> int:

@@ -34,6 +34,7 @@ async def refused(redis: StoreClient, header: str | None) -> str:
 async def test_a_key_says_who_asks(redis: StoreClient) -> None:
     token = await make(redis, tenant="acme", scopes=(Scope.USE, Scope.METRICS), concurrent_answers=3)
     caller = await access(redis).caller(f"Bearer {token}")
+    assert await access(redis).caller(f"bearer  {token}") == caller  # a scheme's name has no case
     assert caller.tenant == "acme"
     assert caller.scopes == {Scope.USE, Scope.METRICS}
     assert (caller.limits.concurrent_answers, caller.limits.requests_per_minute) == (3, 600)
@@ -78,6 +79,7 @@ async def test_what_is_nearly_a_key_opens_nothing(redis: StoreClient) -> None:
         f"Bearer {secret}",
         f"Bearer {token}x",
         f"Basic {token}",
+        token,
         "Bearer",
         "",
     ):
