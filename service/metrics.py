@@ -56,6 +56,10 @@ class Metrics:
         self.num_preemptions = Counter(
             "reeltalk_num_preemptions", "Sequences that gave up their blocks.", ["worker"], registry=self.registry
         )
+        self.num_queued_sequences = self._gauge(
+            "num_queued_sequences", "Sequences accepted, here or in the engine, that wait for their first token."
+        )
+        self.num_queued_tokens = self._gauge("num_queued_tokens", "Tokens of the prompts of those sequences.")
 
     def show_step(self, worker: int, step: StepDone, *, before: StepDone) -> None:
         """What a worker's step told, and the step before it."""
@@ -64,11 +68,6 @@ class Metrics:
         self.num_requests_waiting.labels(label).set(step.num_waiting)
         self.kv_cache_usage.labels(label).set(step.kv_cache_usage)
         self.num_preemptions.labels(label).inc(step.num_preemptions - before.num_preemptions)
-
-        self.num_queued_sequences = self._gauge(
-            "num_queued_sequences", "Sequences accepted, here or in the engine, that wait for their first token."
-        )
-        self.num_queued_tokens = self._gauge("num_queued_tokens", "Tokens of the prompts of those sequences.")
 
     def render(self) -> bytes:
         """The text Prometheus scrapes."""
@@ -79,6 +78,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"reeltalk_{name}", text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"reeltalk_{name}", text, registry=self.registry)
 
     def _worker_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"reeltalk_{name}", text, ["worker"], registry=self.registry)

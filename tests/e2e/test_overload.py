@@ -135,9 +135,8 @@ def test_ten_times_the_load_is_refused_or_answered_in_time(narrow: RunningServic
     sessions = new_sessions(narrow, narrow.upload(drawn)["id"])
     possible = asyncio.run(capacity(narrow, sessions, seconds=3))
     ready = [next(sessions) for _ in range(int(possible * seconds) + 400)]
-    timeout = (
-        3 * (MAX_QUEUED + MAX_NUM_SEQS) / possible
-    )  # what a full house takes, and as much for the load of the storm
+    # three times what a full house takes: the storm itself takes from the same processors
+    timeout = 3 * (MAX_QUEUED + MAX_NUM_SEQS) / possible
     start = memory(narrow)
     seen = asyncio.run(storm(narrow, iter(ready), rate=10 * possible, seconds=seconds, timeout=timeout))
 
@@ -152,7 +151,8 @@ def test_ten_times_the_load_is_refused_or_answered_in_time(narrow: RunningServic
         f"{start / 2**20:.1f} to {seen.memory[-1] / 2**20:.1f} MiB, at most {max(seen.memory) / 2**20:.1f}"
     )
     assert seen.statuses.keys() == {200, 503}
-    assert refused > 5 * accepted
+    assert accepted <= MAX_QUEUED + MAX_NUM_SEQS + 2 * possible * seconds, "more were let in than can be served"
+    assert refused > 2 * accepted
     assert accepted > possible * seconds / 4, "it must go on working while it refuses"
     assert seen.without_advice == 0
     assert max(seen.queued) <= MAX_QUEUED
