@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from model.conversation import Turn
 from model.engine.sampling_params import SamplingParams
 from model.features import PackedFeatures
+from service.admission import Place
 from service.errors import ServiceError
 from service.ids import new_id
 from service.metrics import Metrics
@@ -45,6 +46,8 @@ class LiveAnswer:
     """The token under which this replica may write the answer; also the name of its job, so that an answer that comes
     back to a replica is not taken for what a worker still does of it."""
 
+    place: Place = field(default_factory=Place)
+    """What it takes of the queue while it waits."""
     work: "asyncio.Task[None] | None" = None
     absence: "asyncio.Task[None] | None" = None
     deadline: asyncio.TimerHandle | None = None
@@ -73,6 +76,11 @@ class LiveAnswer:
     def ended(self) -> bool:
         """Whether nothing can be added any more."""
         return self._ending is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not begun to answer."""
+        return self._first_token_at is None and not self.ended
 
     @property
     def is_settled(self) -> bool:

@@ -7,6 +7,7 @@ the log.
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ import structlog
 
 from model.conversation import Clip, Conversation
 from model.features import PackedFeatures
+from service.admission import Admission, Load, Place
 from service.answer import LiveAnswer
 from service.encoding import Encoding, Progress
 from service.errors import InternalError, NotFound, Overloaded, ServiceError, Unavailable, from_code
@@ -69,8 +71,12 @@ class Answering:
         self._is_leaving = False
         self._is_closing = False
         self._changed: asyncio.Queue[LiveAnswer] = asyncio.Queue()
-        self._num_admitting = 0
+        self._admission = Admission(settings, metrics)
+        self._admitting: set[Place] = set()
         self._loops: list[asyncio.Task[None]] = []
+
+        metrics.num_queued_sequences.set_function(lambda: self.load.num_sequences)
+        metrics.num_queued_tokens.set_function(lambda: self.load.num_tokens)
 
     def start(self) -> None:
         """Begin to take what the workers produce and to keep leases alive."""
@@ -80,7 +86,7 @@ class Answering:
     @property
     def num_running(self) -> int:
         """Answers that this replica gives, or is about to begin."""
-        return self._num_admitting + len(self._live)
+        return len(self._admitting) + len(self._live)
 
     async def leave(self, *, patience: float) -> None:
         """Take over nothing more, wait for what runs and is read, and leave to other replicas what still runs then."""
@@ -105,28 +111,51 @@ class Answering:
     # -- for those who ask
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, num_sequences: int) -> Iterator[Place]:
         """A place for one more answer, while its question is looked at; `begin` takes it over.
 
         Raises:
             Overloaded: there is none.
         """
-        if self.num_running >= self._settings.max_pending_answers:
-            self._metrics.admission_rejections.labels("max_pending_answers").inc()
-            raise Overloaded("overloaded", "Too many answers are being given; try again in a moment.")
-        self._num_admitting += 1
+        self._admission.check_sequences(self.load, num_sequences=num_sequences)
+        place = Place(num_sequences)
+        self._admitting.add(place)
         try:
-            yield
+            yield place
         finally:
-            self._num_admitting -= 1
+            self._admitting.remove(place)
+
+    def widen(self, place: Place, *, num_tokens: int) -> None:
+        """Let a place have the room that its prompt needs, now that its tokens are counted.
+
+        Raises:
+            Overloaded: there is no room for them.
+        """
+        self._admission.check_tokens(self.load, num_tokens=num_tokens)
+        place.num_tokens = num_tokens
+
+    @property
+    def load(self) -> Load:
+        """How many answers there are, and how much of them waits."""
+        waiting = [*self._admitting, *(live.place for live in self._live.values() if live.is_waiting)]
+        return Load(
+            num_answers=len(self._admitting) + len(self._live),
+            num_sequences=sum(place.num_sequences for place in waiting),
+            num_tokens=sum(place.num_tokens for place in waiting),
+        )
 
     def begin(self, live: LiveAnswer) -> None:
         """Work on an admitted answer until it ends, whoever asks for it or leaves."""
         self._live[live.id] = live
         self._jobs[live.owner] = live
         live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
-        live.deadline = asyncio.get_running_loop().call_later(self._settings.answer_timeout, self._expire, live)
+        live.deadline = asyncio.get_running_loop().call_later(self._time_left(live.record), self._expire, live)
         self._watch_absence(live, grace=max(self._settings.disconnect_grace, _ARRIVAL))
+
+    def _time_left(self, record: AnswerRecord) -> float:
+        """Seconds until an answer that has not ended is ended: the client's wish, within what the server allows."""
+        wished = math.inf if record.deadline is None else record.deadline - time.time()
+        return max(0.0, min(self._settings.answer_timeout, wished))
 
     async def answer(self, tenant: str, answer_id: str) -> AnswerRecord:
         """An answer's record.
@@ -248,6 +277,7 @@ class Answering:
                     feature_keys=tuple(key for key, _ in packed),
                     params=live.params,
                     output_token_ids=live.taken_token_ids,
+                    priority=live.record.priority,
                 )
             )
         except ServiceError as error:
@@ -347,6 +377,7 @@ class Answering:
         elif live.is_settled:
             if self._live.get(live.id) is live:
                 live.observe(self._metrics)
+                self._admission.answer_ended()
             self._drop(live)
         elif hold is Hold.CANCELLED:
             self._abort(live)
@@ -385,7 +416,7 @@ class Answering:
 
     def _expire(self, live: LiveAnswer) -> None:
         self._pool.abort(live.owner)
-        self._end_with_error(live, Overloaded("deadline_exceeded", "The answer took longer than this server allows."))
+        self._end_with_error(live, deadline_exceeded())
 
     def _end_with_error(self, live: LiveAnswer, error: ServiceError) -> None:
         if not live.ended:
@@ -451,3 +482,8 @@ async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:
         except Exception:  # noqa: BLE001
             _log.exception("loop_failed", loop=loop.__name__)
             await asyncio.sleep(_WRITE_RETRY)
+
+
+def deadline_exceeded() -> Overloaded:
+    """The end of an answer whose time is up, begun or not."""
+    return Overloaded("deadline_exceeded", "The answer took longer than its `timeout`, or than this server allows.")

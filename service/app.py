@@ -7,26 +7,30 @@ from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
+from service.access import Access
 from service.answering import Answering
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
-from service.api.dependencies import Service
-from service.api.errors import install_error_handlers
+from service.api.dependencies import BEARER, Service
+from service.api.errors import documented, install_error_handlers
 from service.chat import Chat
 from service.completion import Completions
 from service.decoding import Decoder
 from service.drain import Drain
 from service.encoding import Encoding
 from service.fetching import Fetcher
+from service.gate import Gate
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests, Tus
+from service.middleware import LimitBodies, ObserveRequests, Tus
 from service.resumable import Resumable
 from service.retention import Retention
 from service.settings import Settings
 from service.store.answers import AnswerStore
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import connect
 from service.store.features import FeatureCache
+from service.store.idempotency import IdempotencyStore
 from service.store.leases import Leases
 from service.store.media import MediaStore
 from service.store.partial_files import PartialFiles
@@ -65,11 +69,12 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         unlimited=_UPLOADS,
         larger={"/v1/chat/completions": settings.max_inline_bytes},
     )
-    if settings.is_loopback and not settings.allow_unauthenticated:
-        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for part in (videos, sessions, answers, chat_completions, files, uploads, health, admin, page):
+    for part in (videos, sessions, answers, chat_completions, files, uploads):
+        app.include_router(part.router, dependencies=[BEARER], responses=documented(401, 403, 429))
+    for part in (health, admin, page):
         app.include_router(part.router)
     page.mount_static_files(app)
     describe_contract(app)
@@ -105,6 +110,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         for layer, holds in asdict(decoder.sandbox).items():
             metrics.decode_sandbox.labels(layer).set(holds)
 
+        access = Access(ApiKeyStore(redis), settings=settings, metrics=metrics)
+        idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)
         encoding = Encoding(
@@ -150,6 +157,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             sessions=sessions_store,
             answers=answers_store,
             leases=leases,
+            access=access,
+            idempotency=idempotency,
         )
         ingest = Ingest(
             settings=settings,
@@ -158,6 +167,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             videos=videos_store,
             media=media,
+            idempotency=idempotency,
             metrics=metrics,
         )
         resumable = Resumable(
@@ -174,10 +184,12 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             ingest=ingest,
             drain=drain,
+            access=access,
             metrics=metrics,
         )
         yield Service(
             settings=settings,
+            access=access,
             ingest=ingest,
             encoding=encoding,
             chat=chat,

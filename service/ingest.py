@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from service import uploads
+from service.access import Caller
 from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
-from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import Gone, LimitExceeded, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.fetching import Fetcher
 from service.ids import video_id
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
+from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.listing import Order, Page
 from service.store.media import MediaStore, RemoteContent, SpoolFile
 from service.store.records import VideoRecord
@@ -38,6 +40,7 @@ class Ingest:
         encoding: Encoding,
         videos: VideoStore,
         media: MediaStore,
+        idempotency: IdempotencyStore,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -46,6 +49,7 @@ class Ingest:
         self._encoding = encoding
         self._videos = videos
         self._media = media
+        self._idempotency = idempotency
         self._metrics = metrics
         self._num_receiving = 0
 
@@ -53,17 +57,19 @@ class Ingest:
 
     async def receive(
         self,
-        tenant: str,
+        caller: Caller,
         chunks: AsyncIterator[bytes],
         *,
         content_type: str,
         content_length: int | None,
         filename: str | None,
         purposes: frozenset[str] | None = None,
+        idempotency_key: str | None = None,
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
 
-        With `purposes` the upload is a form that also says what the file is for, one of these.
+        With `purposes` the upload is a form that also says what the file is for, one of these. Without an
+        idempotency key an upload can be repeated, too: the same bytes are the same video.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
@@ -71,13 +77,20 @@ class Ingest:
         self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
+        if idempotency_key is None:  # else the bytes may be here already
+            await self.check_storage(caller, content_length or 0)
         with self.place():
             record, is_new = await self._store(
-                tenant, chunks, content_type=content_type, filename=filename, purposes=purposes
+                caller,
+                chunks,
+                content_type=content_type,
+                filename=filename,
+                purposes=purposes,
+                idempotency_key=idempotency_key,
             )
-        return await self.probed(tenant, record), is_new
+        return await self.probed(caller.tenant, record), is_new
 
-    async def fetch(self, tenant: str, url: str) -> tuple[VideoRecord, bool]:
+    async def fetch(self, caller: Caller, url: str) -> tuple[VideoRecord, bool]:
         """Take the video that a URL leads to, as if it had been uploaded.
 
         Raises:
@@ -87,9 +100,9 @@ class Ingest:
         with self.place():
             async with self._fetcher.open(url) as file:
                 record, is_new = await self._store(
-                    tenant, file.chunks, content_type=file.content_type, filename=file.filename
+                    caller, file.chunks, content_type=file.content_type, filename=file.filename
                 )
-        return await self.probed(tenant, record), is_new
+        return await self.probed(caller.tenant, record), is_new
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -107,15 +120,30 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
+    async def check_storage(self, caller: Caller, num_bytes: int) -> None:
+        """Refuse bytes that a key's tenant has no room for.
+
+        Raises:
+            LimitExceeded: erasing videos makes room.
+        """
+        limit = caller.limits.stored_bytes
+        if limit is not None and await self._videos.stored_bytes(caller.tenant) + num_bytes > limit:
+            self._metrics.admission_rejections.labels("stored_bytes").inc()
+            raise LimitExceeded(
+                "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
+            )
+
     async def _store(
         self,
-        tenant: str,
+        caller: Caller,
         chunks: AsyncIterator[bytes],
         *,
         content_type: str,
         filename: str | None,
         purposes: frozenset[str] | None = None,
+        idempotency_key: str | None = None,
     ) -> tuple[VideoRecord, bool]:
+        tenant = caller.tenant
         start = time.perf_counter()
         async with self._media.spool() as spool:
             header = await uploads.receive(
@@ -127,6 +155,12 @@ class Ingest:
                 idle_timeout=self._settings.upload_idle_timeout,
                 purposes=purposes,
             )
+            known_id = video_id(tenant, spool.sha256)
+            if idempotency_key is not None:
+                request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
+                await self._idempotency.claim(tenant, request, result_id=known_id)
+            if await self._videos.get(tenant, known_id) is None:
+                await self.check_storage(caller, spool.num_bytes)
             kept = await self.keep(tenant, spool, header)
         self._metrics.video_upload.observe(time.perf_counter() - start)
         return kept

@@ -69,6 +69,10 @@ class Metrics:
         self.num_preemptions = Counter(
             "reeltalk_num_preemptions", "Sequences that gave up their blocks.", ["worker"], registry=self.registry
         )
+        self.num_queued_sequences = self._gauge(
+            "num_queued_sequences", "Sequences accepted, here or in the engine, that wait for their first token."
+        )
+        self.num_queued_tokens = self._gauge("num_queued_tokens", "Tokens of the prompts of those sequences.")
 
     def show_step(self, worker: int, step: StepDone, *, before: StepDone) -> None:
         """What a worker's step told, and the step before it."""
@@ -87,6 +91,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"reeltalk_{name}", text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"reeltalk_{name}", text, registry=self.registry)
 
     def _worker_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"reeltalk_{name}", text, ["worker"], registry=self.registry)

@@ -14,8 +14,9 @@ from rich.console import Console
 from service.api.dependencies import Service
 from service.app import create_app
 from service.demo import SAMPLE
+from service.errors import Unavailable
 from service.http_head import BoundedHeadProtocol
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
 
@@ -95,14 +96,25 @@ class ReeltalkServer(uvicorn.Server):
         size = f"{info.num_parameters / 1e6:.1f} M parameters" + (f", {info.quantization}" if info.quantization else "")
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
-        self._console.print(_EXAMPLE.format(url=url, clip=SAMPLE), highlight=False, markup=False, soft_wrap=True)
+        example = _EXAMPLE.format(url=url, clip=SAMPLE)
+        if await self._is_open(service):
+            if not is_loopback(self._host):
+                _log.warning("open_to_the_network", host=self._host, advice="nobody has to prove who they are")
+        else:
+            example = example.replace("curl ", 'curl -H "Authorization: Bearer $KEY" ')
+        self._console.print(example, highlight=False, markup=False, soft_wrap=True)
+
+    @staticmethod
+    async def _is_open(service: Service) -> bool:
+        try:
+            return await service.access.is_open()
+        except Unavailable:  # then nobody is let in
+            return False
 
 
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
-    if not settings.is_loopback:
-        _log.warning("open_to_the_network", host=settings.host, advice="nobody has to prove who they are")
     try:
         with _redis(settings, console) as url:
             server = ReeltalkServer(settings, redis_url=url, console=console)

@@ -34,7 +34,8 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_unauthenticated: bool = False
-    """Listen beyond loopback although nobody has to prove who they are (behind a gateway that does)."""
+    """Listen beyond loopback although there is no API key, so that nobody has to prove who they are (behind a gateway
+    that does). Once there is a key, everybody needs one all the same."""
     data_dir: Path = Path(".data")
     """Uploads and the embedded Redis live here."""
     media_dir: Path | None = None
@@ -127,8 +128,21 @@ class Settings(BaseModel):
     max_pending_videos: int = Field(default=64, ge=1)
     """Videos being received, decoded or encoded at once; more are refused with 503."""
 
+    key_requests_per_minute: int = Field(default=600, ge=1)
+    """Requests that one API key may make in a minute, unless the key says otherwise; as the next three."""
+    key_concurrent_answers: int = Field(default=16, ge=1)
+    """Answers that one API key may have running or waiting, at all replicas together."""
+    key_stored_bytes: int = Field(default=20 << 30, ge=1)
+    """Bytes of videos that an API key's tenant may have stored when the key uploads."""
+    key_max_priority: int = Field(default=0, ge=-9, le=9)
+    """The highest priority that an API key may ask for."""
+
     max_pending_answers: int = Field(default=128, ge=1)
     """Answers running or waiting at once; more are refused with 503."""
+    max_queued_sequences: int = Field(default=128, ge=1)
+    """Sequences that may wait for their first token; an answer has one, or as many as it has beams."""
+    max_queued_tokens: int = Field(default=1 << 18, ge=1)
+    """Tokens that the prompts of those sequences may have together."""
     answer_timeout: float = Field(default=600.0, gt=0)
     encode_timeout: float = Field(default=600.0, gt=0)
     worker_timeout: float = Field(default=30.0, gt=0)
@@ -136,6 +150,8 @@ class Settings(BaseModel):
     disconnect_grace: float = Field(default=10.0, ge=0)
     """How long an answer runs on after its last reader left."""
     lease_seconds: float = Field(default=10.0, gt=0.5)
+    idempotency_ttl: int = Field(default=24 * 3600, ge=60)
+    """How long an `Idempotency-Key` is remembered."""
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
     drain_notice: float = Field(default=5.0, ge=0)
     """How long a replica that was told to stop still takes everything, while `/readyz` says 503 to balancers."""
@@ -153,6 +169,11 @@ class Settings(BaseModel):
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
         return is_loopback(self.host)
+
+    @property
+    def may_be_open(self) -> bool:
+        """Whether the service may do without keys, as long as there has never been one."""
+        return self.is_loopback or self.allow_unauthenticated
 
     @property
     def threads_per_worker(self) -> int:
@@ -198,7 +219,7 @@ def load_settings(
     """The settings of this process: the command line's overrides, then the environment, then the defaults.
 
     Raises:
-        SettingsError: an unknown `REELTALK_*` variable, a value out of bounds, or an open door without a lock.
+        SettingsError: an unknown `REELTALK_*` variable, a value out of bounds.
     """
     names = os.environ if environ is None else environ
     known = {PREFIX + field.upper() for field in Settings.model_fields}
@@ -212,11 +233,6 @@ def load_settings(
         first = error.errors(include_url=False, include_input=False)[0]
         name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
-    if not settings.allow_unauthenticated and not settings.is_loopback:
-        raise SettingsError(
-            f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Listen on 127.0.0.1, or "
-            "put the service behind a gateway that authenticates and set REELTALK_ALLOW_UNAUTHENTICATED=true."
-        )
     return settings
 
 

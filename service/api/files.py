@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api import videos
-from service.api.dependencies import ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, ServiceDep, TenantDep
 from service.api.errors import documented
 from service.api.openai_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
@@ -34,11 +34,11 @@ _UPLOAD = {
 
 
 @router.post("", responses=documented(408, 413, 415, 422, 500, 503), openapi_extra=_UPLOAD)
-async def upload_file(request: Request, service: ServiceDep, tenant: TenantDep) -> File:
+async def upload_file(request: Request, service: ServiceDep, caller: CallerDep) -> File:
     """Upload a video for later questions. The same bytes again are the same file."""
     length = request.headers.get("content-length", "")
     record, _ = await service.ingest.receive(
-        tenant,
+        caller,
         request.stream(),
         content_type=request.headers.get("content-type", ""),
         content_length=int(length) if length.isdecimal() else None,

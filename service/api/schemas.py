@@ -178,6 +178,17 @@ class MessageRequest(RequestBody):
     stop: _StopString | _StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 
+    priority: Annotated[int, Field(ge=-9, le=9), WHOLE] = Field(
+        default=0, description="Of those that wait, a higher one goes first; a key may have a ceiling."
+    )
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds after which an answer that has not ended, or not begun, ends with `deadline_exceeded`.",
+    )
+
     def question(self) -> Question:
         """What is asked of the service."""
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

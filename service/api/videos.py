@@ -7,7 +7,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import ValidationError
 
-from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, ServiceDep, TenantDep
+from service.api.dependencies import (
+    EVENT_NUMBER,
+    AfterQuery,
+    CallerDep,
+    IdempotencyKey,
+    LimitQuery,
+    ServiceDep,
+    TenantDep,
+)
 from service.api.errors import documented
 from service.api.schemas import Deleted, Video, VideoByUrl, VideoId, VideoList
 from service.api.sse import event_stream
@@ -52,24 +60,27 @@ _EVENTS: dict[int | str, dict[str, object]] = {
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
+    *,
     request: Request,
     response: Response,
     service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Upload a video as the field `file` of a form or as the raw body, or name its URL; its preparation begins."""
     length = request.headers.get("content-length", "")
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() == "application/json":
-        record, is_new = await service.ingest.fetch(tenant, (await _video_by_url(request)).url)
+        record, is_new = await service.ingest.fetch(caller, (await _video_by_url(request)).url)
     else:
         record, is_new = await service.ingest.receive(
-            tenant,
+            caller,
             request.stream(),
             content_type=kind,
             content_length=int(length) if length.isdecimal() else None,
             filename=filename,
+            idempotency_key=idempotency_key,
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/videos/{record.id}"

@@ -21,6 +21,11 @@ def video_events(tenant: str, video_id: str) -> str:
     return f"video:{tenant}:{video_id}:events"
 
 
+def stored_bytes(tenant: str) -> str:
+    """How many bytes the files of a tenant's videos have."""
+    return f"videos:{tenant}:bytes"
+
+
 def video_sessions(tenant: str, video_id: str) -> str:
     """Set of the sessions that talk about a video."""
     return f"video:{tenant}:{video_id}:sessions"
@@ -120,3 +125,23 @@ def of_answer(tenant: str, answer_id: str) -> tuple[str, ...]:
 def running_answer(tenant: str, answer_id: str) -> str:
     """An answer's member of the set of running answers."""
     return f"{tenant}/{answer_id}"
+
+
+def api_keys() -> str:
+    """Hash of all API keys: id -> record, with the secret's hash."""
+    return "api_keys"
+
+
+def request_rate(key_id: str) -> str:
+    """When an API key's requests will have been paid off."""
+    return f"api_key:{key_id}:rate"
+
+
+def answers_of_key(key_id: str) -> str:
+    """Sorted set of the answers asked for with an API key, by the time they were asked."""
+    return f"api_key:{key_id}:answers"
+
+
+def idempotency(tenant: str, key_sha256: str) -> str:
+    """What a client's idempotency key stands for: the request's fingerprint and its outcome's id."""
+    return f"idempotency:{tenant}:{key_sha256}"

@@ -26,6 +26,11 @@ class SpoolFile:
         self._file = file
         self._hash = hashlib.sha256()
 
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, hex."""
+        return self._hash.hexdigest()
+
     def write(self, chunk: bytes) -> None:
         """Append a chunk."""
         self._file.write(chunk)

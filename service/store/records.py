@@ -164,6 +164,9 @@ class AnswerRecord(Record):
     question: str
     sampling: Sampling
     created_at: float
+    priority: int = 0
+    deadline: float | None = None
+    """When the client loses interest, in seconds since 1970."""
     status: AnswerStatus = "in_progress"
     message: MessageRecord | None = None
     error: Problem | None = None

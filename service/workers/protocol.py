@@ -91,6 +91,7 @@ class Generate:
     feature_keys: tuple[str, ...]
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

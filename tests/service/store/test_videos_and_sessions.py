@@ -94,3 +94,15 @@ async def test_of_records_that_are_gone_a_list_says_nothing(redis: StoreClient) 
     await videos.create(TENANT, VIDEO)
     assert await videos.get_many(TENANT, [video_id(TENANT, "gone"), VIDEO.id]) == [VIDEO]
     assert await videos.get_many(TENANT, []) == []
+
+
+async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> None:
+    store = VideoStore(redis)
+    one, two = video_record(bytes=3_000_000_000), video_record(id="vid_" + "2" * 32, bytes=7)
+    assert await store.stored_bytes(TENANT) == 0
+    assert [await store.create(TENANT, record) for record in (one, one, two)] == [True, False, True]
+    assert await store.stored_bytes(TENANT) == 3_000_000_007
+    await store.update(TENANT, one.model_copy(update={"status": "ready"}))
+    assert [await store.erase(TENANT, one.id) for _ in range(2)] == [True, False]
+    assert await store.stored_bytes(TENANT) == 7
+    assert await store.stored_bytes("another") == 0
