@@ -79,7 +79,7 @@ class Bench:
 
     def engine(self) -> Engine:
         """A fresh one, with nothing cached."""
-        beside = 512 if self.device == "cuda" else 32  # as the service has it
+        beside = 512 if self.device == "cuda" else 24  # as the service has it
         config = EngineConfig(max_num_seqs=32, max_model_len=POSITIONS, max_prefill_beside_decode=beside)
         return Engine(self.served, Ids(), config)
 

@@ -1,10 +1,12 @@
-"""Opening a media file with PyAV within limits, and finding out which frames it holds. Decodes no picture.
+"""Reading an open media file with PyAV within limits, and finding out which frames it holds. Decodes no picture.
 
-No other file and no network is ever touched: playlists and scripts are not among the allowed containers.
+FFmpeg is given an open file and no protocol to open another with, and playlists and scripts are not among the
+allowed containers: no other file and no network is ever touched.
 """
 
+import os
 from fractions import Fraction
-from pathlib import Path
+from io import FileIO
 
 import av
 import numpy as np
@@ -29,28 +31,46 @@ CODECS = {
 }
 """Codecs that may be decoded, each with FFmpeg's name of the decoder."""
 
+MAX_STREAMS = 64
+"""Tracks of a file, whatever they hold; cameras and discs write a dozen."""
 
-def open_container(path: Path, limits: VideoLimits) -> tuple[InputContainer, VideoStream]:
+
+class VideoFile(FileIO):
+    """An open media file as FFmpeg reads it: a place that cannot be gone to is an answer there, not an exception."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Where the file stands now; -1 where it cannot stand."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, OverflowError):
+            return -1
+
+
+def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer, VideoStream]:
     """The file and its best video stream, ready to be decoded; whatever its header gives away was checked.
+
+    Closing the container leaves the file open.
 
     Raises:
         VideoError: `not_a_video`, `undecodable`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
     """
     options = {
-        "protocol_whitelist": "file",
+        "protocol_whitelist": "none",  # not a protocol: what is not on the list is refused, and nothing is
         "format_whitelist": ",".join(CONTAINERS),
+        "max_streams": str(MAX_STREAMS),
         # What follows also binds the decoders that FFmpeg runs on the first packets to guess at the streams.
         "codec_whitelist": ",".join(CODECS.values()),
         "max_pixels": str(limits.max_pixels),
         "threads": "1",
         "fflags": "-genpts",  # FFmpeg's guesses at moments that a file does not state are wrong around B-frames
     }
+    file.seek(0)
     try:
-        container = av.open(f"file:{path.absolute()}", "r", options=options, metadata_errors="replace")
+        container = av.open(file, "r", options=options, metadata_errors="replace")
     except MemoryError:
         raise
     except FFmpegError:
-        if _begins_like_a_video(path):
+        if _begins_like_a_video(file):
             raise VideoError("undecodable", "The video is damaged or incomplete.") from None
         raise VideoError("not_a_video", "The file is not a video of a known kind.") from None
     try:
@@ -65,10 +85,10 @@ def open_container(path: Path, limits: VideoLimits) -> tuple[InputContainer, Vid
     return container, stream
 
 
-def _begins_like_a_video(path: Path) -> bool:
+def _begins_like_a_video(file: VideoFile) -> bool:
     """Whether the first bytes are those of an allowed container, whatever became of the rest."""
-    with path.open("rb") as file:
-        head = file.read(12)
+    file.seek(0)
+    head = file.read(12)
     return head[4:8] in {b"ftyp", b"moov", b"mdat"} or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS"))
 
 
@@ -113,18 +133,18 @@ def declared_rate(stream: VideoStream) -> Fraction | None:
     return rate if rate and rate > 0 else None
 
 
-def read_timeline(path: Path, limits: VideoLimits) -> Timeline:
+def read_timeline(file: VideoFile, limits: VideoLimits) -> Timeline:
     """The frames of the file: from its index where that shows a constant rate, else from all its packets.
 
     Raises:
         VideoError: as `open_container`, and `no_frames`; `undecodable` if packets that the index lists are missing.
     """
-    container, stream = open_container(path, limits)
+    container, stream = open_container(file, limits)
     with container:
-        found = _from_index(container, stream, path.stat().st_size)
+        found = _from_index(container, stream, os.fstat(file.fileno()).st_size)
     if found is not None:
         return found
-    container, stream = open_container(path, limits)
+    container, stream = open_container(file, limits)
     with container:
         return _from_packets(container, stream, limits)
 

@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from model import timeline
-from model.container import check_size, declared_duration, declared_rate, open_container, read_timeline
+from model.container import VideoFile, check_size, declared_duration, declared_rate, open_container, read_timeline
 from model.timeline import Timeline
 from model.video import Frame, FrameSpec, VideoError, VideoFacts, VideoLimits
 
@@ -32,8 +32,15 @@ def open_video(path: Path, limits: VideoLimits) -> Iterator["VideoReader"]:
     Raises:
         VideoError: on entering, with any code but `empty_interval`.
     """
-    order = read_timeline(path, limits)
-    decoder = _Decoder(path, limits)
+    with VideoFile(path) as file, read_video(file, limits) as video:
+        yield video
+
+
+@contextmanager
+def read_video(file: VideoFile, limits: VideoLimits) -> Iterator["VideoReader"]:
+    """As `open_video`, of a file that is open already: from here on nothing needs to be opened any more."""
+    order = read_timeline(file, limits)
+    decoder = _Decoder(file, limits)
     try:
         yield VideoReader(decoder, order)
     finally:
@@ -110,9 +117,9 @@ class VideoReader:
 class _Decoder:
     """A stream of decoded frames that can be moved; it knows the number of the frame it stands at."""
 
-    def __init__(self, path: Path, limits: VideoLimits) -> None:
-        self._path, self._limits = path, limits
-        self.container, self.stream = open_container(path, limits)
+    def __init__(self, file: VideoFile, limits: VideoLimits) -> None:
+        self._file, self._limits = file, limits
+        self.container, self.stream = open_container(file, limits)
         self._restart(position=-1)
 
     def close(self) -> None:
@@ -128,7 +135,7 @@ class _Decoder:
     def start_over(self) -> None:
         """To the very start of the file, as if it had just been opened."""
         self.container.close()
-        self.container, self.stream = open_container(self._path, self._limits)
+        self.container, self.stream = open_container(self._file, self._limits)
         self._restart(position=-1)
 
     def go_to(self, key: int, order: Timeline) -> None:
@@ -193,7 +200,7 @@ class _Decoder:
         """uint8 [height, width, 3], as displayed."""
         check_size(frame.width, frame.height, self._limits)  # pictures may change size on the way
         try:
-            rgb = frame.to_ndarray(format="rgb24")
+            rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
         except MemoryError:
             raise
         except (FFmpegError, ValueError):

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.conversation import Turn
 from model.engine.sampling_params import SamplingParams
 from model.features import PackedFeatures
+from service.admission import Place
 from service.errors import ServiceError
 from service.ids import new_id
 from service.metrics import Metrics
@@ -41,8 +42,12 @@ class LiveAnswer:
     params: SamplingParams
     num_messages: int
     """Messages in the session's history before this turn."""
+    owner: str = field(default_factory=lambda: new_id("own"))
+    """The token under which this replica may write the answer; also the name of its job, so that an answer that comes
+    back to a replica is not taken for what a worker still does of it."""
 
-    num_readers: int = 0
+    place: Place = field(default_factory=Place)
+    """What it takes of the queue while it waits."""
     work: "asyncio.Task[None] | None" = None
     absence: "asyncio.Task[None] | None" = None
     deadline: asyncio.TimerHandle | None = None
@@ -54,6 +59,8 @@ class LiveAnswer:
     _ending: Ending | None = None
     _finish_reason: str | None = None
     _num_tokens: int = 0
+    _taken_token_ids: tuple[int, ...] = ()
+    _held_token_ids: tuple[int, ...] = ()
     _num_prompt_tokens: int = 0
     _num_cached_tokens: int = 0
     _started_at: float = field(default_factory=time.monotonic)
@@ -62,13 +69,18 @@ class LiveAnswer:
 
     @property
     def id(self) -> str:
-        """The answer's id, which is also its job's."""
+        """The answer's id."""
         return self.record.id
 
     @property
     def ended(self) -> bool:
         """Whether nothing can be added any more."""
         return self._ending is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not begun to answer."""
+        return self._first_token_at is None and not self.ended
 
     @property
     def is_settled(self) -> bool:
@@ -80,13 +92,26 @@ class LiveAnswer:
         """Whether a worker has the question, so that the end must come from there."""
         return self._frames is not None and not self.ended
 
+    @property
+    def taken_token_ids(self) -> tuple[int, ...]:
+        """The tokens that earlier owners put into the log."""
+        return self._taken_token_ids
+
+    def take_up(self, log: Sequence[LogEvent]) -> None:
+        """Go on behind what an earlier owner has written: all events there are."""
+        self._num_events = log[-1].number if log else 0
+        self._text = [event.data["text"] for event in log if event.name == "delta"]
+        self._taken_token_ids = tuple(token_id for event in log for token_id in event.token_ids)
+        self._num_tokens = len(self._taken_token_ids)
+        self._started_at -= max(0.0, time.time() - self.record.created_at)
+
     def opening(self) -> LogEvent:
         """The first event of the log."""
         return self._event("answer", {"id": self.id, "session_id": self.session.id})
 
     def add_progress(self, video_id: str, stage: str, fraction: float) -> None:
-        """A video is being prepared for this answer."""
-        if not self.ended:
+        """A video is being prepared for this answer; who has read words of it already need not know."""
+        if not self.ended and not self._num_tokens:
             data = {"video_id": video_id, "stage": stage, "fraction": round(fraction, 4)}
             self._unwritten.append(self._event("progress", data))
 
@@ -103,20 +128,23 @@ class LiveAnswer:
             for video, packed in zip(self.videos, features, strict=True)
         )
 
-    def add_delta(self, text: str, *, num_tokens: int, metrics: Metrics) -> None:
-        """Tokens were generated; their text may still be held back."""
+    def add_delta(self, text: str, *, token_ids: tuple[int, ...], metrics: Metrics) -> None:
+        """Tokens were generated; their text may still be held back, and they with it."""
         now = time.monotonic()
-        if num_tokens:
+        if token_ids:
             if self._last_token_at is not None:
-                metrics.inter_token_latency.observe((now - self._last_token_at) / num_tokens)
+                metrics.inter_token_latency.observe((now - self._last_token_at) / len(token_ids))
             else:
                 self._first_token_at = now
-                metrics.time_to_first_token.observe(now - self._started_at)
+                if not self._taken_token_ids:
+                    metrics.time_to_first_token.observe(now - self._started_at)
             self._last_token_at = now
-            self._num_tokens += num_tokens
+            self._num_tokens += len(token_ids)
+            self._held_token_ids += token_ids
         if text:
             self._text.append(text)
-            self._unwritten.append(self._event("delta", {"text": text}))
+            self._unwritten.append(self._event("delta", {"text": text}, token_ids=self._held_token_ids))
+            self._held_token_ids = ()
 
     def finish(self, finish_reason: str, *, num_prompt_tokens: int, num_cached_tokens: int = 0) -> None:
         """The answer ends; its turn enters the history, unless it was stopped before its first word."""
@@ -162,6 +190,7 @@ class LiveAnswer:
             tenant=self.tenant,
             answer_id=self.id,
             session_id=self.session.id,
+            owner=self.owner,
             events=events,
             ending=self._ending,
         )
@@ -177,11 +206,11 @@ class LiveAnswer:
         metrics.request_success.labels(self._finish_reason or "error").inc()
         metrics.e2e_request_latency.observe(time.monotonic() - self._started_at)
         metrics.prompt_tokens.inc(self._num_prompt_tokens)
-        metrics.generation_tokens.inc(self._num_tokens)
+        metrics.generation_tokens.inc(self._num_tokens - len(self._taken_token_ids))
 
-    def _event(self, name: str, data: Mapping[str, object]) -> LogEvent:
+    def _event(self, name: str, data: Mapping[str, object], *, token_ids: tuple[int, ...] = ()) -> LogEvent:
         self._num_events += 1
-        return LogEvent(self._num_events, name, data)
+        return LogEvent(self._num_events, name, data, token_ids)
 
     def _message(self, finish_reason: str) -> MessageRecord:
         reason: FinishReason = "abort"
@@ -208,9 +237,9 @@ class LiveAnswer:
         now = time.monotonic()
         first, last = self._first_token_at, self._last_token_at
         generating = (last - first) if first is not None and last is not None else 0.0
-        gaps = self._num_tokens - 1
+        gaps = self._num_tokens - len(self._taken_token_ids) - 1  # what we have not seen we do not measure
         return Timings(
-            time_to_first_token_ms=None if first is None else _ms(first - self._started_at),
+            time_to_first_token_ms=None if first is None or self._taken_token_ids else _ms(first - self._started_at),
             generation_time_ms=_ms(generating),
             mean_itl_ms=_ms(generating / gaps) if gaps > 0 else None,
             tokens_per_second=round(gaps / generating, 2) if gaps > 0 and generating > 0 else None,
@@ -220,16 +249,3 @@ class LiveAnswer:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def lost_answer(tenant: str, record: AnswerRecord, error: ServiceError, *, number: int) -> AnswerWrite:
-    """The end of an answer whose owner died: event `number` of its log, and no turn."""
-    problem = Problem(code=error.code, message=error.message)
-    failed = record.model_copy(update={"status": "failed", "error": problem})
-    return AnswerWrite(
-        tenant=tenant,
-        answer_id=record.id,
-        session_id=record.session_id,
-        events=(LogEvent(number, "error", error.envelope()),),
-        ending=Ending(record=failed, number=0, turn=()),
-    )

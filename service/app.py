@@ -3,33 +3,41 @@
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
+from service.access import Access
 from service.answering import Answering
-from service.api import answers, chat_completions, files, health, page, sessions, uploads, videos
+from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
-from service.api.dependencies import Service
-from service.api.errors import install_error_handlers
+from service.api.dependencies import BEARER, Service
+from service.api.errors import documented, install_error_handlers
 from service.chat import Chat
 from service.completion import Completions
 from service.decoding import Decoder
+from service.drain import Drain
 from service.encoding import Encoding
+from service.fetching import Fetcher
+from service.gate import Gate
 from service.ingest import Ingest
 from service.metrics import Metrics
-from service.middleware import LimitBodies, LoopbackOnly, ObserveRequests, Tus
+from service.middleware import LimitBodies, ObserveRequests, Tus
 from service.resumable import Resumable
+from service.retention import Retention
 from service.settings import Settings
 from service.store.answers import AnswerStore
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import connect
 from service.store.features import FeatureCache
+from service.store.idempotency import IdempotencyStore
 from service.store.leases import Leases
 from service.store.media import MediaStore
 from service.store.partial_files import PartialFiles
 from service.store.sessions import SessionStore
 from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
+from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -61,11 +69,12 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         unlimited=_UPLOADS,
         larger={"/v1/chat/completions": settings.max_inline_bytes},
     )
-    if settings.is_loopback and not settings.allow_unauthenticated:
-        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
-    for part in (videos, sessions, answers, chat_completions, files, uploads, health, page):
+    for part in (videos, sessions, answers, chat_completions, files, uploads):
+        app.include_router(part.router, dependencies=[BEARER], responses=documented(401, 403, 429))
+    for part in (health, admin, page):
         app.include_router(part.router)
     page.mount_static_files(app)
     describe_contract(app)
@@ -77,7 +86,9 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     async with contextlib.AsyncExitStack() as stack:
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
-        media = MediaStore(settings.media_path)
+        cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
+        stack.push_async_callback(cache.aclose)
+        media = _media(settings)
         media.open()
 
         pool = Pool(
@@ -89,18 +100,25 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(pool.close)
         pool.start()
         decoder = Decoder(
-            settings.video_limits, timeout=settings.decode_timeout, concurrency=settings.decode_concurrency
+            settings.video_limits,
+            timeout=settings.decode_timeout,
+            concurrency=settings.decode_concurrency,
+            sandbox_required=settings.decode_sandbox == "required",
         )
         stack.push_async_callback(decoder.close)
         await decoder.start()
+        for layer, holds in asdict(decoder.sandbox).items():
+            metrics.decode_sandbox.labels(layer).set(holds)
 
+        access = Access(ApiKeyStore(redis), settings=settings, metrics=metrics)
+        idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)
         encoding = Encoding(
             pool=pool,
             decoder=decoder,
             videos=videos_store,
-            features=FeatureCache(redis, ttl=settings.feature_ttl, metrics=metrics),
+            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
             media=media,
             leases=leases,
             metrics=metrics,
@@ -113,21 +131,45 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             videos=videos_store,
             answers=answers_store,
-            leases=leases,
+            takeover=Takeover(
+                videos=videos_store,
+                sessions=sessions_store,
+                answers=answers_store,
+                lease_seconds=settings.lease_seconds,
+                metrics=metrics,
+            ),
             metrics=metrics,
         )
+        stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
+        retention = Retention(settings=settings, media=media, videos=videos_store, leases=leases, metrics=metrics)
+        stack.push_async_callback(retention.close)
+        retention.start()
+        drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
+        stack.push_async_callback(drain.finish)
         chat = Chat(
             answering=answering,
+            drain=drain,
             pool=pool,
             encoding=encoding,
             videos=videos_store,
             sessions=sessions_store,
             answers=answers_store,
             leases=leases,
+            access=access,
+            idempotency=idempotency,
         )
-        ingest = Ingest(settings=settings, encoding=encoding, videos=videos_store, media=media, metrics=metrics)
+        ingest = Ingest(
+            settings=settings,
+            drain=drain,
+            fetcher=Fetcher(settings.fetch_policy),
+            encoding=encoding,
+            videos=videos_store,
+            media=media,
+            idempotency=idempotency,
+            metrics=metrics,
+        )
         resumable = Resumable(
             settings=settings,
             ingest=ingest,
@@ -141,21 +183,32 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             pool=pool,
             encoding=encoding,
             ingest=ingest,
+            drain=drain,
+            access=access,
             metrics=metrics,
         )
-        stack.callback(pool.retire)  # first of all: what ends from here on is not started again
         yield Service(
             settings=settings,
+            access=access,
             ingest=ingest,
             encoding=encoding,
             chat=chat,
             answering=answering,
+            drain=drain,
             completions=completions,
             resumable=resumable,
             pool=pool,
             redis=redis,
             metrics=metrics,
         )
+
+
+def _media(settings: Settings) -> MediaStore:
+    if settings.media_url is None:
+        return MediaStore(settings.media_path)
+    from service.store.bucket import BucketStore  # its client is an extra
+
+    return BucketStore(settings.media_path, settings.media_url)
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -10,13 +11,17 @@ from typing import TypeVar
 
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
+from service.access import Access, Caller
+from service.admission import Place
 from service.answer import LiveAnswer
-from service.answering import Answering
+from service.answering import Answering, deadline_exceeded
+from service.drain import Drain
 from service.encoding import Encoding, check_usable
-from service.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from service.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
 from service.ids import new_id
 from service.store import keys
 from service.store.answers import AnswerStore
+from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.leases import Leases
 from service.store.listing import Page
 from service.store.records import AnswerRecord, FrameRequest, MessageRecord, Sampling, SessionRecord, VideoRecord
@@ -49,6 +54,9 @@ class Question:
     stop: tuple[str, ...] | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
+    priority: int = 0
+    timeout: float | None = None
+    """Seconds from now after which the answer is of no use any more."""
 
 
 class Chat:
@@ -58,38 +66,56 @@ class Chat:
         self,
         *,
         answering: Answering,
+        drain: Drain,
         pool: Pool,
         encoding: Encoding,
         videos: VideoStore,
         sessions: SessionStore,
         answers: AnswerStore,
         leases: Leases,
+        access: Access,
+        idempotency: IdempotencyStore,
     ) -> None:
         self._answering = answering
+        self._drain = drain
         self._pool = pool
         self._encoding = encoding
         self._videos = videos
         self._sessions = sessions
         self._answers = answers
         self._leases = leases
+        self._access = access
+        self._idempotency = idempotency
 
     # -- sessions
 
     async def create_session(
-        self, tenant: str, *, video_ids: tuple[str, ...], model: str | None, system: str, frames: FrameRequest
+        self,
+        tenant: str,
+        *,
+        video_ids: tuple[str, ...],
+        model: str | None,
+        system: str,
+        frames: FrameRequest,
+        repeatable: Repeatable | None = None,
     ) -> SessionRecord:
-        """Open a conversation about videos.
+        """Open a conversation about videos; a `repeatable` request that comes again gets the session it got before.
 
         Raises:
             ServiceError: an unknown video or model, or a video that cannot be used.
         """
+        session_id = new_id("ses")
+        if repeatable is not None:
+            session_id = await self._idempotency.claim(tenant, repeatable, result_id=session_id)
+            if known := await self._sessions.get(tenant, session_id):
+                return known
         info = await self._encoding.model()
         if model is not None and model != info.name:
             raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
         for video in await self._videos_of(tenant, video_ids):
             check_usable(video)
         record = SessionRecord(
-            id=new_id("ses"),
+            id=session_id,
             video_ids=video_ids,
             model=info.name,
             system=system,
@@ -134,7 +160,7 @@ class Chat:
         running = await self._leases.holder(keys.session_lease(tenant, session_id))
         await self._sessions.erase(tenant, record)
         if running is not None:
-            await self._answering.stop(tenant, running)
+            self._answering.forget(running)
 
     async def erase_sessions_of_video(self, tenant: str, video_id: str) -> None:
         """Erase all sessions that talk about a video."""
@@ -144,39 +170,75 @@ class Chat:
 
     # -- questions
 
-    async def ask(self, tenant: str, session_id: str, question: Question) -> AnswerRecord:
+    async def ask(
+        self, caller: Caller, session_id: str, question: Question, *, repeatable: Repeatable | None = None
+    ) -> AnswerRecord:
         """Accept a question: when this returns, its answer is being worked on and can be followed.
+
+        A `repeatable` request that comes again gets the answer it got before, at whatever point that is.
 
         Raises:
             ServiceError: a refusal; nothing has been begun.
         """
-        with self._answering.place():
-            live = await self._accept(tenant, session_id, question)
-            self._answering.begin(live)
+        self._drain.check()
+        answer_id = new_id("ans")
+        deadline = None if question.timeout is None else time.time() + question.timeout
+        if question.priority > caller.limits.max_priority:
+            raise Forbidden(
+                "priority_too_high",
+                f"This key may ask for a priority of {caller.limits.max_priority} at most.",
+                param="priority",
+            )
+        if repeatable is not None:
+            answer_id = await self._idempotency.claim(caller.tenant, repeatable, result_id=answer_id)
+            if known := await self._answers.get(caller.tenant, answer_id):
+                return known
+        with self._answering.place(question.num_beams or 1) as place:
+            async with self._access.answer_place(caller, answer_id):
+                live = await self._accept(
+                    caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
+                )
+                self._answering.begin(live)
         return live.record
 
-    async def _accept(self, tenant: str, session_id: str, question: Question) -> LiveAnswer:
+    async def _accept(
+        self,
+        tenant: str,
+        session_id: str,
+        question: Question,
+        *,
+        place: Place,
+        answer_id: str,
+        deadline: float | None,
+    ) -> LiveAnswer:
         session = await self.session(tenant, session_id)
         info = await self._encoding.model()
         params = sampling_of(question, default=info.default_sampling)
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
-        answer_id = new_id("ans")
+            await self._encoding.check_there(tenant, video, session.frames)
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):
+            if await self._leases.holder(lease) == answer_id:
+                raise _in_progress()
             raise Conflict("session_busy", "This session's last question is still being answered.")
         try:
+            if await self._answers.get(tenant, answer_id) is not None:  # the same request was quicker
+                raise _in_progress()
             history = await self._sessions.messages(tenant, session_id)
             turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
             asked = longest(videos, turns, system=session.system, num_frames=session.frames.count, info=info)
-            await check_length(self._pool, asked)
+            num_tokens = await check_length(self._pool, asked, deadline=deadline)
+            self._answering.widen(place, num_tokens=num_tokens)
             record = AnswerRecord(
                 id=answer_id,
                 session_id=session_id,
                 question=question.content,
                 sampling=Sampling.model_validate({field: getattr(params, field) for field in Sampling.model_fields}),
                 created_at=time.time(),
+                priority=question.priority,
+                deadline=deadline,
             )
             live = LiveAnswer(
                 tenant=tenant,
@@ -186,12 +248,14 @@ class Chat:
                 turns=turns,
                 params=params,
                 num_messages=len(history),
+                place=place,
             )
             if not await self._answers.create(
                 tenant,
                 record,
                 opening=live.opening(),
                 num_messages=len(history),
+                owner=live.owner,
                 lease_seconds=self._leases.seconds,
             ):
                 raise Conflict("session_busy", "This session went on while the question was looked at.")
@@ -219,16 +283,25 @@ def longest(
     return Conversation(clips=clips, turns=turns, system=system)
 
 
-async def check_length(pool: Pool, conversation: Conversation) -> None:
-    """Refuse a conversation that is too long for the model.
+async def check_length(pool: Pool, conversation: Conversation, *, deadline: float | None = None) -> int:
+    """A conversation's tokens; one that is too long for the model is refused.
 
     Raises:
-        ServiceError: it is, or no worker can tell.
+        ServiceError: it is, or no worker can tell, or the time until `deadline` is up.
     """
+    time_left = math.inf if deadline is None else deadline - time.time()
     try:
-        await asyncio.wait_for(pool.check(conversation), _CHECK_TIMEOUT)
+        return await asyncio.wait_for(pool.check(conversation), min(_CHECK_TIMEOUT, time_left))
     except TimeoutError:
+        if deadline is not None and time.time() >= deadline:
+            raise deadline_exceeded() from None
         raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+
+def _in_progress() -> Conflict:
+    return Conflict(
+        "request_in_progress", "The same request, by its idempotency key, is being looked at.", retry_after=1
+    )
 
 
 def sampling_of(question: Question, *, default: SamplingParams) -> SamplingParams:

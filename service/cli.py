@@ -1,17 +1,22 @@
-"""The command `reeltalk`: serve, demo, settings, and those for checkpoints."""
+"""The command `reeltalk`: serve, demo, settings, and those for keys and checkpoints."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
 from service.checkpoint_cli import add_commands
+from service.errors import Unavailable
+from service.keys_cli import check_door, keys_app
 from service.logging import configure_logging
 from service.settings import PREFIX, Quantization, Settings, SettingsError, load_settings
+from service.store.redis_server import RedisServerError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it.")
+_T = TypeVar("_T")
 _console = Console()
 _errors = Console(stderr=True)
 
@@ -50,6 +55,7 @@ def serve(
         workers=workers,
     )
     configure_logging(level=settings.log_level, style=settings.log_format)
+    _give_up_on(lambda: check_door(settings))
     sys.exit(run(settings, console=_console))
 
 
@@ -70,12 +76,18 @@ def settings() -> None:
 
 
 add_commands(app)
+app.add_typer(keys_app, name="keys")
 
 
 def _settings(**overrides: object) -> Settings:
+    return _give_up_on(lambda: load_settings(overrides))
+
+
+def _give_up_on(step: Callable[[], _T]) -> _T:
+    """Take a step towards serving, or end with a sentence that says why it cannot be taken."""
     try:
-        return load_settings(overrides)
-    except SettingsError as error:
+        return step()
+    except (SettingsError, RedisServerError, Unavailable) as error:
         _errors.print(f"reeltalk: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 

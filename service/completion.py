@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
+from service.access import Access, Caller
+from service.admission import Place
 from service.answering import Answering
 from service.chat import Question, check_length, longest, sampling_of
+from service.drain import Drain
 from service.encoding import DEFAULT_FRAMES, Encoding, check_usable
 from service.errors import InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, from_code
 from service.ids import new_id
@@ -21,9 +24,6 @@ from service.settings import Settings
 from service.store.records import SampledFrame, VideoFrames, VideoRecord
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
-
-Fetch = Callable[[str, str], Awaitable[VideoRecord]]
-"""Makes a video of what lies at an https URL, for a tenant: `await fetch(tenant, url)`."""
 
 _IDLE = 1.0  # seconds between two signs of life
 _MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while others wait for it
@@ -163,7 +163,7 @@ class _Choice:
 
 
 class Completions:
-    """Chat completions of one replica. Without `fetch`, videos at URLs are refused."""
+    """Chat completions of one replica."""
 
     def __init__(
         self,
@@ -173,18 +173,20 @@ class Completions:
         pool: Pool,
         encoding: Encoding,
         ingest: Ingest,
+        drain: Drain,
+        access: Access,
         metrics: Metrics,
-        fetch: Fetch | None = None,
     ) -> None:
         self._settings = settings
         self._answering = answering
         self._pool = pool
         self._encoding = encoding
         self._ingest = ingest
+        self._drain = drain
+        self._access = access
         self._metrics = metrics
-        self._fetch = fetch
 
-    async def run(self, tenant: str, request: CompletionRequest) -> AsyncGenerator[Event | None, None]:
+    async def run(self, caller: Caller, request: CompletionRequest) -> AsyncGenerator[Event | None, None]:
         """Everything that happens from `Started` to `Spent`; None now and then while nothing does.
 
         Whoever closes the generator stops the work at the next step.
@@ -192,12 +194,15 @@ class Completions:
         Raises:
             ServiceError: before the first event, a refusal; later, a failure.
         """
+        self._drain.check()
+        tenant = caller.tenant
         deadline = time.monotonic() + self._settings.answer_timeout
-        with contextlib.ExitStack() as places:
-            for _ in range(request.num_choices):
-                places.enter_context(self._answering.place())
-            info, params, videos, conversation = await self._accept(tenant, request)
-            completion_id = new_id("chatcmpl")
+        completion_id = new_id("chatcmpl")
+        async with contextlib.AsyncExitStack() as places:
+            place = places.enter_context(self._answering.place(request.num_choices))
+            for index in range(request.num_choices):
+                await places.enter_async_context(self._answer_place(caller, f"{completion_id}/{index}"))
+            info, params, videos, conversation = await self._accept(caller, request, place)
             yield Started(id=completion_id, created_at=time.time(), model=info)
             preparing = asyncio.create_task(self._features(tenant, videos))
             try:
@@ -218,6 +223,8 @@ class Completions:
             choices = {f"{completion_id}/{index}": _Choice(index) for index in range(request.num_choices)}
             async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
                 async for gained in gains:
+                    if gained is not None:  # it waits no longer
+                        place.num_sequences = place.num_tokens = 0
                     yield gained
             first = next(iter(choices.values()))
             yield Spent(
@@ -229,8 +236,14 @@ class Completions:
 
     # -- before the first event
 
+    @contextlib.asynccontextmanager
+    async def _answer_place(self, caller: Caller, answer_id: str) -> AsyncIterator[None]:
+        async with self._access.answer_place(caller, answer_id):
+            yield
+        await asyncio.shield(self._access.leave_answer(caller, answer_id))
+
     async def _accept(
-        self, tenant: str, request: CompletionRequest
+        self, caller: Caller, request: CompletionRequest, place: Place
     ) -> tuple[ModelInfo, SamplingParams, list[VideoRecord], Conversation]:
         info = await self._encoding.model()
         if request.model != info.name:
@@ -249,32 +262,29 @@ class Completions:
                 f"A conversation is about at most {self._settings.max_videos_per_session} videos.",
                 param="messages",
             )
-        found = {record.id: record for record in [await self._video(tenant, source) for source in request.videos]}
+        found = {record.id: record for record in [await self._video(caller, source) for source in request.videos]}
         videos = list(found.values())
         conversation = longest(videos, turns, system=request.system, num_frames=None, info=info)
         with _about("messages"):
-            await check_length(self._pool, conversation)
+            num_tokens = await check_length(self._pool, conversation)
+        self._answering.widen(place, num_tokens=num_tokens)
         return info, params, videos, conversation
 
-    async def _video(self, tenant: str, source: VideoSource) -> VideoRecord:
+    async def _video(self, caller: Caller, source: VideoSource) -> VideoRecord:
         with _about(source.param):
             match source:
                 case UploadedVideo(video_id=video_id):
-                    record = await self._ingest.get(tenant, video_id)
+                    record = await self._ingest.get(caller.tenant, video_id)
                 case InlineVideo(data=data, content_type=content_type, filename=filename):
                     record, _ = await self._ingest.receive(
-                        tenant,
+                        caller,
                         _chunks(data),
                         content_type=content_type,
                         content_length=len(data),
                         filename=filename,
                     )
                 case RemoteVideo(url=url):
-                    if self._fetch is None:
-                        raise InvalidRequest(
-                            "url_not_allowed", "This server fetches no URLs; send a data URL or upload the video first."
-                        )
-                    record = await self._fetch(tenant, url)
+                    record, _ = await self._ingest.fetch(caller, url)
             check_usable(record)
         return record
 

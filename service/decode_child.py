@@ -1,8 +1,8 @@
 """The decode child, `python -m service.decode_child`: decodes one upload within limits, answers, and ends.
 
-It is started before it is needed, waits for its one request on stdin and replies on stdout. It touches a
-stranger's file and nothing else: it holds no secret, no socket, no cache; imports neither torch nor the web
-framework; and whoever started it may kill it at any moment.
+It is started before it is needed, waits for its one request on stdin and replies on stdout. It opens the file,
+locks itself in, and only then reads the first byte. It holds no secret, no socket, no cache; imports neither torch
+nor the web framework; and whoever started it may kill it at any moment.
 """
 
 import ctypes
@@ -11,17 +11,22 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import av.subtitles.stream  # noqa: F401 - PyAV imports it, and numpy `ma`, at first need: too late
 import numpy as np
+import numpy.ma
 import numpy.typing as npt
 from PIL import Image
 
+from model.container import VideoFile
 from model.pixels import resize
 from model.video import VideoError
-from model.video_reader import open_video
+from model.video_reader import read_video
+from service import jail
 from service.decode_protocol import (
     DecodeRequest,
     Probed,
@@ -35,11 +40,7 @@ from service.decode_protocol import (
 
 MAX_REQUEST = 1 << 16
 MAX_OPEN_FILES = 16
-# From Linux's <sched.h> and <sys/prctl.h>.
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 def main() -> None:
@@ -52,16 +53,19 @@ def main() -> None:
         return
     request = read_request(line)
     _silence_stderr()
-    confine(request)
-    for reply in answer(request):
-        replies.write(write_reply(reply))
-        replies.flush()
+    with VideoFile(request.path) as file:
+        confine(request)
+        if request.locked:
+            jail.lock()
+        for reply in answer(request, file):
+            replies.write(write_reply(reply))
+            replies.flush()
 
 
-def answer(request: DecodeRequest) -> Iterator[Reply]:
+def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
     """The facts, the progress, and then the frames; or a rejection."""
     try:
-        with open_video(Path(request.path), request.limits) as video:
+        with read_video(file, request.limits) as video:
             yield Probed(facts=video.facts)
             total = video.num_frames(request.frame_spec)
             frames: list[npt.NDArray[np.uint8]] = []
@@ -112,16 +116,17 @@ def _silence_stderr() -> None:
 
 
 def part_from_the_world() -> None:
-    """End when the parent ends, gain no rights, see no network; Linux only.
+    """End when the parent ends, gain no rights, see no network, be the first to go when memory runs out; Linux only.
 
     The kernel may refuse a network of one's own, as it does in most containers. It grants the rest.
     """
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        # After `unshare`: a change of credentials clears the signal.
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        with suppress(OSError):  # some containers mount /proc read-only
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        jail.leave_network()
+        # After it: a change of credentials clears the signal.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        jail.gain_no_rights()
 
 
 def confine(request: DecodeRequest) -> None:
@@ -134,6 +139,7 @@ def confine(request: DecodeRequest) -> None:
         (resource.RLIMIT_FSIZE, 0, 0),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES, MAX_OPEN_FILES),
+        (resource.RLIMIT_NPROC, 0, 0),  # it starts nothing; root is not bound by this
     ):
         _, ceiling = resource.getrlimit(kind)
         if ceiling != resource.RLIM_INFINITY:

@@ -35,6 +35,8 @@ class DecodeRequest:
     thumbnail_side: int
     memory_bytes: int
     cpu_seconds: int
+    locked: bool
+    """Whether the child must put itself behind the kernel's filter, or fail."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -6,16 +6,19 @@ and reaped.
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Literal
+
+import structlog
 
 from model.pixels import PixelSpec
 from model.video import FrameSpec, VideoErrorCode, VideoFacts, VideoLimits
@@ -36,6 +39,8 @@ from service.decode_protocol import (
 ROOT = Path(__file__).resolve().parent.parent
 """Where `service` and `model` are imported from."""
 
+_log = structlog.get_logger(__name__)
+
 Child = asyncio.subprocess.Process
 DecodeEvent = Probed | Progress
 
@@ -43,6 +48,8 @@ READ_AHEAD = 1 << 20
 """Bytes of a child's replies that wait in this process before the child is made to wait."""
 REAP_TIMEOUT = 10.0
 """Seconds that a killed child may take to be gone before it is left to the operating system."""
+CHECK_TIMEOUT = 30.0
+"""Seconds that finding out which walls hold on this machine may take; it takes a tenth of one."""
 PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
 """All that a child sees of the environment: it must hold no secret."""
 
@@ -61,6 +68,20 @@ class DecodeFailed(Exception):
     def __init__(self, code: Literal["decode_timeout", "decode_crashed"], message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class SandboxMissing(Exception):
+    """This machine has no kernel filter for decode children, and the operator wants none to run without."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sandbox:
+    """Which walls this machine puts around a decode child, beyond limits and an own session."""
+
+    seccomp: bool = False
+    """It can open, connect, start and signal nothing once it has its file (`service.jail`)."""
+    network_namespace: bool = False
+    """It has a network of its own, without devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +113,13 @@ class Decoder:
         concurrency: int = 2,
         memory_bytes: int = 2 << 30,
         thumbnail_side: int = 320,
+        sandbox_required: bool = False,
     ) -> None:
         self._limits, self._timeout = limits, timeout
         self._memory_bytes, self._thumbnail_side = memory_bytes, thumbnail_side
+        self._sandbox_required = sandbox_required
+        self.sandbox = Sandbox()
+        """What holds on this machine; known once started."""
         self._turns = asyncio.Semaphore(concurrency)
         self._spare: Child | None = None
         self._children: set[Child] = set()
@@ -104,7 +129,18 @@ class Decoder:
         self._closed = False
 
     async def start(self) -> None:
-        """Have a first child ready."""
+        """Find out which walls hold here, and have a first child ready.
+
+        Raises:
+            SandboxMissing: not the one that is required.
+        """
+        self.sandbox = await _walls_of_this_machine()
+        if self.sandbox.seccomp:
+            _log.info("decode_sandbox", **asdict(self.sandbox))
+        elif self._sandbox_required:
+            raise SandboxMissing("The kernel filter for decode children does not hold here: `python -m service.jail`.")
+        else:
+            _log.warning("decode_sandbox", advice="uploads are decoded within limits only", **asdict(self.sandbox))
         self._spare = await self._spawn()
 
     async def close(self) -> None:
@@ -166,6 +202,7 @@ class Decoder:
             thumbnail_side=self._thumbnail_side,
             memory_bytes=self._memory_bytes,
             cpu_seconds=ceil(self._timeout),
+            locked=self.sandbox.seccomp,
         )
 
     async def _take(self) -> Child:
@@ -201,8 +238,7 @@ class Decoder:
                 start_new_session=True,
                 cwd=ROOT,
                 # One thread: OpenBLAS would reserve more address space than the child may have.
-                env={name: os.environ[name] for name in PASSED_ON if name in os.environ}
-                | {"OPENBLAS_NUM_THREADS": "1"},
+                env=_environment() | {"OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError:
             raise DecodeFailed("decode_crashed", "No process could be started to decode the video.") from None
@@ -227,6 +263,34 @@ class Decoder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+
+
+async def _walls_of_this_machine() -> Sandbox:
+    """What a process like a decode child finds when it tries; nothing holds where it cannot tell."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.jail",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                cwd=ROOT,
+                env=_environment(),
+            )
+            try:
+                told, _ = await process.communicate()
+            finally:
+                _kill(process)
+        walls = json.loads(told)
+        return Sandbox(seccomp=walls["seccomp"] is True, network_namespace=walls["network_namespace"] is True)
+    except (OSError, TimeoutError, ValueError, KeyError):
+        return Sandbox()
 
 
 def _kill(child: Child) -> None:

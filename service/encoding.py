@@ -70,6 +70,7 @@ def is_our_fault(code: str) -> bool:
         "decode_crashed",
         "decode_timeout",
         "store_unavailable",
+        "media_unavailable",
         "internal_error",
     }
 
@@ -164,6 +165,26 @@ class Encoding:
         assert flight.task is not None
         return flight.key, await asyncio.shield(flight.task)
 
+    async def check_there(self, tenant: str, record: VideoRecord, frames: FrameRequest) -> None:
+        """Refuse a video of which neither the features nor the file are left.
+
+        Raises:
+            Gone: so it is.
+        """
+        if await self._media.exists(tenant, record.sha256):
+            return
+        flight = self._flight(tenant, record, frames, await self.model())
+        if flight.task is None and not await self._features.exists(flight.key):
+            raise _gone()
+
+    async def erase(self, tenant: str, video_id: str) -> None:
+        """Erase all cached features of a video.
+
+        Raises:
+            Unavailable: they may still be there.
+        """
+        await self._features.erase(await self._videos.features_keys(tenant, video_id))
+
     async def begin(self, tenant: str, record: VideoRecord) -> Flight:
         """Start preparing a video's own frames, or join in; does not wait."""
         return self._launch(self._flight(tenant, record, DEFAULT_FRAMES, await self.model()))
@@ -244,9 +265,6 @@ class Encoding:
         await self._tell(flight, "ready", 1.0)
 
     async def _decode(self, flight: Flight) -> DecodedVideo:
-        path = self._media.path(flight.tenant, flight.record.sha256)
-        if not await self._media.exists(flight.tenant, flight.record.sha256):
-            raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_ids")
         pending: list[asyncio.Task[None]] = []
 
         def on_event(event: DecodeEvent) -> None:
@@ -259,7 +277,10 @@ class Encoding:
             pending.append(asyncio.create_task(_after(previous, step)))
 
         try:
-            decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
+            async with self._media.local(flight.tenant, flight.record.sha256) as path:
+                if path is None:
+                    raise _gone()
+                decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
         except (VideoRejected, DecodeFailed) as error:
             raise from_code(error.code, str(error)) from None
         finally:
@@ -287,6 +308,10 @@ class Encoding:
         await self._features.put(flight.key, packed)
         if flight.is_default:
             await self._media.put_frames(flight.tenant, flight.record.sha256, decoded.thumbnails)
+        if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):  # in between
+            await self._features.erase([flight.key])
+            await self._media.erase(flight.tenant, flight.record.sha256)
+            raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
         await self._tell(flight, "encode", 1.0)
         return packed
 
@@ -335,6 +360,10 @@ class Encoding:
         if error is not None:
             data |= error.envelope()
         await self._videos.progress(flight.tenant, flight.record.id, LogEvent(flight.num_events, stage, data))
+
+
+def _gone() -> Gone:
+    return Gone("video_gone", "The video's file is gone; upload it again.", param="video_ids")
 
 
 async def _after(previous: "asyncio.Task[None] | None", step: Coroutine[None, None, None]) -> None:

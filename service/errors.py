@@ -2,6 +2,7 @@
 
 ServiceError
 |-- InvalidRequest    422   fields, prompts and videos that cannot be used
+|-- Unauthenticated   401   asks for a key
 |-- Forbidden         403
 |-- NotFound          404
 |-- Stalled           408
@@ -12,6 +13,7 @@ ServiceError
 |-- UnsupportedMedia  415
 |-- Locked            423   somebody else is at it; carries Retry-After
 |-- ChecksumMismatch  460   tus' own status
+|-- LimitExceeded     429   the caller's own limit; carries Retry-After
 |-- Overloaded        503   our capacity; carries Retry-After
 |-- Unavailable       503   something of ours is missing; carries Retry-After
 `-- InternalError     500   never carries the text of an unexpected exception
@@ -27,15 +29,20 @@ class ServiceError(Exception):
     type: ClassVar[str] = "server_error"
     retry_after: ClassVar[int | None] = None
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self._retry_after = self.retry_after if retry_after is None else retry_after
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """The body of the HTTP response and the data of an SSE `error` event."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """The headers that the HTTP response needs besides."""
+        return {} if self._retry_after is None else {"Retry-After": str(self._retry_after)}
 
 
 class InvalidRequest(ServiceError):
@@ -43,6 +50,17 @@ class InvalidRequest(ServiceError):
 
     status = 422
     type = "invalid_request_error"
+
+
+class Unauthenticated(ServiceError):
+    """Nobody knows who asks."""
+
+    status = 401
+    type = "authentication_error"
+
+    def headers(self) -> dict[str, str]:
+        """How to say who asks."""
+        return {"WWW-Authenticate": 'Bearer realm="reeltalk"'}
 
 
 class Forbidden(ServiceError):
@@ -116,6 +134,14 @@ class ChecksumMismatch(ServiceError):
     type = "invalid_request_error"
 
 
+class LimitExceeded(ServiceError):
+    """A limit of the caller's own key; others are served."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_after = 1
+
+
 class Overloaded(ServiceError):
     """Our capacity is used up; the same request may succeed a little later."""
 
@@ -159,7 +185,7 @@ def from_code(code: str, message: str) -> ServiceError:
         return UnsupportedMedia(code, message, param="file")
     if code in _INTERNAL:
         return InternalError(code, message)
-    if code in {"store_unavailable", "model_unavailable"}:
+    if code in {"store_unavailable", "media_unavailable", "model_unavailable"}:
         return Unavailable(code, message)
     if code == "video_gone":
         return Gone(code, message, param="video_ids")

@@ -5,7 +5,7 @@ import re
 import secrets
 from typing import Literal
 
-Prefix = Literal["ses", "msg", "ans", "req", "rep", "chatcmpl", "upl"]
+Prefix = Literal["ses", "msg", "ans", "req", "rep", "chatcmpl", "upl", "own", "key"]
 
 _VIDEO_NAME = re.compile(r"(?:vid_|file-)([0-9a-f]{32})")
 

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from service import uploads
+from service.access import Caller
+from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
-from service.errors import NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import Gone, LimitExceeded, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.fetching import Fetcher
 from service.ids import video_id
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
+from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.listing import Order, Page
-from service.store.media import MediaStore, SpoolFile
+from service.store.media import MediaStore, RemoteContent, SpoolFile
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
@@ -28,12 +32,24 @@ class Ingest:
     """Videos, from their first byte on."""
 
     def __init__(
-        self, *, settings: Settings, encoding: Encoding, videos: VideoStore, media: MediaStore, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        fetcher: Fetcher,
+        drain: Drain,
+        encoding: Encoding,
+        videos: VideoStore,
+        media: MediaStore,
+        idempotency: IdempotencyStore,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._fetcher = fetcher
+        self._drain = drain
         self._encoding = encoding
         self._videos = videos
         self._media = media
+        self._idempotency = idempotency
         self._metrics = metrics
         self._num_receiving = 0
 
@@ -41,38 +57,52 @@ class Ingest:
 
     async def receive(
         self,
-        tenant: str,
+        caller: Caller,
         chunks: AsyncIterator[bytes],
         *,
         content_type: str,
         content_length: int | None,
         filename: str | None,
         purposes: frozenset[str] | None = None,
+        idempotency_key: str | None = None,
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
 
-        With `purposes` the upload is a form that also says what the file is for, one of these.
+        With `purposes` the upload is a form that also says what the file is for, one of these. Without an
+        idempotency key an upload can be repeated, too: the same bytes are the same video.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
+        self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
-        start = time.perf_counter()
+        if idempotency_key is None:  # else the bytes may be here already
+            await self.check_storage(caller, content_length or 0)
         with self.place():
-            async with self._media.spool() as spool:
-                header = await uploads.receive(
-                    chunks,
-                    spool,
-                    content_type=content_type,
-                    filename=filename,
-                    max_bytes=max_bytes,
-                    idle_timeout=self._settings.upload_idle_timeout,
-                    purposes=purposes,
+            record, is_new = await self._store(
+                caller,
+                chunks,
+                content_type=content_type,
+                filename=filename,
+                purposes=purposes,
+                idempotency_key=idempotency_key,
+            )
+        return await self.probed(caller.tenant, record), is_new
+
+    async def fetch(self, caller: Caller, url: str) -> tuple[VideoRecord, bool]:
+        """Take the video that a URL leads to, as if it had been uploaded.
+
+        Raises:
+            ServiceError: as `Fetcher.open` and `receive`.
+        """
+        self._drain.check()
+        with self.place():
+            async with self._fetcher.open(url) as file:
+                record, is_new = await self._store(
+                    caller, file.chunks, content_type=file.content_type, filename=file.filename
                 )
-                record, is_new = await self.keep(tenant, spool, header)
-        self._metrics.video_upload.observe(time.perf_counter() - start)
-        return await self.probed(tenant, record), is_new
+        return await self.probed(caller.tenant, record), is_new
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -90,6 +120,51 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
+    async def check_storage(self, caller: Caller, num_bytes: int) -> None:
+        """Refuse bytes that a key's tenant has no room for.
+
+        Raises:
+            LimitExceeded: erasing videos makes room.
+        """
+        limit = caller.limits.stored_bytes
+        if limit is not None and await self._videos.stored_bytes(caller.tenant) + num_bytes > limit:
+            self._metrics.admission_rejections.labels("stored_bytes").inc()
+            raise LimitExceeded(
+                "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
+            )
+
+    async def _store(
+        self,
+        caller: Caller,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        filename: str | None,
+        purposes: frozenset[str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> tuple[VideoRecord, bool]:
+        tenant = caller.tenant
+        start = time.perf_counter()
+        async with self._media.spool() as spool:
+            header = await uploads.receive(
+                chunks,
+                spool,
+                content_type=content_type,
+                filename=filename,
+                max_bytes=self._settings.max_upload_bytes,
+                idle_timeout=self._settings.upload_idle_timeout,
+                purposes=purposes,
+            )
+            known_id = video_id(tenant, spool.sha256)
+            if idempotency_key is not None:
+                request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
+                await self._idempotency.claim(tenant, request, result_id=known_id)
+            if await self._videos.get(tenant, known_id) is None:
+                await self.check_storage(caller, spool.num_bytes)
+            kept = await self.keep(tenant, spool, header)
+        self._metrics.video_upload.observe(time.perf_counter() - start)
+        return kept
+
     async def keep(self, tenant: str, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
         """Make a received file permanent; returns its record and whether it is new.
 
@@ -97,13 +172,15 @@ class Ingest:
             Unavailable: the store is away, or the same video was erased this moment.
         """
         sha256 = await self._media.commit(spool, tenant)
+        now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(
             id=video_id(tenant, sha256),
             sha256=sha256,
             bytes=spool.num_bytes,
             filename=header.filename,
             content_type=header.content_type,
-            created_at=time.time(),
+            created_at=now,
+            expires_at=None if ttl is None else now + ttl,
         )
         if await self._videos.create(tenant, record):
             return record, True
@@ -113,6 +190,9 @@ class Ingest:
         if known.status == "failed":  # another try of the same bytes
             await self._videos.update(tenant, record)
             return record, True
+        if known.expires_at != record.expires_at:  # the same bytes have come again, and are kept from now on
+            known = known.model_copy(update={"expires_at": record.expires_at})
+            await self._videos.update(tenant, known)
         return known, False
 
     async def probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
@@ -170,16 +250,31 @@ class Ingest:
         record = await self._videos.get(tenant, video_id)
         if record is None:
             raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
+        await self._encoding.erase(tenant, video_id)
         await self._videos.erase(tenant, video_id)
         await self._media.erase(tenant, record.sha256)
 
-    def file_path(self, tenant: str, record: VideoRecord) -> Path:
-        """Where a video's file lies."""
-        return self._media.path(tenant, record.sha256)
+    async def content(self, tenant: str, record: VideoRecord, *, byte_range: str | None) -> Path | RemoteContent:
+        """A video's file, to be sent.
 
-    def frame_path(self, tenant: str, record: VideoRecord, index: int) -> Path:
-        """Where the picture of a video's sampled frame lies."""
-        return self._media.frame_path(tenant, record.sha256, index)
+        Raises:
+            Gone: it is not kept any more.
+        """
+        found = await self._media.content(tenant, record.sha256, byte_range=byte_range)
+        if found is None:
+            raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_id")
+        return found
+
+    async def frame(self, tenant: str, record: VideoRecord, index: int) -> bytes:
+        """The picture of one of a video's sampled frames, as JPEG.
+
+        Raises:
+            NotFound: there is none, or not yet.
+        """
+        picture = await self._media.frame(tenant, record.sha256, index)
+        if picture is None:
+            raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
+        return picture
 
     async def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent | None, None]:
         """A video's progress events up to `ready` or `failed`; None now and then while nothing happens."""

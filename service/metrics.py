@@ -33,7 +33,14 @@ class Metrics:
         self.feature_cache_errors = self._counter("feature_cache_errors", "Look-ups the store could not serve.")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, video tokens included.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.answer_takeovers = self._counter("answer_takeovers", "Answers taken over from an owner that died or left.")
         self.worker_restarts = self._counter("worker_restarts", "Worker processes started again after a death.")
+        self.media_bytes = Gauge(
+            "reeltalk_media_bytes", "Bytes of all uploaded files, at the last look.", registry=self.registry
+        )
+        self.media_removed = Counter(
+            "reeltalk_media_removed", "Uploaded files removed by retention.", ["reason"], registry=self.registry
+        )
         self.request_success = Counter(
             "reeltalk_request_success", "Answers ended.", ["finished_reason"], registry=self.registry
         )
@@ -42,6 +49,12 @@ class Metrics:
         )
         self.http_requests = Counter(
             "reeltalk_http_requests", "HTTP responses.", ["method", "route", "status"], registry=self.registry
+        )
+        self.decode_sandbox = Gauge(
+            "reeltalk_decode_sandbox",
+            "Whether a wall around decode children holds on this machine.",
+            ["layer"],
+            registry=self.registry,
         )
         self.encode_batch_clips = self._histogram(
             "encode_batch_clips", "Clips in the call of the encoder that a clip was in.", (1, 2, 4, 8, 16, 32, 64)
@@ -56,6 +69,10 @@ class Metrics:
         self.num_preemptions = Counter(
             "reeltalk_num_preemptions", "Sequences that gave up their blocks.", ["worker"], registry=self.registry
         )
+        self.num_queued_sequences = self._gauge(
+            "num_queued_sequences", "Sequences accepted, here or in the engine, that wait for their first token."
+        )
+        self.num_queued_tokens = self._gauge("num_queued_tokens", "Tokens of the prompts of those sequences.")
 
     def show_step(self, worker: int, step: StepDone, *, before: StepDone) -> None:
         """What a worker's step told, and the step before it."""
@@ -74,6 +91,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"reeltalk_{name}", text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"reeltalk_{name}", text, registry=self.registry)
 
     def _worker_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"reeltalk_{name}", text, ["worker"], registry=self.registry)

@@ -2,18 +2,14 @@
 
 import time
 from collections.abc import Collection, Mapping
-from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Forbidden
 from service.ids import new_id
 from service.metrics import Metrics
-from service.settings import is_loopback
 
 _log = structlog.get_logger(__name__)
 TUS_VERSION = "1.0.0"
@@ -48,12 +44,15 @@ class ObserveRequests:
                 route = getattr(scope.get("route"), "path", "unknown")
                 self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
                 if scope["path"] not in _QUIET:
+                    caller = scope.get("state", {}).get("caller")
+                    asked_by = {} if caller is None or caller.key_id is None else {"key": caller.key_id}
                     _log.info(
                         "request",
                         method=scope["method"],
                         route=route,
                         status=status,
                         ms=round((time.perf_counter() - start) * 1000, 1),
+                        **asked_by,
                     )
 
 
@@ -116,31 +115,3 @@ class Tus:
             await send(message)
 
         await self._app(scope, receive, versioned)
-
-
-class LoopbackOnly:
-    """Answers only requests that mean this machine, so that a web page from elsewhere cannot use the visitor's service.
-
-    A page reaches loopback under a name of its own (DNS rebinding: the `Host` tells) or as itself (the `Origin` tells).
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI scope."""
-        if scope["type"] == "http" and not _means_loopback(Headers(scope=scope)):
-            error = Forbidden(
-                "foreign_host", "This service answers only under the names of this machine's loopback address."
-            )
-            await JSONResponse(error.envelope(), status_code=error.status)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-def _means_loopback(headers: Headers) -> bool:
-    origin = headers.get("origin")
-    names = [urlsplit(f"//{headers.get('host', '')}").hostname]
-    if origin is not None:
-        names.append(urlsplit(origin).hostname)
-    return all(name is not None and is_loopback(name) for name in names)

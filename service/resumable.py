@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
+from service.access import Caller
 from service.encoding import is_our_fault
 from service.errors import (
     ChecksumMismatch,
@@ -62,14 +63,16 @@ class Resumable:
         self._leases = leases
         self._swept_at = 0.0
 
-    async def create(self, tenant: str, *, length: int, header: UploadHeader, metadata: str) -> UploadRecord:
+    async def create(self, caller: Caller, *, length: int, header: UploadHeader, metadata: str) -> UploadRecord:
         """Begin an upload of `length` bytes.
 
         Raises:
             TooLarge: that is more than this server takes.
+            LimitExceeded: that is more than the key's tenant has room for.
         """
         if length > self._settings.max_upload_bytes:
             raise _too_large(self._settings.max_upload_bytes)
+        await self._ingest.check_storage(caller, length)
         await self._sweep()
         record = UploadRecord(
             id=new_id("upl"),
@@ -80,7 +83,7 @@ class Resumable:
             expires_at=time.time() + self._settings.upload_expiry,
         )
         await self._partial_files.create(record.id)
-        await self._uploads.create(tenant, record)
+        await self._uploads.create(caller.tenant, record)
         return record
 
     async def get(self, tenant: str, upload_id: str) -> UploadRecord:

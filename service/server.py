@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -13,11 +14,14 @@ from rich.console import Console
 from service.api.dependencies import Service
 from service.app import create_app
 from service.demo import SAMPLE
-from service.settings import Settings
+from service.errors import Unavailable
+from service.http_head import BoundedHeadProtocol
+from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
+_STREAMS_END = 3  # seconds that streams have to close when nothing is written into them any more
 
 _EXAMPLE = """
   VIDEO=$(curl -sF file=@{clip} {url}/v1/videos | grep -o 'vid_[0-9a-f]*' | head -n 1)
@@ -36,15 +40,17 @@ class ReeltalkServer(uvicorn.Server):
         self._announcement: asyncio.Task[None] | None = None
         self.problem: str | None = None
         """Why it ended by itself, in a sentence."""
+        self._is_hurried = False
         super().__init__(
             uvicorn.Config(
                 self._app,
                 host=settings.host,
                 port=settings.port,
+                http=BoundedHeadProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.shutdown_timeout,
+                timeout_graceful_shutdown=settings.shutdown_timeout + _STREAMS_END,
             )
         )
 
@@ -55,12 +61,26 @@ class ReeltalkServer(uvicorn.Server):
         if self.started:
             self._announcement = asyncio.create_task(self._announce())
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; Ctrl-C means that somebody waits for it, and no balancer has to hear of it first."""
+        self._is_hurried = self._is_hurried or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop taking requests, let the running ones end within bounds, then end every child."""
+        """Drain while the door is still open, close it, let the streams end within bounds, then end every child."""
         self._console.print("[dim]Stopping …[/dim]")
         if self._announcement is not None:
             self._announcement.cancel()
+        service: Service = self._app.state.service
+        service.drain.begin(at_once=self._is_hurried)
+        await service.drain.closed()
+        leaving = asyncio.create_task(self._let_go(service))
         await super().shutdown(sockets)
+        await leaving
+
+    async def _let_go(self, service: Service) -> None:
+        await service.drain.finish()
+        service.answering.dismiss()
 
     async def _announce(self) -> None:
         service: Service = self._app.state.service
@@ -76,14 +96,25 @@ class ReeltalkServer(uvicorn.Server):
         size = f"{info.num_parameters / 1e6:.1f} M parameters" + (f", {info.quantization}" if info.quantization else "")
         ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
-        self._console.print(_EXAMPLE.format(url=url, clip=SAMPLE), highlight=False, markup=False, soft_wrap=True)
+        example = _EXAMPLE.format(url=url, clip=SAMPLE)
+        if await self._is_open(service):
+            if not is_loopback(self._host):
+                _log.warning("open_to_the_network", host=self._host, advice="nobody has to prove who they are")
+        else:
+            example = example.replace("curl ", 'curl -H "Authorization: Bearer $KEY" ')
+        self._console.print(example, highlight=False, markup=False, soft_wrap=True)
+
+    @staticmethod
+    async def _is_open(service: Service) -> bool:
+        try:
+            return await service.access.is_open()
+        except Unavailable:  # then nobody is let in
+            return False
 
 
 def serve(settings: Settings, *, console: Console) -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn passes it on when it has shut down in order
-    if not settings.is_loopback:
-        _log.warning("open_to_the_network", host=settings.host, advice="nobody has to prove who they are")
     try:
         with _redis(settings, console) as url:
             server = ReeltalkServer(settings, redis_url=url, console=console)

@@ -126,8 +126,11 @@ class Engine:
         params: SamplingParams,
         *,
         output_token_ids: Ordered[int] = (),
+        priority: int = 0,
     ) -> None:
         """Queue a request; its outputs come from `step` under its id, free again when it has finished.
+
+        One of higher `priority` is admitted before all that wait with a lower one, and keeps its blocks longer.
 
         `output_token_ids` are tokens of this answer that outputs elsewhere have carried, with their text. The
         answer goes on after them exactly as it would have there, and they are not reported again. If they
@@ -148,6 +151,7 @@ class Engine:
             prompt=tuple(prompt),
             params=params,
             max_output_tokens=min(params.max_tokens, self._config.max_model_len - num_prompt_tokens),
+            priority=priority,
         )
         answer = _Answer(sequence, Detokenizer(self._tokenizer, params.stop))
         for token_id in output_token_ids:

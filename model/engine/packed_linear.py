@@ -7,10 +7,13 @@ has it and laid out: float32 1 row 0.52 and 0.28, 16 rows 0.81 and 0.51; bfloat1
 and 0.39, 80 rows 10.3 and 2.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one block that all get the same rows, one after the other, in the LLaMA of transformers."""
 
 
 class PackedLinear(nn.Module):
@@ -21,12 +24,42 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._product = (_float32 if linear.weight.dtype == torch.float32 else _float16)(linear)
+        self._product = _product([linear])
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], float32."""
         return self._product(x.float())
+
+
+class _Siblings:
+    """Layers that are given the same rows, as one product: computed when the first is asked, kept for the others."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._sizes = [linear.out_features for linear in linears]
+        self._product = _product(linears)
+        self._x: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        """What layer `number` makes of the rows."""
+        if number == 0 or x is not self._x:
+            self._x, self._parts = x, torch.split(self._product(x.float()), self._sizes, dim=-1)
+        part = self._parts[number]
+        if number == len(self._sizes) - 1:
+            self._x, self._parts = None, ()
+        return part
+
+
+class PackedSibling(nn.Module):
+    """One of several linear layers that are one product."""
+
+    def __init__(self, siblings: _Siblings, number: int) -> None:
+        super().__init__()
+        self._siblings, self._number = siblings, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out], float32; a view of the common product."""
+        return self._siblings.part(self._number, x)
 
 
 def pack_linears(network: nn.Module) -> bool:
@@ -37,17 +70,33 @@ def pack_linears(network: nn.Module) -> bool:
     Returns:
         Whether it was done. If so, activations are best float32.
     """
-    linears = [
-        (parent, name, child)
+    places = [
+        (parent, name)
         for parent in network.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear)
     ]
-    if not linears or not all(_is_plain(linear) and _gains(linear.weight.dtype) for _, _, linear in linears):
+    linears = (getattr(parent, name) for parent, name in places)
+    if not places or not all(_is_plain(linear) and _gains(linear.weight.dtype) for linear in linears):
         return False
-    for parent, name, linear in linears:
-        setattr(parent, name, PackedLinear(linear))
+    for parent in dict.fromkeys(parent for parent, _ in places):
+        for names in _SIBLINGS:
+            _join(parent, names)
+    for parent, name in places:  # one by one, so that there are never two of more than one layer
+        linear = getattr(parent, name)
+        if isinstance(linear, nn.Linear):
+            setattr(parent, name, PackedLinear(linear))
     return True
+
+
+def _join(parent: nn.Module, names: tuple[str, ...]) -> None:
+    """Make one product of these layers, where the parent has them all and they take the same rows."""
+    linears = [child for name in names if isinstance(child := getattr(parent, name, None), nn.Linear)]
+    if len(linears) < len(names) or len({(each.in_features, each.bias is None) for each in linears}) > 1:
+        return
+    siblings = _Siblings(linears)
+    for number, name in enumerate(names):
+        setattr(parent, name, PackedSibling(siblings, number))
 
 
 def _is_plain(linear: nn.Linear) -> bool:
@@ -67,10 +116,17 @@ def _gains(dtype: torch.dtype) -> bool:
     )
 
 
-def _float32(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    bias = None if linear.bias is None else linear.bias.detach()
+def _product(linears: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    """The product with the weights of all, one below the other."""
     with torch.no_grad():
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
+        first = linears[0]
+        weight = first.weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+        bias = None if first.bias is None else torch.cat([linear.bias for linear in linears]).float()
+        return (_float32 if weight.dtype == torch.float32 else _float16)(weight.detach(), bias)
+
+
+def _float32(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def product(x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
@@ -79,10 +135,8 @@ def _float32(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     return product
 
 
-def _float16(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    with torch.no_grad():
-        packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), bias)
+def _float16(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
 
     def product(x: Tensor) -> Tensor:
         out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed)

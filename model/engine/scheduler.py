@@ -49,11 +49,11 @@ class Schedule:
 
 
 class Scheduler:
-    """First come, first served, under bounds on sequences, tokens of a step, and blocks.
+    """First come, first served among those of one priority, under bounds on sequences, tokens of a step, and blocks.
 
-    Running sequences are kept in order of arrival, and those that decode are served before any prefill. Where no
-    block is left for one, the last to arrive gives back its own and waits again, first in line; what it had
-    computed stays findable until somebody needs the room.
+    Sequences are kept in order of rank, and those that decode are served before any prefill. Where no block is left for
+    one, the last in rank gives back its own and waits again, first in line of its priority; what it had computed stays
+    findable until somebody needs the room.
 
     A block is findable as soon as the step that fills it is scheduled: in every layer the runner writes all keys
     and values of a step before any row looks at them.
@@ -92,7 +92,7 @@ class Scheduler:
         assert sequence.status == "waiting" and sequence.num_computed_tokens == 0
         sequence.arrival = self._num_arrived
         self._num_arrived += 1
-        self._waiting.append(sequence)
+        self._wait(sequence)
 
     def fork(self, sequence: Sequence, twin: Sequence) -> list[tuple[int, int]]:
         """Let a twin of a sequence run, or wait if it must; returns the block to copy, from and to, if there is one.
@@ -110,7 +110,7 @@ class Scheduler:
         twin.block_table = shared + (self._pool.take(1) if rest else [])
         twin.num_computed_tokens = sequence.num_computed_tokens
         twin.status = "running"
-        insort(self._running, twin, key=lambda each: each.arrival)
+        insort(self._running, twin, key=lambda each: each.rank)
         return [(sequence.block_table[num_full], twin.block_table[num_full])] if rest else []
 
     def abort(self, request_id: str) -> bool:
@@ -173,7 +173,7 @@ class Scheduler:
         return ended
 
     def _make_room(self) -> None:
-        """Give every running sequence the blocks of all its known tokens, at the cost of the last to arrive."""
+        """Give every running sequence the blocks of all its known tokens, at the cost of the last in rank."""
         for sequence in list(self._running):
             while sequence.status == "running":
                 missing = self._config.blocks_for(sequence.num_tokens) - len(sequence.block_table)
@@ -190,9 +190,9 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _wait(self, sequence: Sequence) -> None:
-        """Queue a sequence where it belongs by its arrival."""
+        """Queue a sequence where it belongs by its rank."""
         sequence.status = "waiting"
-        behind = (place for place, other in enumerate(self._waiting) if other.arrival > sequence.arrival)
+        behind = (place for place, other in enumerate(self._waiting) if other.rank > sequence.rank)
         self._waiting.insert(next(behind, len(self._waiting)), sequence)
 
     def _admit(self, *, must: bool) -> Sequence | None:
@@ -234,7 +234,7 @@ class Scheduler:
         sequence.home = self._pool.settle(self._config.blocks_for(longest) - len(found))
         self._extend(sequence, num_new)
         sequence.status = "running"
-        insort(self._running, sequence, key=lambda each: each.arrival)
+        insort(self._running, sequence, key=lambda each: each.rank)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """The blocks of the longest known prefix, without the last token: its logits are wanted."""

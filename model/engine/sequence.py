@@ -73,12 +73,19 @@ class Sequence:
     """Adjacent blocks that it prefers."""
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
+    priority: int = 0
+    """Higher goes first."""
     arrival: int = 0
     """Its number in the order of arrival."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = sum(segment.num_tokens for segment in self.prompt)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in line: by priority, and by arrival among equals."""
+        return -self.priority, self.arrival
 
     @property
     def num_tokens(self) -> int:
@@ -110,6 +117,7 @@ class Sequence:
             params=self.params,
             max_output_tokens=self.max_output_tokens,
             output_token_ids=list(self.output_token_ids),
+            priority=self.priority,
             arrival=self.arrival,
             _block_keys=list(self._block_keys),
         )

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from model.conversation import Turn
 from model.engine.sampling_params import MAX_SEED
-from service.api.dependencies import ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, ServiceDep
 from service.api.errors import documented
 from service.api.openai_schemas import (
     AnswerMessage,
@@ -75,10 +75,10 @@ _REPLY: dict[int | str, dict[str, object]] = {
     responses=_REPLY | documented(404, 410, 413, 415, 422, 500, 503),
 )
 async def complete(
-    request: Request, service: ServiceDep, tenant: TenantDep, body: ChatCompletionRequest
+    request: Request, service: ServiceDep, caller: CallerDep, body: ChatCompletionRequest
 ) -> StreamingResponse | ChatCompletion:
     """Go on with a conversation about videos, as OpenAI's clients ask for it. Nothing but the videos is kept."""
-    events = service.completions.run(tenant, await asyncio.to_thread(_asked, body))
+    events = service.completions.run(caller, await asyncio.to_thread(_asked, body))
     started = await anext(events)  # so that every refusal is an ordinary reply
     assert isinstance(started, Started)
     if body.stream:
@@ -179,7 +179,7 @@ def _at(url: str, *, param: str) -> VideoSource:
         return _uploaded(url, param=param)
     if url[:8].lower() == "https://":
         return RemoteVideo(url=url, param=param)
-    raise InvalidRequest("url_not_allowed", "A video is a `data:` or `https:` URL or the id of an upload.", param=param)
+    raise InvalidRequest("invalid_url", "A video is a `data:` or `https:` URL or the id of an upload.", param=param)
 
 
 def _uploaded(name: str, *, param: str) -> UploadedVideo:

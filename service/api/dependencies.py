@@ -1,19 +1,24 @@
-"""What the routes share: the running service, the caller's tenant, the cursor of a list."""
+"""What the routes share: the running service, who asks, the cursor of a list."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
+from fastapi.security import HTTPBearer
 
+from service.access import Access, Caller
 from service.answering import Answering
 from service.chat import Chat
 from service.completion import Completions
+from service.drain import Drain
 from service.encoding import Encoding
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.resumable import Resumable
 from service.settings import Settings
 from service.store.connection import StoreClient
+from service.store.idempotency import Repeatable
 from service.workers.pool import Pool
 
 
@@ -22,10 +27,12 @@ class Service:
     """The parts of a running replica, put together by `app`."""
 
     settings: Settings
+    access: Access
     ingest: Ingest
     encoding: Encoding
     chat: Chat
     answering: Answering
+    drain: Drain
     completions: Completions
     resumable: Resumable
     pool: Pool
@@ -38,11 +45,38 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _tenant() -> str:
-    return "local"  # one tenant until there are API keys
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller  # the gate put it there; without it there is no way in
+    return caller
 
 
+def _tenant(request: Request) -> str:
+    return _caller(request).tenant
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A name of your own for this request: sent again with it, the request is not done twice.",
+    ),
+]
+
+
+async def _repeatable(request: Request, idempotency_key: IdempotencyKey = None) -> Repeatable | None:
+    if idempotency_key is None:
+        return None
+    body_sha256 = hashlib.sha256(await request.body()).hexdigest()
+    return Repeatable.of(idempotency_key, method=request.method, path=request.url.path, body_sha256=body_sha256)
+
+
+BEARER = Depends(HTTPBearer(scheme_name="API key", description="`reeltalk keys add` makes one.", auto_error=False))
+"""For the contract alone: it is the gate that asks for the key."""
+RepeatableDep = Annotated[Repeatable | None, Depends(_repeatable)]
 ServiceDep = Annotated[Service, Depends(_service)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 TenantDep = Annotated[str, Depends(_tenant)]
 LimitQuery = Annotated[int, Query(ge=1, le=100, description="The most items of a page.")]
 AfterQuery = Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")]

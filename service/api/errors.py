@@ -41,8 +41,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 def _reply(error: ServiceError, *, status: int | None = None) -> JSONResponse:
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.envelope(), status_code=status or error.status, headers=headers)
+    return JSONResponse(error.envelope(), status_code=status or error.status, headers=error.headers())
 
 
 async def _service_error(_: Request, error: Exception) -> JSONResponse:

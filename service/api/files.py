@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api import videos
-from service.api.dependencies import ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, ServiceDep, TenantDep
 from service.api.errors import documented
 from service.api.openai_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
@@ -34,11 +34,11 @@ _UPLOAD = {
 
 
 @router.post("", responses=documented(408, 413, 415, 422, 500, 503), openapi_extra=_UPLOAD)
-async def upload_file(request: Request, service: ServiceDep, tenant: TenantDep) -> File:
+async def upload_file(request: Request, service: ServiceDep, caller: CallerDep) -> File:
     """Upload a video for later questions. The same bytes again are the same file."""
     length = request.headers.get("content-length", "")
     record, _ = await service.ingest.receive(
-        tenant,
+        caller,
         request.stream(),
         content_type=request.headers.get("content-type", ""),
         content_length=int(length) if length.isdecimal() else None,
@@ -79,9 +79,9 @@ async def get_file(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> F
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
-async def get_file_content(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> FileResponse:
+async def get_file_content(request: Request, service: ServiceDep, tenant: TenantDep, file_id: FileId) -> Response:
     """The bytes, as they were uploaded."""
-    return await videos.get_content(service, tenant, _video(file_id))
+    return await videos.get_content(request, service, tenant, _video(file_id))
 
 
 @router.delete("/{file_id}", responses=documented(404, 422, 503))

@@ -25,7 +25,7 @@ async def healthz() -> Health:
 @router.get("/readyz", responses={503: {"model": Health, "description": "A question would not be answered."}})
 async def readyz(response: Response, service: ServiceDep) -> Health:
     """Whether a question would be answered now."""
-    missing = []
+    missing = ["draining"] if service.drain.is_announced else []
     try:
         await asyncio.wait_for(service.redis.ping(), _PING_TIMEOUT)
     except (Unavailable, TimeoutError):

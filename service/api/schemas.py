@@ -7,6 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video import MAX_FRAME_COUNT
 from service.chat import Question
+from service.drain import State
+from service.fetching import MAX_URL
 from service.settings import Quantization
 from service.store.records import (
     AnswerRecord,
@@ -63,6 +65,12 @@ class ErrorReply(Reply):
     error: ErrorDetail
 
 
+class VideoByUrl(RequestBody):
+    """A video to fetch, where the server's operator allows it."""
+
+    url: str = Field(min_length=1, max_length=MAX_URL)
+
+
 class Video(Reply):
     """An uploaded video; `frames` are the ones the model sees by default."""
 
@@ -86,8 +94,9 @@ class Video(Reply):
     @classmethod
     def of(cls, record: VideoRecord) -> "Video":
         """The public form of a record."""
-        fields = record.model_dump(exclude={"content_type", "created_at"})
-        return cls(created_at=int(record.created_at), **fields)
+        fields = record.model_dump(exclude={"content_type", "created_at", "expires_at"})
+        expires_at = None if record.expires_at is None else int(record.expires_at)
+        return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
 
 
 class VideoList(Reply):
@@ -169,6 +178,17 @@ class MessageRequest(RequestBody):
     stop: _StopString | _StopStrings | None = None
     ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
 
+    priority: Annotated[int, Field(ge=-9, le=9), WHOLE] = Field(
+        default=0, description="Of those that wait, a higher one goes first; a key may have a ceiling."
+    )
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds after which an answer that has not ended, or not begun, ends with `deadline_exceeded`.",
+    )
+
     def question(self) -> Question:
         """What is asked of the service."""
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -248,6 +268,13 @@ class ModelList(Reply):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class DrainState(Reply):
+    """How far a replica is on its way out, and how many answers it still gives."""
+
+    state: State
+    num_answers: int
 
 
 class Health(Reply):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from service.api.dependencies import AfterQuery, LimitQuery, Service, ServiceDep, TenantDep
+from service.api.dependencies import AfterQuery, CallerDep, LimitQuery, RepeatableDep, Service, ServiceDep, TenantDep
 from service.api.errors import documented
 from service.api.schemas import (
     Deleted,
@@ -19,7 +19,7 @@ from service.api.schemas import (
     SessionRequest,
 )
 from service.api.sse import event_stream
-from service.errors import InvalidRequest, NotFound, from_code
+from service.errors import InvalidRequest, NotFound, Unavailable, from_code
 from service.store.event_log import LogEvent
 from service.store.records import FrameRequest
 
@@ -38,12 +38,19 @@ _REPLY: dict[int | str, dict[str, object]] = {
 
 
 @router.post("", status_code=201, responses=documented(404, 413, 422, 503))
-async def open_session(service: ServiceDep, tenant: TenantDep, body: SessionRequest) -> Session:
+async def open_session(
+    service: ServiceDep, tenant: TenantDep, repeatable: RepeatableDep, body: SessionRequest
+) -> Session:
     """Open a conversation about videos; they need not be ready yet."""
     _check_bounds(service, body)
     frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
     record = await service.chat.create_session(
-        tenant, video_ids=tuple(dict.fromkeys(body.video_ids)), model=body.model, system=body.system, frames=frames
+        tenant,
+        video_ids=tuple(dict.fromkeys(body.video_ids)),
+        model=body.model,
+        system=body.system,
+        frames=frames,
+        repeatable=repeatable,
     )
     return Session.of(record)
 
@@ -78,13 +85,22 @@ async def list_messages(service: ServiceDep, tenant: TenantDep, session_id: Sess
 
 
 @router.post(
-    "/{session_id}/messages", response_model=Message, responses=_REPLY | documented(404, 409, 410, 413, 422, 500, 503)
+    "/{session_id}/messages",
+    response_model=Message,
+    responses=_REPLY | documented(404, 409, 410, 413, 422, 500, 503),
 )
 async def ask(
-    request: Request, service: ServiceDep, tenant: TenantDep, session_id: SessionId, body: MessageRequest
+    *,
+    request: Request,
+    service: ServiceDep,
+    caller: CallerDep,
+    repeatable: RepeatableDep,
+    session_id: SessionId,
+    body: MessageRequest,
 ) -> StreamingResponse | Message:
     """Ask a question. The reply is the answer as a message or, with `stream`, as Server-Sent Events."""
-    answer = await service.chat.ask(tenant, session_id, body.question())
+    tenant = caller.tenant
+    answer = await service.chat.ask(caller, session_id, body.question(), repeatable=repeatable)
     events = service.answering.follow(tenant, answer.id, after=0)
     if body.stream:
         return event_stream(events)
@@ -92,6 +108,10 @@ async def ask(
     record = await service.answering.answer(tenant, answer.id)
     if record.error is not None:
         raise from_code(record.error.code, record.error.message)
+    if record.status == "in_progress":
+        raise Unavailable(
+            "answer_moved", f"This replica is stopping; another one goes on with the answer {answer.id}: read it there."
+        )
     if record.message is None:
         raise NotFound("answer_not_found", "The answer was erased while it was given.")
     return Message.of(record.message)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import StringConstraints
 
-from service.api.dependencies import ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, ServiceDep, TenantDep
 from service.api.errors import documented
 from service.errors import InvalidRequest, PreconditionFailed, UnsupportedMedia
 from service.middleware import TUS_VERSION
@@ -94,7 +94,7 @@ async def create_upload(
     *,
     request: Request,
     service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     upload_length: _Length,
     upload_metadata: _Metadata = "",
     upload_checksum: _Sum = None,
@@ -103,10 +103,10 @@ async def create_upload(
     kind = request.headers.get("content-type")
     checksum = _checksum(upload_checksum)
     record = await service.resumable.create(
-        tenant, length=upload_length, header=_described(upload_metadata), metadata=upload_metadata
+        caller, length=upload_length, header=_described(upload_metadata), metadata=upload_metadata
     )
     if kind is not None and kind.partition(";")[0].strip().lower() == _PIECE:
-        record = await service.resumable.append(tenant, record.id, request.stream(), offset=0, checksum=checksum)
+        record = await service.resumable.append(caller.tenant, record.id, request.stream(), offset=0, checksum=checksum)
     return Response(status_code=201, headers=_told(record) | {"Location": f"/v1/uploads/{record.id}"})
 
 

@@ -3,16 +3,28 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import ValidationError
 
-from service.api.dependencies import EVENT_NUMBER, AfterQuery, LimitQuery, ServiceDep, TenantDep
+from service.api.dependencies import (
+    EVENT_NUMBER,
+    AfterQuery,
+    CallerDep,
+    IdempotencyKey,
+    LimitQuery,
+    ServiceDep,
+    TenantDep,
+)
 from service.api.errors import documented
-from service.api.schemas import Deleted, Video, VideoId, VideoList
+from service.api.schemas import Deleted, Video, VideoByUrl, VideoId, VideoList
 from service.api.sse import event_stream
-from service.errors import Gone, NotFound
+from service.errors import TooLarge
+from service.store.media import RemoteContent
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
+_MAX_DOCUMENT = 16 * 1024
 _UNTRUSTED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 _UPLOAD = {
     "requestBody": {
@@ -27,10 +39,12 @@ _UPLOAD = {
                 }
             },
             "video/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": VideoByUrl.model_json_schema()},
         },
     }
 }
 _KNOWN: dict[int | str, dict[str, object]] = {200: {"model": Video, "description": "These bytes are known."}}
+_PICTURE: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
 _EVENTS: dict[int | str, dict[str, object]] = {
     200: {
         "description": "Events `decode`, `encode` {video_id, fraction}; at last `ready`, or `failed` with an error.",
@@ -42,28 +56,49 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 @router.post(
     "",
     status_code=201,
-    responses=_KNOWN | documented(408, 413, 415, 422, 500, 503),
+    responses=_KNOWN | documented(403, 408, 413, 415, 422, 500, 503),
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
+    *,
     request: Request,
     response: Response,
     service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Video:
-    """Upload a video, as the field `file` of a form or as the raw body. Its preparation begins at once."""
+    """Upload a video as the field `file` of a form or as the raw body, or name its URL; its preparation begins."""
     length = request.headers.get("content-length", "")
-    record, is_new = await service.ingest.receive(
-        tenant,
-        request.stream(),
-        content_type=request.headers.get("content-type", ""),
-        content_length=int(length) if length.isdecimal() else None,
-        filename=filename,
-    )
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() == "application/json":
+        record, is_new = await service.ingest.fetch(caller, (await _video_by_url(request)).url)
+    else:
+        record, is_new = await service.ingest.receive(
+            caller,
+            request.stream(),
+            content_type=kind,
+            content_length=int(length) if length.isdecimal() else None,
+            filename=filename,
+            idempotency_key=idempotency_key,
+        )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/videos/{record.id}"
     return Video.of(record)
+
+
+async def _video_by_url(request: Request) -> VideoByUrl:
+    """The JSON body of an upload; the one route whose body is a file or a document."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_DOCUMENT:
+            raise TooLarge("body_too_large", f"A JSON body here may have at most {_MAX_DOCUMENT} bytes.")
+    try:
+        return VideoByUrl.model_validate_json(bytes(body))
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(found) from None
 
 
 @router.get("", responses=documented(422, 503))
@@ -103,23 +138,22 @@ async def follow_video(
 
 
 @router.get("/{video_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
-async def get_content(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> FileResponse:
+async def get_content(request: Request, service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Response:
     """The uploaded file; `Range` requests are honoured."""
     record = await service.ingest.get(tenant, video_id)
-    path = service.ingest.file_path(tenant, record)
-    if not path.is_file():
-        raise Gone("video_gone", "The video's file is gone; upload it again.", param="video_id")
+    found = await service.ingest.content(tenant, record, byte_range=request.headers.get("range"))
     kind = record.content_type if record.content_type.startswith("video/") else "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers=_UNTRUSTED)
+    if isinstance(found, RemoteContent):
+        headers = found.headers | _UNTRUSTED
+        return StreamingResponse(found.chunks, status_code=found.status, media_type=kind, headers=headers)
+    return FileResponse(found, media_type=kind, headers=_UNTRUSTED)
 
 
-@router.get("/{video_id}/frames/{index}.jpg", response_class=FileResponse, responses=documented(404, 422, 503))
+@router.get("/{video_id}/frames/{index}.jpg", response_class=Response, responses=_PICTURE | documented(404, 422, 503))
 async def get_frame(
     service: ServiceDep, tenant: TenantDep, video_id: VideoId, index: Annotated[int, Path(ge=0, le=1023)]
-) -> FileResponse:
+) -> Response:
     """A small picture of one of the frames the model sees."""
     record = await service.ingest.get(tenant, video_id)
-    path = service.ingest.frame_path(tenant, record, index)
-    if not path.is_file():
-        raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
-    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    picture = await service.ingest.frame(tenant, record, index)
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -17,11 +17,16 @@ _ALREADY_THERE = "equal or smaller than the target stream top item"
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """One event; `number` counts from 1 and is the `id:` of its SSE form."""
+    """One event; `number` counts from 1 and is the `id:` of its SSE form.
+
+    `token_ids` never leave the house: the tokens of an answer between the event before and this one, so that whoever
+    goes on with the answer begins exactly behind it.
+    """
 
     number: int
     name: str
     data: Mapping[str, Any]
+    token_ids: tuple[int, ...] = ()
 
 
 class EventLog:
@@ -62,4 +67,9 @@ class EventLog:
 
 
 def _event(entry: bytes, fields: Mapping[bytes, bytes]) -> LogEvent:
-    return LogEvent(int(entry.split(b"-")[0]), fields[b"name"].decode(), orjson.loads(fields[b"data"]))
+    return LogEvent(
+        int(entry.split(b"-")[0]),
+        fields[b"name"].decode(),
+        orjson.loads(fields[b"data"]),
+        tuple(orjson.loads(fields.get(b"tokens", b"[]"))),
+    )

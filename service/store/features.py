@@ -1,5 +1,7 @@
 """The feature cache: sealed blobs under the video's hash. A value that is not exactly what was asked for is a miss."""
 
+from collections.abc import Sequence
+
 import structlog
 
 from model.features import CorruptFeatures, PackedFeatures
@@ -51,6 +53,15 @@ class FeatureCache:
             await self._redis.set(key, features.blob, ex=self._ttl)
         except Unavailable:
             self._metrics.feature_cache_errors.inc()
+
+    async def erase(self, features_keys: Sequence[str]) -> None:
+        """Erase features for good.
+
+        Raises:
+            Unavailable: the store is away, and they may still be there.
+        """
+        if features_keys:
+            await self._redis.delete(*features_keys)
 
     async def _discard(self, key: str) -> None:
         try:

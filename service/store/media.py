@@ -1,13 +1,15 @@
 """The media store: uploaded files and the pictures taken from them, in a directory that replicas may share."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +25,11 @@ class SpoolFile:
         self.num_bytes = 0
         self._file = file
         self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, hex."""
+        return self._hash.hexdigest()
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk."""
@@ -41,6 +48,25 @@ class SpoolFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._hash.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """One uploaded file as it is kept; `modified` is when its bytes came last, in seconds since 1970."""
+
+    tenant: str
+    sha256: str
+    num_bytes: int
+    modified: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteContent:
+    """A file, or the part of it that was asked for, as another server sends it."""
+
+    status: int
+    headers: dict[str, str]
+    chunks: Iterator[bytes]
 
 
 class MediaStore:
@@ -78,6 +104,22 @@ class MediaStore:
         """Where the file with these bytes lies, or would lie."""
         return self._root / tenant / sha256[:2] / sha256
 
+    @asynccontextmanager
+    async def local(self, tenant: str, sha256: str) -> AsyncIterator[Path | None]:
+        """The file on this machine's disk, as long as the block lasts; None if it is gone."""
+        path = self.path(tenant, sha256)
+        yield path if await asyncio.to_thread(path.is_file) else None
+
+    async def content(self, tenant: str, sha256: str, *, byte_range: str | None) -> Path | RemoteContent | None:
+        """The file to be sent to a client: a path, or what another server sends of `byte_range`; None if it is gone."""
+        del byte_range  # whoever sends a file from a path looks at the header itself
+        path = self.path(tenant, sha256)
+        return path if await asyncio.to_thread(path.is_file) else None
+
+    async def stored(self) -> list[StoredFile]:
+        """All files of all tenants."""
+        return await asyncio.to_thread(self._list)
+
     async def exists(self, tenant: str, sha256: str) -> bool:
         """Whether the file is here."""
         return await asyncio.to_thread(self.path(tenant, sha256).is_file)
@@ -86,14 +128,30 @@ class MediaStore:
         """Keep the JPEG pictures of a video's sampled frames."""
         await asyncio.to_thread(self._write_frames, self._frames(tenant, sha256), pictures)
 
-    def frame_path(self, tenant: str, sha256: str, index: int) -> Path:
-        """Where picture `index` of the sampled frames lies, or would lie."""
-        return self._frames(tenant, sha256) / f"{index}.jpg"
+    async def frame(self, tenant: str, sha256: str, index: int) -> bytes | None:
+        """Picture `index` of the sampled frames, as JPEG; None if there is none."""
+        path = self._frames(tenant, sha256) / f"{index}.jpg"
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            return None
 
     async def erase(self, tenant: str, sha256: str) -> None:
         """Remove the file and its pictures."""
         await asyncio.to_thread(self.path(tenant, sha256).unlink, missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, self._frames(tenant, sha256), ignore_errors=True)
+
+    def _list(self) -> list[StoredFile]:
+        found = []
+        for path in self._root.glob("*/??/" + "?" * 64):
+            with contextlib.suppress(FileNotFoundError):  # erased meanwhile
+                facts = path.stat()
+                found.append(
+                    StoredFile(
+                        tenant=path.parts[-3], sha256=path.name, num_bytes=facts.st_size, modified=facts.st_mtime
+                    )
+                )
+        return found
 
     def _frames(self, tenant: str, sha256: str) -> Path:
         return self._root / tenant / sha256[:2] / f"{sha256}.frames"
@@ -101,6 +159,7 @@ class MediaStore:
     @staticmethod
     def _rename(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.utime(source)  # the time by which it is kept
         source.replace(target)
         directory = os.open(target.parent, os.O_RDONLY)
         try:

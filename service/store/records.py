@@ -38,6 +38,8 @@ class VideoRecord(Record):
     filename: str
     content_type: str
     created_at: float
+    expires_at: float | None = None
+    """When the file is to be removed; null: not by time."""
     duration: float | None = None
     width: int | None = None
     height: int | None = None
@@ -162,6 +164,9 @@ class AnswerRecord(Record):
     question: str
     sampling: Sampling
     created_at: float
+    priority: int = 0
+    deadline: float | None = None
+    """When the client loses interest, in seconds since 1970."""
     status: AnswerStatus = "in_progress"
     message: MessageRecord | None = None
     error: Problem | None = None

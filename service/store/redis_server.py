@@ -22,6 +22,8 @@ from redis.retry import Retry
 
 _log = structlog.get_logger(__name__)
 
+_ADDRESS = "address"
+"""The file that says where a running server's socket is."""
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 10.0
@@ -67,10 +69,30 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
     with _locked(directory / "lock"), _socket_path(directory) as socket:
         _stop_leftover(socket)
         server = _Server(binary, directory=directory, socket=socket)
+        (directory / _ADDRESS).write_text(str(socket))
         try:
             yield f"unix://{socket}"
         finally:
+            (directory / _ADDRESS).unlink(missing_ok=True)
             server.stop()
+
+
+@contextlib.contextmanager
+def found_redis(data_dir: Path) -> Iterator[str]:
+    """The embedded redis-server of a service that runs, or one as long as the block.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        RedisServerError: there is none, and none can be started.
+    """
+    address = data_dir / "redis" / _ADDRESS
+    if address.is_file() and _answers(socket := Path(address.read_text())):
+        yield f"unix://{socket}"
+        return
+    with embedded_redis(data_dir) as url:
+        yield url
 
 
 class _Server:

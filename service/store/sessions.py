@@ -56,7 +56,8 @@ class SessionStore:
                 keys.session_lease(tenant, record.id),
             )
             for answer_id in (text(member) for member in answer_ids):
-                transaction.delete(keys.answer(tenant, answer_id), keys.answer_events(tenant, answer_id))
+                transaction.delete(*keys.of_answer(tenant, answer_id))
+                transaction.srem(keys.running_answers(), keys.running_answer(tenant, answer_id))
             for video_id in record.video_ids:
                 transaction.srem(keys.video_sessions(tenant, video_id), record.id)
             erased, *_ = await transaction.execute()

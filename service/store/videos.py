@@ -14,6 +14,22 @@ if redis.call('exists', KEYS[1]) == 0 then return 0 end
 redis.call('sadd', KEYS[2], ARGV[1])
 return 1
 """
+# The sum of the files' bytes moves with the records, so that it is always theirs.
+_CREATE = """
+if not redis.call('set', KEYS[1], ARGV[1], 'NX') then return 0 end
+redis.call('zadd', KEYS[2], ARGV[2], ARGV[3])
+redis.call('incrby', KEYS[3], ARGV[4])
+return 1
+"""
+_ERASE = """
+local record = redis.call('get', KEYS[1])
+if record and redis.call('decrby', KEYS[3], string.format('%.0f', cjson.decode(record)['bytes'])) <= 0 then
+  redis.call('del', KEYS[3])
+end
+redis.call('zrem', KEYS[2], ARGV[1])
+redis.call('del', KEYS[1], unpack(KEYS, 4))
+return record and 1 or 0
+"""
 
 
 class VideoStore:
@@ -25,11 +41,13 @@ class VideoStore:
 
     async def create(self, tenant: str, record: VideoRecord) -> bool:
         """Keep a new record; false when the video is known already."""
-        async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.set(keys.video(tenant, record.id), record.model_dump_json(), nx=True)
-            transaction.zadd(keys.videos(tenant), {record.id: record.created_at}, nx=True)
-            created, _ = await transaction.execute()
-        return bool(created)
+        names = keys.video(tenant, record.id), keys.videos(tenant), keys.stored_bytes(tenant)
+        values = record.model_dump_json(), record.created_at, record.id, record.bytes
+        return bool(await self._redis.eval(_CREATE, len(names), *names, *values))
+
+    async def stored_bytes(self, tenant: str) -> int:
+        """How many bytes the files of all videos have."""
+        return int(await self._redis.get(keys.stored_bytes(tenant)) or 0)
 
     async def get(self, tenant: str, video_id: str) -> VideoRecord | None:
         """The record, if there is one."""
@@ -61,20 +79,22 @@ class VideoStore:
         names = keys.video(tenant, video_id), keys.video_features(tenant, video_id)
         return bool(await self._redis.eval(_REMEMBER, len(names), *names, features_key))
 
+    async def features_keys(self, tenant: str, video_id: str) -> list[str]:
+        """The keys under which features of the video were cached."""
+        members = await self._redis.smembers(keys.video_features(tenant, video_id))
+        return sorted(text(member) for member in members)
+
     async def erase(self, tenant: str, video_id: str) -> bool:
-        """Erase the record, its progress and its features; false when there was no record."""
-        feature_keys = await self._redis.smembers(keys.video_features(tenant, video_id))
-        async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.delete(keys.video(tenant, video_id))
-            transaction.zrem(keys.videos(tenant), video_id)
-            transaction.delete(
-                keys.video_events(tenant, video_id),
-                keys.video_sessions(tenant, video_id),
-                keys.video_features(tenant, video_id),
-                *feature_keys,
-            )
-            erased, *_ = await transaction.execute()
-        return bool(erased)
+        """Erase the record and its progress; false when there was no record. Its features are the cache's."""
+        names = (
+            keys.video(tenant, video_id),
+            keys.videos(tenant),
+            keys.stored_bytes(tenant),
+            keys.video_events(tenant, video_id),
+            keys.video_sessions(tenant, video_id),
+            keys.video_features(tenant, video_id),
+        )
+        return bool(await self._redis.eval(_ERASE, len(names), *names, video_id))
 
     async def last_progress(self, tenant: str, video_id: str) -> LogEvent | None:
         """The newest event of the video's progress."""

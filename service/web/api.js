@@ -1,5 +1,6 @@
 /** The service over HTTP: one function a route. Knows nothing of the page. */
 
+import * as key from "./key.js";
 import { follow } from "./event-stream.js";
 
 /** A refusal or failure; `status` is 0 when no reply came at all. */
@@ -12,7 +13,13 @@ export class ApiError extends Error {
   }
 }
 
-const STATUS_OF = { invalid_request_error: 422, gone_error: 410, overloaded_error: 503, unavailable_error: 503 };
+const STATUS_OF = {
+  invalid_request_error: 422,
+  gone_error: 410,
+  rate_limit_error: 429,
+  overloaded_error: 503,
+  unavailable_error: 503,
+};
 
 export const models = (signal) => json("GET", "/v1/models", { signal }).then((list) => list.data);
 export const video = (id, signal) => json("GET", `/v1/videos/${id}`, { signal });
@@ -21,8 +28,20 @@ export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages
 export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
 export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
 
-export const contentUrl = (id) => `/v1/videos/${id}/content`;
-export const frameUrl = (id, number) => `/v1/videos/${id}/frames/${number}.jpg`;
+export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
+export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
+
+/**
+ * An address that a player or a picture can open, until `signal` aborts. They send no key: where one is needed the file
+ * is fetched as a whole.
+ */
+async function fileUrl(path, signal) {
+  if (!key.recall()) return path;
+  const response = await send("GET", path, { signal });
+  const url = URL.createObjectURL(await response.blob());
+  signal.addEventListener("abort", () => URL.revokeObjectURL(url), { once: true });
+  return url;
+}
 
 /** Fetches a clip that is served with the page, as the file a user would have chosen. */
 export async function sampleFile(url, signal) {
@@ -50,6 +69,7 @@ export function uploadVideo(file, { signal, onProgress }) {
     request.onerror = () => reject(new ApiError(0));
     signal.addEventListener("abort", () => (request.abort(), reject(signal.reason)), { once: true });
     request.open("POST", "/v1/videos");
+    for (const [name, value] of Object.entries(key.headers())) request.setRequestHeader(name, value);
     request.send(form);
   });
 }
@@ -98,10 +118,10 @@ function stream(method, path, { after = 0, ...options }) {
 }
 
 async function send(method, path, { signal, body, headers = {} } = {}) {
-  const request = { method, signal, headers };
+  const request = { method, signal, headers: { ...key.headers(), ...headers } };
   if (body !== undefined) {
     request.body = JSON.stringify(body);
-    request.headers = { ...headers, "Content-Type": "application/json" };
+    request.headers["Content-Type"] = "application/json";
   }
   let response;
   try {

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { createClip } from "./clip.js";
 import { createConversation } from "./conversation.js";
+import * as key from "./key.js";
 import { showProblem } from "./problem.js";
 import { modelNote } from "./wording.js";
 
@@ -45,7 +46,7 @@ async function talkAbout(chosen) {
   show("talk");
   const source = URL.createObjectURL(chosen);
   signal.addEventListener("abort", () => URL.revokeObjectURL(source));
-  const clip = createClip({ source, name: chosen.name, onCancel: () => showStart() });
+  const clip = createClip({ source, name: chosen.name, signal, onCancel: () => showStart() });
   const conversation = createConversation({ signal, onSeek: clip.seek });
   clips.append(clip.element);
   clip.showUpload(0, chosen.size);
@@ -69,7 +70,7 @@ async function comeBackTo(sessionId) {
   try {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
     const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal)));
-    const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id), name: video.filename }));
+    const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, signal }));
     const conversation = createConversation({ signal, onSeek: shownClips[0].seek });
     clips.append(...shownClips.map((clip) => clip.element));
     videos.forEach((video, number) => shownClips[number].showVideo(video));
@@ -97,7 +98,8 @@ function giveUp(error, signal, again) {
   if (signal.aborted) return; // somebody has gone elsewhere meanwhile
   if (error.status === undefined) console.error(error);
   const mayPass = error.status === 0 || error.status === 429 || error.status >= 500;
-  if (!mayPass) history.replaceState(null, "", location.pathname);
+  if (error.status === 401) key.ask(useKey);
+  else if (!mayPass) history.replaceState(null, "", location.pathname);
   showStart();
   showProblem(startProblem, error, mayPass ? { label: "Try again", action: again } : null);
 }
@@ -120,8 +122,20 @@ async function trySample(name) {
   talkAbout(sample);
 }
 
+/** With a key that was just typed: on with what the address says. */
+function useKey() {
+  showModel();
+  route();
+}
+
 async function showModel() {
-  const [model] = await api.models();
+  let model;
+  try {
+    [model] = await api.models();
+  } catch (error) {
+    if (error.status === 401) key.ask(useKey);
+    return; // the page works without the model's name
+  }
   const chip = document.getElementById("model");
   chip.querySelector("b").textContent = model.id;
   chip.hidden = false;
@@ -165,5 +179,5 @@ newVideo.addEventListener("click", () => {
 });
 addEventListener("popstate", route);
 takeDrops();
-showModel().catch(() => {}); // the page works without the model's name
+showModel();
 route();

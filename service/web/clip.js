@@ -5,8 +5,8 @@ import { bytes, clock, percent, videoFacts } from "./wording.js";
 
 /** @typedef {ReturnType<typeof createClip>} Clip */
 
-/** @param {{source: string, name: string, onCancel?: () => void}} options */
-export function createClip({ source, name, onCancel }) {
+/** @param {{source: string | Promise<string>, name: string, signal: AbortSignal, onCancel?: () => void}} options */
+export function createClip({ source, name, signal, onCancel }) {
   const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
   const find = (selector) => element.querySelector(selector);
   const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
@@ -21,7 +21,7 @@ export function createClip({ source, name, onCancel }) {
   player.ontimeupdate = () => mark(player.currentTime);
   cancel.hidden = !onCancel;
   cancel.onclick = onCancel;
-  player.src = source;
+  Promise.resolve(source).then((url) => { player.src = url; }, player.onerror);
 
   function step(words, { amount = "", fraction = null } = {}) {
     preparing.hidden = false;
@@ -64,7 +64,7 @@ export function createClip({ source, name, onCancel }) {
       ...video.frames.map(({ timestamp }, number) => {
         const item = shape.cloneNode(true).firstElementChild;
         const [button, picture, time] = ["button", "img", "time"].map((selector) => item.querySelector(selector));
-        picture.src = frameUrl(video.id, number);
+        frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {}); // its time still says which
         time.textContent = clock(timestamp, { tenths: true });
         button.setAttribute("aria-label", `Frame ${number + 1}, go to ${time.textContent}`);
         button.onclick = () => seek(timestamp);

@@ -61,6 +61,8 @@ export function moments(text) {
 
 const TITLES = {
   0: "The service cannot be reached.",
+  401: "This service asks for an API key.",
+  403: "This key is not for that.",
   404: "This is no longer here.",
   409: "One question at a time.",
   410: "The video's file is gone.",

@@ -220,7 +220,10 @@ class Pool:
         return result.num_prompt_tokens
 
     def generate(self, command: Generate, outputs: "asyncio.Queue[Delta | Refused] | None" = None) -> None:
-        """Begin an answer; what it gains comes through `outputs` (the pool's own by default), its end included."""
+        """Begin an answer, or go on with one.
+
+        What it gains comes through `outputs` (the pool's own by default), its end included.
+        """
         self._submit(
             _Job(
                 command,

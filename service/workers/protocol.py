@@ -82,7 +82,7 @@ class CheckPrompt:
 class Generate:
     """Answer a conversation. `features` are packed blobs, one a clip, made under `feature_keys`.
 
-    `output_token_ids` are tokens that the answer has already, from a worker that died.
+    `output_token_ids` are tokens that the answer has already, from a worker or a replica that died.
     """
 
     job_id: str
@@ -91,6 +91,7 @@ class Generate:
     feature_keys: tuple[str, ...]
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

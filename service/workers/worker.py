@@ -51,7 +51,7 @@ from service.workers.protocol import (
 )
 from service.workers.roles import check_device, resolve, share
 
-_PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 32}
+_PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 24}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
 
 
@@ -162,6 +162,7 @@ class Worker:
                 self._prompt(command.conversation, clips),
                 self._checked(command.params),
                 output_token_ids=command.output_token_ids,
+                priority=command.priority,
             )
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))

@@ -54,7 +54,7 @@ def test_nginx_accepts_the_balancers_configuration(tmp_path: Path) -> None:
 
 def test_compose_kills_no_replica_that_is_still_draining() -> None:
     compose = (DOCKER / "compose.yaml").read_text()
-    assert seconds(compose, "stop_grace_period") > DEFAULTS.shutdown_timeout
+    assert seconds(compose, "stop_grace_period") > DEFAULTS.drain_notice + DEFAULTS.shutdown_timeout
 
 
 def test_the_balancer_waits_longer_than_an_answer_may_take() -> None:

@@ -1,8 +1,15 @@
 """What cannot be used is refused with a typed error, before any work, and hurts nobody else."""
 
+import select
+import socket
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -121,6 +128,42 @@ def test_numbers_that_are_not_finite_are_refused(service: RunningService, sessio
     assert refusal(reply, 422) in {"invalid_value", "malformed_json"}
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "1" + "0" * 400, "[" * 20_000, '{"a":' * 20_000, "1e999999999"])
+def test_numbers_and_nesting_without_end_are_refused(service: RunningService, session: str, value: str) -> None:
+    reply = service.client.post(
+        f"/v1/sessions/{session}/messages",
+        content=f'{{"content": "Hello?", "seed": {value}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert refusal(reply, 422) in {"invalid_value", "malformed_json"}
+
+
+@pytest.mark.parametrize("piece", [b"X-Header: y\r\n" * 100, b"x" * 1300])
+def test_headers_without_end_are_refused(service: RunningService, piece: bytes) -> None:
+    address = urlsplit(service.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        with suppress(ConnectionError):  # it hangs up while we talk
+            for _ in range(10_000):
+                connection.sendall(piece)
+                if select.select([connection], [], [], 0)[0]:
+                    break
+            else:
+                pytest.fail("13 MB of headers were taken")
+        with suppress(ConnectionError):
+            assert connection.recv(64).startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+    assert service.client.get("/healthz").status_code == 200
+
+
+def test_what_users_say_is_in_no_log(service: RunningService, session: str) -> None:
+    service.ask(session, "A secret between us: xyzzy-4711")
+    service.client.post(f"/v1/sessions/{session}/messages?word=xyzzy-4711", json={"content": 5, "seed": "xyzzy-4711"})
+    service.client.post("/v1/videos", json={"url": "https://xyzzy-4711.test/?token=xyzzy-4711"})
+    service.client.post("/v1/videos?filename=xyzzy-4711", content=b"xyzzy-4711", headers={"Content-Type": "video/mp4"})
+    assert any("/v1/sessions/{session_id}/messages" in line for line in service.output)
+    assert not any("xyzzy-4711" in line for line in service.output)
+
+
 @pytest.mark.parametrize("body", [b'{"content": ', b"\xff\xfe"])
 def test_a_body_that_is_not_json_is_refused(service: RunningService, session: str, body: bytes) -> None:
     reply = service.client.post(
@@ -186,7 +229,12 @@ def test_a_form_with_anything_but_one_file_is_refused(
     [
         ("text/plain", b"hello", 415, "unsupported_media_type"),
         ("", b"hello", 415, "unsupported_media_type"),
-        ("application/json", b"{}", 415, "unsupported_media_type"),
+        ("application/json", b"{}", 422, "missing_field"),
+        ("application/json", b'{"url": 1}', 422, "invalid_value"),
+        ("application/json", b'{"url": "https://a.test/", "x": 1}', 422, "unknown_field"),
+        ("application/json", b"[" * 10_000, 422, "malformed_json"),
+        ("application/json", b'{"url": "' + b"x" * 20_000 + b'"}', 413, "body_too_large"),
+        ("application/json", b'{"url": "https://a.test/"}', 403, "fetch_disabled"),
         ("video/mp4", b"", 422, "empty_upload"),
         ("multipart/form-data; boundary=x", b"--x\r\nnonsense", 422, "malformed_form"),
         ("multipart/form-data", b"", 422, "malformed_form"),
@@ -235,3 +283,23 @@ def test_a_web_page_from_elsewhere_cannot_use_a_service_on_loopback(
 ) -> None:
     assert refusal(service.client.get("/v1/videos", headers=headers), 403) == "foreign_host"
     assert service.client.get("/v1/videos", headers={"Origin": service.url}).status_code == 200
+
+
+def test_a_video_by_url_is_the_same_video_as_uploaded(tmp_path: Path, drawn: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(drawn.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{drawn.name}"
+        allowed = {
+            "REELTALK_FETCH_HOSTS": f"127.0.0.1:{server.server_port}",
+            "REELTALK_FETCH_NETWORKS": "127.0.0.0/8",
+            "REELTALK_FETCH_HTTP": "true",
+        }
+        with running(tmp_path / "data", **allowed) as service:
+            reply = service.client.post("/v1/videos", json={"url": url})
+            assert reply.status_code == 201, reply.text
+            assert service.upload(drawn)["id"] == reply.json()["id"]
+            assert reply.json()["filename"] == drawn.name
+            redis = service.client.post("/v1/videos", json={"url": "http://127.0.0.1:6379/"})
+            assert refusal(redis, 403) == "url_not_allowed"
+        server.shutdown()

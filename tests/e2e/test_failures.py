@@ -212,11 +212,13 @@ def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, num
 
 def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data") as service:
+        undisturbed = text_of(service, service.open_session(service.upload(drawn)["id"]))
+        other_id = service.open_session(service.upload(drawn)["id"])
         session_id = service.open_session(service.upload(drawn)["id"])
         said = service.ask(session_id, "What is it?")["content"]
-        with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
-            interrupted = next(stream).data["id"]
-            next(stream)
+        with service.stream(other_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
+            read = [next(stream) for _ in range(20)]
+            interrupted = read[0].data["id"]
             children = service.children()
             service.process.kill()
             service.process.wait()
@@ -225,12 +227,15 @@ def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: P
     with running(tmp_path / "data") as service:
         messages = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]
         assert [message["content"] for message in messages] == ["What is it?", said]
-        eventually(lambda: service.client.post(f"/v1/sessions/{session_id}/messages", json={"content": "?"}).is_success)
+        assert service.client.post(f"/v1/sessions/{session_id}/messages", json={"content": "?"}).is_success
+        with service.client.stream("GET", f"/v1/answers/{interrupted}/events?after={read[-1].id}") as reply:
+            read += parse_events(reply.iter_lines())
+        assert [event.id for event in read] == list(range(1, len(read) + 1))
+        assert read[-1].name == "done"
+        assert read[-1].data["usage"]["completion_tokens"] == LONG
+        assert "".join(event.data["text"] for event in read if event.name == "delta") == undisturbed
         assert service.metric("reeltalk_video_encode_seconds_count") == 0  # the features were kept
-        with service.client.stream("GET", f"/v1/answers/{interrupted}/events") as reply:
-            *_, last = parse_events(reply.iter_lines())
-        assert (last.name, last.data["error"]["code"]) == ("error", "answer_lost")
-        assert service.client.get(f"/v1/answers/{interrupted}").json()["status"] == "failed"
+        assert service.metric("reeltalk_answer_takeovers_total") == 1
 
 
 def test_features_that_are_gone_are_made_again_without_the_client_noticing(

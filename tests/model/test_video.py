@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from model.container import read_timeline
+from model.container import VideoFile, read_timeline
 from model.video import FRAME_RULES, FrameSpec, VideoError, VideoFacts, VideoLimits
 from model.video_reader import open_video
 from tests import clips
@@ -159,7 +159,8 @@ def test_the_published_clips_give_the_published_numbers(name: str) -> None:
         assert video.facts.num_frames == expected["num_frames"]
         assert video.facts.fps == expected["fps"]
         assert (video.facts.width, video.facts.height) == (expected["width"], expected["height"])
-    order = read_timeline(clip(f"{name}.mp4"), LIMITS)
+    with VideoFile(clip(f"{name}.mp4")) as file:
+        order = read_timeline(file, LIMITS)
     for count in (8, 16):
         assert order.select(FrameSpec(count=count)) == expected["segments"][str(count)]["indices"]
 
@@ -261,8 +262,11 @@ def test_an_interval_without_a_frame_is_refused(tmp_path: Path) -> None:
 
 def test_the_index_of_an_mp4_and_its_packets_tell_the_same_story(tmp_path: Path) -> None:
     pictures = list(clips.numbered_pictures(30))
-    by_index = read_timeline(clips.write_video(tmp_path / "a.mp4", pictures), LIMITS)
-    by_packets = read_timeline(clips.write_video(tmp_path / "a.mkv", pictures), LIMITS)
+    with (
+        VideoFile(clips.write_video(tmp_path / "a.mp4", pictures)) as mp4,
+        VideoFile(clips.write_video(tmp_path / "a.mkv", pictures)) as mkv,
+    ):
+        by_index, by_packets = read_timeline(mp4, LIMITS), read_timeline(mkv, LIMITS)
     assert by_index.num_frames == by_packets.num_frames == 30
     assert by_index.keys.tolist() == by_packets.keys.tolist() == [0, 12, 24]
     np.testing.assert_allclose(by_index.timestamps(), by_packets.timestamps(), atol=1e-3)

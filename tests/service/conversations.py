@@ -11,6 +11,7 @@ from service.store.records import AnswerRecord, FrameRequest, Sampling, SessionR
 from service.store.sessions import SessionStore
 
 TENANT = "acme"
+OWNER = "own_first"
 PARAMS = SamplingParams(max_tokens=8)
 _SHA256 = "ab" * 32
 
@@ -59,7 +60,12 @@ def live_answer() -> LiveAnswer:
 
 
 async def accept(
-    redis: StoreClient, record: AnswerRecord, *, opening: LogEvent | None = None, lease_seconds: float = 10.0
+    redis: StoreClient,
+    record: AnswerRecord,
+    *,
+    opening: LogEvent | None = None,
+    owner: str = OWNER,
+    lease_seconds: float = 10.0,
 ) -> bool:
     """Keep an answer as `chat` does, in a session that is there."""
     session = SessionRecord(
@@ -72,5 +78,6 @@ async def accept(
         record,
         opening=opening or LogEvent(1, "answer", {"id": record.id}),
         num_messages=0,
+        owner=owner,
         lease_seconds=lease_seconds,
     )

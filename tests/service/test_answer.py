@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.features import PackedFeatures
-from service.answer import LiveAnswer, lost_answer
+from service.answer import LiveAnswer
 from service.errors import InternalError
 from service.metrics import Metrics
 from service.store.answers import AnswerWrite
 from service.store.event_log import LogEvent
-from tests.service.conversations import TENANT, answer_record, live_answer
+from tests.service.conversations import live_answer
 
 FEATURES = PackedFeatures(blob=b"", frame_indices=(3, 9), timestamps=(0.25, 0.75))
 
 
 def say(live: LiveAnswer, *words: str) -> None:
     for word in words:
-        live.add_delta(word, num_tokens=1, metrics=Metrics())
+        live.add_delta(word, token_ids=(1,), metrics=Metrics())
 
 
 def taken(live: LiveAnswer) -> AnswerWrite:
@@ -140,11 +140,27 @@ def test_it_is_settled_when_it_has_ended_and_all_of_it_was_taken() -> None:
     assert live.is_settled
 
 
-def test_of_a_lost_answer_the_end_alone_is_written() -> None:
-    record, error = answer_record(), InternalError("answer_lost", "…")
-    write = lost_answer(TENANT, record, error, number=9)
-    assert [(e.number, e.name) for e in write.events] == [(9, "error")]
+def test_a_successor_goes_on_where_the_log_ends() -> None:
+    first = live_answer()
+    first.opening()
+    first.add_delta("", token_ids=(1,), metrics=Metrics())
+    first.add_delta("A r", token_ids=(2,), metrics=Metrics())
+    first.add_delta("ed", token_ids=(3,), metrics=Metrics())
+    first.add_delta("", token_ids=(4,), metrics=Metrics())  # its text is held back: whoever goes on makes it again
+    log = taken(first).events
+    assert [event.token_ids for event in log] == [(1, 2), (3,)]
+
+    second = live_answer()
+    second.take_up(log)
+    assert second.taken_token_ids == (1, 2, 3)
+    second.add_progress(second.videos[0].id, "ready", 1.0)
+    second.set_frames([FEATURES])
+    second.add_delta(" sq", token_ids=(4, 5), metrics=Metrics())
+    second.finish("stop", num_prompt_tokens=9)
+    write = taken(second)
+    assert [(e.number, e.name) for e in write.events] == [(4, "delta"), (5, "done")]
     assert write.ending is not None
-    assert (write.ending.record.status, write.ending.turn) == ("failed", ())
-    assert write.ending.record.error is not None
-    assert write.ending.record.error.code == "answer_lost"
+    assert write.ending.turn[1].content == "A red sq"
+    assert write.ending.turn[1].usage is not None
+    assert write.ending.turn[1].usage.completion_tokens == 5
+    assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, "it was measured by nobody who lives"

@@ -19,6 +19,7 @@ REQUEST = DecodeRequest(
     thumbnail_side=320,
     memory_bytes=600 << 20,
     cpu_seconds=60,
+    locked=True,
 )
 
 

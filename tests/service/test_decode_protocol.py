@@ -31,6 +31,7 @@ REQUEST = DecodeRequest(
     thumbnail_side=320,
     memory_bytes=1 << 30,
     cpu_seconds=30,
+    locked=True,
 )
 FACTS = VideoFacts(duration=2.5, width=320, height=240, fps=24.0, num_frames=60, codec="h264", rotation=90)
 SAMPLED = Sampled(

@@ -273,12 +273,14 @@ async def test_a_child_sees_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch)
 PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
+import structlog
 from model.pixels import PixelSpec
 from model.video import FrameSpec, VideoLimits
 from service.decoding import Decoder
 from tests.service.test_decoding import decode_children, only_child
 
 async def main():
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     decoder = Decoder(VideoLimits(), 60)
     await decoder.start()
     busy = only_child()

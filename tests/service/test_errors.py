@@ -63,7 +63,7 @@ def test_the_drawn_tree_is_the_tree() -> None:
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 def test_whoever_may_try_again_is_told_when(kind: type[ServiceError]) -> None:
-    assert (kind.retry_after is not None) == (kind.status in {423, 503})
+    assert (kind.retry_after is not None) == (kind.status in {423, 429, 503})
 
 
 def test_the_envelope_has_the_four_fields() -> None:

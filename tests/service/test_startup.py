@@ -1,6 +1,7 @@
 """The command starts light, and says in one sentence why it does not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,13 @@ def reeltalk(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
         ({"REELTALK_PORTS": "1"}, "REELTALK_PORTS is not a setting"),
         ({"REELTALK_PORT": "no"}, "REELTALK_PORT: "),
         ({"REELTALK_HOST": "0.0.0.0"}, "Refusing to listen on 0.0.0.0"),  # noqa: S104
+        ({"REELTALK_HOST": "192.0.2.1"}, "reeltalk keys add"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_told_in_one_sentence(environ: dict[str, str], sentence: str) -> None:
-    done = reeltalk("serve", **environ)
+def test_a_configuration_that_cannot_be_used_is_told_in_one_sentence(
+    environ: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    done = reeltalk("serve", "--data-dir", str(tmp_path), **environ)
     assert done.returncode != 0
     assert sentence in done.stderr
     assert len((done.stdout + done.stderr).splitlines()) == 1
@@ -63,3 +67,19 @@ def test_every_setting_is_listed_with_its_default() -> None:
     assert "REELTALK_PORT=8000" in listed
     assert "REELTALK_REDIS_URL=" in listed
     assert all(line.startswith("REELTALK_") for line in listed)
+
+
+def test_keys_are_made_listed_and_revoked_and_shown_once(tmp_path: Path) -> None:
+    here = ("--data-dir", str(tmp_path))
+    made = reeltalk("keys", "add", "Prometheus", "--scope", "metrics", "--days", "30", *here)
+    token, key_id = made.stdout.strip(), made.stderr.split(",")[0]
+    assert re.fullmatch(r"rtk_[0-9a-f]{32}_[0-9a-f]{64}", token)
+    listed = reeltalk("keys", "list", *here).stdout
+    assert token[37:] not in listed
+    assert listed.splitlines()[1].split()[:3] == [key_id, "local", "metrics"]
+    assert "valid" in listed
+    assert reeltalk("keys", "revoke", key_id, *here).returncode == 0
+    assert "revoked" in reeltalk("keys", "list", *here).stdout
+    missing = reeltalk("keys", "revoke", "key_0", *here)
+    assert (missing.returncode, missing.stderr) == (2, "reeltalk: There is no key key_0.\n")
+    assert reeltalk("keys", "add", "x", "--tenant", "../b", *here).returncode == 2

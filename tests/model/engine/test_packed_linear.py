@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.engine.packed_linear import PackedLinear, pack_linears
+from model.engine.packed_linear import PackedLinear, PackedSibling, pack_linears
 
 ROWS = (1, 2, 3, 16, 80)
 
@@ -73,3 +73,40 @@ def test_a_dtype_without_a_kernel_stays_as_it_is() -> None:
     network = nn.Sequential(nn.Linear(8, 8).double())
     assert not pack_linears(network)
     assert type(network[0]) is nn.Linear
+
+
+class _Block(nn.Module):
+    """Two layers that get the same rows, as in the MLP of a LLaMA, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.gate_proj, self.up_proj = nn.Linear(32, 48), nn.Linear(32, 48)
+        self.down_proj = nn.Linear(48, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+@torch.inference_mode()
+def test_layers_that_get_the_same_rows_are_one_product_with_the_same_results() -> None:
+    plain, packed = _Block(), _Block()
+    if not pack_linears(packed):
+        pytest.skip("This CPU does not gain by packing.")
+    assert isinstance(packed.gate_proj, PackedSibling) and isinstance(packed.down_proj, PackedLinear)
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, 32)
+        torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_sibling_asked_alone_or_with_other_rows_still_tells_of_its_own() -> None:
+    plain, packed = _Block(), _Block()
+    if not pack_linears(packed):
+        pytest.skip("This CPU does not gain by packing.")
+    x, y = torch.randn(3, 32), torch.randn(3, 32)
+    packed.gate_proj(x)
+    torch.testing.assert_close(packed.up_proj(y), plain.up_proj(y), rtol=0, atol=1e-6)
+    x += 1  # the same tensor with other rows in it
+    torch.testing.assert_close(packed.gate_proj(x), plain.gate_proj(x), rtol=0, atol=1e-6)

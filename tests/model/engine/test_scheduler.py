@@ -25,8 +25,9 @@ def scheduler(*, seqs: int, budget: int, blocks: int = 64, beside: int = 512) ->
     return Scheduler(config)
 
 
-def sequence(request_id: str, num_prompt_tokens: int) -> Sequence:
+def sequence(request_id: str, num_prompt_tokens: int, *, priority: int = 0) -> Sequence:
     return Sequence(
+        priority=priority,
         request_id=request_id,
         prompt=(TextSegment(tuple(range(num_prompt_tokens))),),
         params=SamplingParams(),
@@ -83,6 +84,30 @@ def test_who_comes_late_waits_for_a_place() -> None:
     story.finish(a, "length")
     assert (a.status, a.finish_reason) == ("finished", "length")
     assert repr(story.schedule()) == "compute b [1:2]*, c [0:1]*; ended none"
+
+
+def test_who_is_of_higher_priority_waits_before_the_others_and_displaces_nobody() -> None:
+    story = scheduler(seqs=1, budget=8)
+    story.add(sequence("first", 2))
+    say(story.schedule())
+    for request_id, priority in (("low", -1), ("a", 0), ("high", 3), ("b", 0), ("also high", 3)):
+        story.add(sequence(request_id, 2, priority=priority))
+    say(story.schedule())
+    assert repr(story) == "running first 3/4; waiting high 0/2, also high 0/2, a 0/2, b 0/2, low 0/2"
+    story.abort("first")
+    say(story.schedule())
+    assert repr(story) == "running high 2/3; waiting also high 0/2, a 0/2, b 0/2, low 0/2"
+
+
+def test_room_is_made_by_the_lowest_priority() -> None:
+    story = scheduler(seqs=3, budget=16, blocks=4)
+    story.add(sequence("low", 4, priority=-1))
+    story.add(sequence("normal", 4))
+    for _ in range(6):
+        say(story.schedule())
+    assert repr(story).startswith("running normal")
+    assert "waiting low 0/" in repr(story)
+    story.check()
 
 
 def test_an_abort_takes_effect_at_the_next_step() -> None:

@@ -7,13 +7,13 @@ import pytest
 
 from service.errors import Unavailable
 from service.store import keys
-from service.store.answers import AnswerStore, AnswerWrite, Ending
+from service.store.answers import AnswerStore, AnswerWrite, Ending, Hold
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.leases import Leases
 from service.store.records import AnswerRecord, MessageRecord
 from service.store.sessions import SessionStore
-from tests.service.conversations import TENANT, accept, answer_record
+from tests.service.conversations import OWNER, TENANT, accept, answer_record
 
 ANSWER = answer_record()
 LEASE = keys.session_lease(TENANT, ANSWER.session_id)
@@ -30,7 +30,9 @@ def message(role: str) -> MessageRecord:
 
 
 def write(*events: LogEvent, ending: Ending | None = None) -> AnswerWrite:
-    return AnswerWrite(tenant=TENANT, answer_id=ANSWER.id, session_id=ANSWER.session_id, events=events, ending=ending)
+    return AnswerWrite(
+        tenant=TENANT, answer_id=ANSWER.id, session_id=ANSWER.session_id, owner=OWNER, events=events, ending=ending
+    )
 
 
 DONE = write(
@@ -59,7 +61,7 @@ async def history(redis: StoreClient) -> list[str]:
 
 
 async def test_events_and_the_end_arrive_once_and_in_order(answers: AnswerStore, redis: StoreClient) -> None:
-    assert await answers.write([DONE]) == [True]
+    assert await answers.write([DONE]) == [Hold.OURS]
     assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
     assert await history(redis) == ["msg_user", "msg_assistant"]
     record = await answers.get(TENANT, ANSWER.id)
@@ -69,7 +71,7 @@ async def test_events_and_the_end_arrive_once_and_in_order(answers: AnswerStore,
 
 async def test_a_write_that_is_repeated_doubles_nothing(answers: AnswerStore, redis: StoreClient) -> None:
     for same in (write(delta(2)), write(delta(2)), DONE, DONE):
-        assert await answers.write([same]) == [True]
+        assert await answers.write([same]) == [Hold.OURS]
     assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
     assert await history(redis) == ["msg_user", "msg_assistant"]
 
@@ -94,7 +96,7 @@ async def test_an_erased_answer_stays_erased(answers: AnswerStore, redis: StoreC
     session = await SessionStore(redis).get(TENANT, ANSWER.session_id)
     assert session is not None
     await SessionStore(redis).erase(TENANT, session)
-    assert await answers.write([write(delta(2)), DONE]) == [False, False]
+    assert await answers.write([write(delta(2)), DONE]) == [Hold.LOST, Hold.LOST]
     assert await redis.keys() == []
 
 
@@ -102,10 +104,10 @@ async def test_an_answer_that_was_given_up_gains_nothing_more(answers: AnswerSto
     """Its readers have read the end: an owner that was only slow must not go on behind it."""
     failed = ANSWER.model_copy(update={"status": "failed"})
     lost = write(LogEvent(2, "error", {}), ending=Ending(record=failed, number=0, turn=()))
-    assert await answers.write([lost]) == [True]
+    assert await answers.write([lost]) == [Hold.OURS]
     assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
-        False,
-        False,
+        Hold.LOST,
+        Hold.LOST,
     ]
     assert await log(answers) == [(1, "answer"), (2, "error")]
     assert await history(redis) == []
@@ -116,7 +118,7 @@ async def test_many_answers_are_written_in_one_go_and_fail_by_themselves(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     unknown = replace(write(delta(2)), answer_id="ans_nobody")
-    assert await answers.write([unknown, write(delta(2))]) == [False, True]
+    assert await answers.write([unknown, write(delta(2))]) == [Hold.LOST, Hold.OURS]
     assert await answers.write([]) == []
 
 
@@ -130,17 +132,86 @@ async def test_an_event_that_the_store_has_no_room_for_is_not_lost_in_silence(
             await answers.write([write(delta(2))])
     finally:
         await redis.config_set("maxmemory", 0)
-    assert await answers.write([write(delta(2))]) == [True]
+    assert await answers.write([write(delta(2))]) == [Hold.OURS]
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
 
 async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
-    assert not await answers.is_cancelled(TENANT, ANSWER.id)
-    assert not await answers.was_read(TENANT, ANSWER.id)
+    assert await answers.wanted_for(TENANT, ANSWER.id) == 0
+    await answers.mark_read(TENANT, ANSWER.id, seconds=2)
+    assert 1 < await answers.wanted_for(TENANT, ANSWER.id) <= 2
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.OURS
     await answers.ask_to_cancel(TENANT, ANSWER.id)
-    await answers.mark_read(TENANT, ANSWER.id)
-    assert await answers.is_cancelled(TENANT, ANSWER.id)
-    assert await answers.was_read(TENANT, ANSWER.id)
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.CANCELLED
+    assert await answers.write([write(delta(2))]) == [Hold.CANCELLED]
+    assert await log(answers) == [(1, "answer"), (2, "delta")], "what was said is kept"
+
+
+async def test_a_living_owner_cannot_be_followed_and_a_dead_one_by_one_alone(answers: AnswerStore) -> None:
+    assert await answers.orphans() == []
+    assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=9) is None
+    await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
+    await asyncio.sleep(0.01)
+    assert await answers.orphans() == [(TENANT, ANSWER.id)]
+    took = [await answers.take(TENANT, ANSWER.id, f"own_{n}", lease_seconds=9) for n in range(3)]
+    assert took == [1, None, None]
+    assert await answers.orphans() == []
+
+
+async def test_an_owner_that_was_paused_cannot_write_behind_its_successor(
+    answers: AnswerStore, redis: StoreClient
+) -> None:
+    """Not even when the successor's lease, too, has run out."""
+    await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
+    await asyncio.sleep(0.01)
+    assert await answers.write([write(delta(2))]) == [Hold.OURS], "nobody has come: it may go on"
+    assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=0.001) is not None
+    await asyncio.sleep(0.01)
+    assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
+        Hold.LOST,
+        Hold.LOST,
+    ]
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.LOST
+    assert await log(answers) == [(1, "answer"), (2, "delta")]
+    assert await answers.write([replace(write(delta(3)), owner="own_second")]) == [Hold.OURS]
+    assert await history(redis) == []
+
+
+async def test_deaths_are_counted_until_a_token_is_gained(answers: AnswerStore) -> None:
+    async def take(owner: str) -> int | None:
+        await asyncio.sleep(0.01)
+        return await answers.take(TENANT, ANSWER.id, owner, lease_seconds=0.001)
+
+    await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
+    assert [await take("own_1"), await take("own_2")] == [1, 2]
+    await answers.release(TENANT, ANSWER.id, "own_2")
+    assert await take("own_3") == 0, "who hands an answer over has not died of it"
+    assert await answers.write([replace(write(LogEvent(2, "delta", {"text": "A"}, (7,))), owner="own_3")]) == [
+        Hold.OURS
+    ]
+    assert await take("own_4") == 1
+    [_, said] = await answers.whole_log(TENANT, ANSWER.id)
+    assert said.token_ids == (7,)
+
+
+async def test_a_log_that_the_store_has_lost_the_end_of_takes_nothing_more(
+    answers: AnswerStore, redis: StoreClient
+) -> None:
+    await answers.write([write(delta(2), delta(3))])
+    await redis.xdel(
+        keys.answer_events(TENANT, ANSWER.id), "3-0"
+    )  # as after a crash of a Redis that syncs now and then
+    assert await answers.write([write(delta(4))]) == [Hold.BROKEN]
+    assert await log(answers) == [(1, "answer"), (2, "delta")]
+
+
+async def test_an_ended_answer_leaves_nothing_for_owners(answers: AnswerStore, redis: StoreClient) -> None:
+    await answers.ask_to_cancel(TENANT, ANSWER.id)
+    await answers.write([DONE])
+    assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=9) is None
+    kept = {key for key in await redis.keys() if ANSWER.id.encode() in key}
+    assert kept == {keys.answer(TENANT, ANSWER.id).encode(), keys.answer_events(TENANT, ANSWER.id).encode()}
+    assert not await redis.exists(keys.running_answers())
 
 
 async def test_an_answer_is_begun_only_in_a_session_that_is_there_free_and_unchanged(redis: StoreClient) -> None:
@@ -150,7 +221,9 @@ async def test_an_answer_is_begun_only_in_a_session_that_is_there_free_and_uncha
 
     async def begin(record: AnswerRecord, *, num_messages: int = 0) -> bool:
         opening = LogEvent(1, "answer", {})
-        return await answers.create(TENANT, record, opening=opening, num_messages=num_messages, lease_seconds=10)
+        return await answers.create(
+            TENANT, record, opening=opening, num_messages=num_messages, owner=OWNER, lease_seconds=10
+        )
 
     assert not await begin(first), "its session was never opened, or is erased"
     assert await redis.keys() == []

@@ -1,6 +1,7 @@
 """The feature cache gives exactly what was kept, or nothing; what is damaged is counted and removed."""
 
 import hashlib
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 from model.features import PackedFeatures, pack
+from service.errors import Unavailable
 from service.metrics import Metrics
 from service.store.connection import StoreClient
 from service.store.features import FeatureCache
@@ -79,6 +81,46 @@ async def test_a_value_that_is_not_what_was_asked_for_is_a_miss_and_removed(
     assert await cache.get(KEY, shape=SHAPE) is None
     assert counts(metrics) == {"queries": 1, "corrupt": 1}
     assert await redis.exists(KEY) == 0
+
+
+def damaged(blob: bytes, rng: random.Random) -> bytes:
+    """A value as no writer of this key leaves it: bits flipped, cut, padded, another model's, of another type."""
+    kind = rng.randrange(5)
+    if kind == 0:
+        bits = bytearray(blob)
+        for _ in range(rng.choice((1, 1, 2, 8, 64))):
+            bits[rng.randrange(len(bits))] ^= 1 << rng.randrange(8)
+        return bytes(bits) if bytes(bits) != blob else blob[:-1]
+    if kind == 1:
+        return blob[: rng.randrange(len(blob))]
+    if kind == 2:
+        return blob + rng.randbytes(rng.randint(1, 64))
+    array = np.array([rng.random() for _ in range(24)]).reshape(SHAPE)
+    if kind == 3:
+        return pack(array.astype(np.float16), f"features:acme:{rng.randbytes(32).hex()}:of-this")
+    dtype = rng.choice((np.float32, np.float64, np.int16, np.uint16))
+    body: bytes = save({"features": (array * 100).astype(dtype)}, metadata={"key": KEY})
+    return hashlib.sha256(body).digest() + body
+
+
+async def test_of_a_thousand_damaged_values_none_is_taken_for_features(redis: StoreClient) -> None:
+    metrics, rng = Metrics(), random.Random(1)
+    cache = FeatureCache(redis, ttl=100, metrics=metrics)
+    for number in range(1, 1001):
+        await redis.set(KEY, damaged(BLOB, rng))
+        assert await cache.get(KEY, shape=SHAPE) is None
+        assert counts(metrics) == {"queries": number, "corrupt": number}
+        assert not await cache.exists(KEY)
+    await cache.put(KEY, PACKED)
+    assert await cache.get(KEY, shape=SHAPE) == PACKED
+
+
+async def test_erasing_is_certain_or_refused(redis: StoreClient, absent_redis: StoreClient) -> None:
+    await FeatureCache(redis, ttl=100, metrics=Metrics()).put(KEY, PACKED)
+    await FeatureCache(redis, ttl=100, metrics=Metrics()).erase([KEY])
+    assert not await redis.exists(KEY)
+    with pytest.raises(Unavailable):
+        await FeatureCache(absent_redis, ttl=100, metrics=Metrics()).erase([KEY])
 
 
 async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(absent_redis: StoreClient) -> None:

@@ -34,12 +34,12 @@ async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redi
     assert await redis.keys() == []
 
 
-async def test_erasing_a_video_takes_its_features_and_progress_along(redis: StoreClient) -> None:
+async def test_erasing_a_video_takes_its_progress_and_the_names_of_its_features_along(redis: StoreClient) -> None:
     videos = VideoStore(redis)
     await videos.create(TENANT, VIDEO)
     await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
-    await redis.set("features:one", b"blob")
     await videos.remember_features(TENANT, VIDEO.id, "features:one")
+    assert await videos.features_keys(TENANT, VIDEO.id) == ["features:one"]  # those are the cache's to erase
     await videos.erase(TENANT, VIDEO.id)
     assert await redis.keys() == []
 
@@ -94,3 +94,15 @@ async def test_of_records_that_are_gone_a_list_says_nothing(redis: StoreClient) 
     await videos.create(TENANT, VIDEO)
     assert await videos.get_many(TENANT, [video_id(TENANT, "gone"), VIDEO.id]) == [VIDEO]
     assert await videos.get_many(TENANT, []) == []
+
+
+async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> None:
+    store = VideoStore(redis)
+    one, two = video_record(bytes=3_000_000_000), video_record(id="vid_" + "2" * 32, bytes=7)
+    assert await store.stored_bytes(TENANT) == 0
+    assert [await store.create(TENANT, record) for record in (one, one, two)] == [True, False, True]
+    assert await store.stored_bytes(TENANT) == 3_000_000_007
+    await store.update(TENANT, one.model_copy(update={"status": "ready"}))
+    assert [await store.erase(TENANT, one.id) for _ in range(2)] == [True, False]
+    assert await store.stored_bytes(TENANT) == 7
+    assert await store.stored_bytes("another") == 0

@@ -1,0 +1,29 @@
+"""Hostile files through the real service: a small part of `python -m tests.e2e.hostile_files`."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.hostile_files import CANARY, all_files, try_all
+from tests.running import RunningService
+
+
+def test_the_corpus_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    first = [(file.kind, file.name) for file in all_files(tmp_path, port=1, seed=6)]
+    assert len(first) >= 300
+    assert len({kind for kind, _ in first}) >= 8
+
+
+def test_hostile_files_are_refused_and_hurt_nobody(service: RunningService, tmp_path: Path) -> None:
+    (tmp_path / "canary.ts").write_bytes(CANARY * 1000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        files = list(all_files(tmp_path, port=listener.getsockname()[1], seed=7))
+        scripts = [file for file in files if file.kind == "script"][::10]
+        findings = try_all(service, iter(files[::40] + scripts))
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert findings.breaches == []
+    assert findings.outcomes["script"].keys() == {"415 not_a_video"}
+    assert service.metric('reeltalk_decode_sandbox{layer="seccomp"}') in {0.0, 1.0}
