@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from service.errors import Forbidden, LimitExceeded, Unauthenticated
+from service.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.api_keys import ApiKeyRecord, ApiKeyStore, Scope
@@ -23,6 +23,7 @@ MAX_PRIORITY = 9
 
 _BEARER = re.compile(r"(?i:bearer) +rtk_([0-9a-f]{32})_([0-9a-f]{64})")
 _PUBLIC = {"/", "/healthz", "/readyz"}
+_STAY = 15.0  # seconds between two signs of life of an answer without a record; the store waits for a minute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,10 +167,30 @@ class Access:
             await asyncio.shield(self._keys.leave_answer(caller.key_id, answer_id))
             raise
 
-    async def leave_answer(self, caller: Caller, answer_id: str) -> None:
-        """Count an answer of which there is no record no longer: it has ended."""
-        if caller.key_id is not None and caller.limits.concurrent_answers is not None:
-            await self._keys.leave_answer(caller.key_id, answer_id)
+    @contextlib.asynccontextmanager
+    async def answer_place_to_the_end(self, caller: Caller, answer_id: str) -> AsyncIterator[None]:
+        """Count an answer that has no record among its key's, until the block ends.
+
+        Raises:
+            LimitExceeded: the key has as many answers running or waiting as it may.
+        """
+        key_id = caller.key_id
+        if key_id is None:
+            yield
+            return
+        async with self.answer_place(caller, answer_id):
+            staying = asyncio.create_task(self._stay(key_id, answer_id))
+            try:
+                yield
+            finally:
+                staying.cancel()
+        await asyncio.shield(self._keys.leave_answer(key_id, answer_id))
+
+    async def _stay(self, key_id: str, answer_id: str) -> None:
+        while True:
+            await asyncio.sleep(_STAY)
+            with contextlib.suppress(Unavailable):  # the next one may be in time
+                await self._keys.keep_answer(key_id, answer_id)
 
     def _limits(self, record: ApiKeyRecord) -> Limits:
         settings = self._settings

@@ -74,7 +74,8 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
     install_error_handlers(app)
     for part in (videos, sessions, answers, chat_completions, files, uploads):
         app.include_router(part.router, dependencies=[BEARER], responses=documented(401, 403, 429))
-    for part in (health, admin, page):
+    app.include_router(admin.router, dependencies=[BEARER], responses=documented(401))
+    for part in (health, page):
         app.include_router(part.router)
     page.mount_static_files(app)
     describe_contract(app)

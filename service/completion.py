@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,11 @@ from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
 from service.access import Access, Caller
 from service.admission import Place
-from service.answering import Answering
+from service.answering import Answering, deadline_exceeded
 from service.chat import Question, check_length, longest, sampling_of
 from service.drain import Drain
 from service.encoding import DEFAULT_FRAMES, Encoding, check_usable
-from service.errors import InternalError, InvalidRequest, NotFound, Overloaded, ServiceError, from_code
+from service.errors import InternalError, InvalidRequest, NotFound, ServiceError, from_code
 from service.ids import new_id
 from service.ingest import Ingest
 from service.logprobs import ToldTokens
@@ -196,18 +197,21 @@ class Completions:
         """
         self._drain.check()
         tenant = caller.tenant
-        deadline = time.monotonic() + self._settings.answer_timeout
+        timeout = request.question.timeout
+        deadline = time.time() + min(self._settings.answer_timeout, math.inf if timeout is None else timeout)
         completion_id = new_id("chatcmpl")
         async with contextlib.AsyncExitStack() as places:
-            place = places.enter_context(self._answering.place(request.num_choices))
+            num_choices = request.num_choices
+            place = places.enter_context(self._answering.place(num_choices, num_answers=num_choices))
             for index in range(request.num_choices):
-                await places.enter_async_context(self._answer_place(caller, f"{completion_id}/{index}"))
-            info, params, videos, conversation = await self._accept(caller, request, place)
+                await places.enter_async_context(
+                    self._access.answer_place_to_the_end(caller, f"{completion_id}/{index}")
+                )
+            info, params, videos, conversation = await self._accept(caller, request, place, deadline=deadline)
             yield Started(id=completion_id, created_at=time.time(), model=info)
             preparing = asyncio.create_task(self._features(tenant, videos))
             try:
-                while not (await asyncio.wait({preparing}, timeout=_IDLE))[0]:
-                    _check_time(deadline)
+                while not (await asyncio.wait({preparing}, timeout=_wait(deadline)))[0]:
                     yield None
             finally:
                 preparing.cancel()
@@ -219,6 +223,7 @@ class Completions:
                 features=tuple(features.blob for _, features in packed),
                 feature_keys=tuple(key for key, _ in packed),
                 params=params,
+                priority=min(0, caller.limits.max_priority),
             )
             choices = {f"{completion_id}/{index}": _Choice(index) for index in range(request.num_choices)}
             async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
@@ -236,14 +241,8 @@ class Completions:
 
     # -- before the first event
 
-    @contextlib.asynccontextmanager
-    async def _answer_place(self, caller: Caller, answer_id: str) -> AsyncIterator[None]:
-        async with self._access.answer_place(caller, answer_id):
-            yield
-        await asyncio.shield(self._access.leave_answer(caller, answer_id))
-
     async def _accept(
-        self, caller: Caller, request: CompletionRequest, place: Place
+        self, caller: Caller, request: CompletionRequest, place: Place, *, deadline: float
     ) -> tuple[ModelInfo, SamplingParams, list[VideoRecord], Conversation]:
         info = await self._encoding.model()
         if request.model != info.name:
@@ -266,7 +265,7 @@ class Completions:
         videos = list(found.values())
         conversation = longest(videos, turns, system=request.system, num_frames=None, info=info)
         with _about("messages"):
-            num_tokens = await check_length(self._pool, conversation)
+            num_tokens = await check_length(self._pool, conversation, deadline=deadline)
         self._answering.widen(place, num_tokens=num_tokens)
         return info, params, videos, conversation
 
@@ -315,9 +314,8 @@ class Completions:
                 params = replace(command.params, seed=seed)
                 self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
             while running:
-                output = await _next(outputs)
+                output = await _next(outputs, timeout=_wait(deadline))
                 if output is None:
-                    _check_time(deadline)
                     yield None
                     continue
                 if isinstance(output, Refused) or output.finish_reason is not None:
@@ -330,17 +328,24 @@ class Completions:
                 choice.observe(self._metrics)
 
 
-async def _next(outputs: "asyncio.Queue[Delta | Refused]") -> Delta | Refused | None:
+async def _next(outputs: "asyncio.Queue[Delta | Refused]", *, timeout: float) -> Delta | Refused | None:
     try:
-        async with asyncio.timeout(_IDLE):
+        async with asyncio.timeout(timeout):
             return await outputs.get()
     except TimeoutError:
         return None
 
 
-def _check_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise Overloaded("deadline_exceeded", "The answer took longer than this server allows.")
+def _wait(deadline: float) -> float:
+    """Seconds to wait for what comes next.
+
+    Raises:
+        Overloaded: the time is up.
+    """
+    time_left = deadline - time.time()
+    if time_left <= 0:
+        raise deadline_exceeded()
+    return min(_IDLE, time_left)
 
 
 def _seen(video: VideoRecord, features: PackedFeatures) -> VideoFrames:

@@ -155,22 +155,24 @@ class Ingest:
                 idle_timeout=self._settings.upload_idle_timeout,
                 purposes=purposes,
             )
-            known_id = video_id(tenant, spool.sha256)
             if idempotency_key is not None:
+                known_id = video_id(tenant, spool.sha256)
                 request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
                 await self._idempotency.claim(tenant, request, result_id=known_id)
-            if await self._videos.get(tenant, known_id) is None:
-                await self.check_storage(caller, spool.num_bytes)
-            kept = await self.keep(tenant, spool, header)
+            kept = await self.keep(caller, spool, header)
         self._metrics.video_upload.observe(time.perf_counter() - start)
         return kept
 
-    async def keep(self, tenant: str, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
+    async def keep(self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
         """Make a received file permanent; returns its record and whether it is new.
 
         Raises:
+            LimitExceeded: the key's tenant has no room for it.
             Unavailable: the store is away, or the same video was erased this moment.
         """
+        tenant = caller.tenant
+        if await self._videos.get(tenant, video_id(tenant, spool.sha256)) is None:
+            await self.check_storage(caller, spool.num_bytes)
         sha256 = await self._media.commit(spool, tenant)
         now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(

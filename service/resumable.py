@@ -86,26 +86,28 @@ class Resumable:
         await self._uploads.create(caller.tenant, record)
         return record
 
-    async def get(self, tenant: str, upload_id: str) -> UploadRecord:
+    async def get(self, caller: Caller, upload_id: str) -> UploadRecord:
         """An upload, as far as it is; makes the video of one that a crash left whole without it.
 
         Raises:
-            ServiceError: there is no such upload, or its file was no usable video.
+            ServiceError: there is no such upload, its file was no usable video, or there is no room for it.
         """
+        tenant = caller.tenant
         record = await self._record(tenant, upload_id)
         if not record.is_whole or record.video_id is not None:
             return record
         async with self._leases.hold(keys.upload_lease(tenant, upload_id), new_id("req")) as is_ours:
-            return await self._finish(tenant, await self._record(tenant, upload_id)) if is_ours else record
+            return await self._finish(caller, await self._record(tenant, upload_id)) if is_ours else record
 
     async def append(
-        self, tenant: str, upload_id: str, chunks: AsyncIterator[bytes], *, offset: int, checksum: Checksum | None
+        self, caller: Caller, upload_id: str, chunks: AsyncIterator[bytes], *, offset: int, checksum: Checksum | None
     ) -> UploadRecord:
         """Take the bytes from `offset` on. With a checksum all of them count, or none.
 
         Raises:
             ServiceError: a refusal, a failure, or a file that is no usable video.
         """
+        tenant = caller.tenant
         lease, holder = keys.upload_lease(tenant, upload_id), new_id("req")
         async with self._leases.hold(lease, holder) as is_ours:
             if not is_ours:
@@ -117,7 +119,7 @@ class Resumable:
                 piece = _Piece(tenant, record, file, lease, holder)
                 await self._take(piece, chunks, checksum)
             record = piece.record
-            return await self._finish(tenant, record) if record.is_whole else record
+            return await self._finish(caller, record) if record.is_whole else record
 
     async def terminate(self, tenant: str, upload_id: str) -> None:
         """End an upload and forget what came of it. A video that it has become stays.
@@ -131,12 +133,13 @@ class Resumable:
 
     # -- what an upload becomes
 
-    async def _finish(self, tenant: str, record: UploadRecord) -> UploadRecord:
+    async def _finish(self, caller: Caller, record: UploadRecord) -> UploadRecord:
         if record.video_id is not None:
             return record
+        tenant = caller.tenant
         header = UploadHeader(filename=record.filename, content_type=record.content_type)
         async with self._partial_files.whole(record.id) as spool:
-            video, _ = await self._ingest.keep(tenant, spool, header)
+            video, _ = await self._ingest.keep(caller, spool, header)
         record = record.model_copy(update={"video_id": video.id})
         await self._uploads.update(tenant, record)
         try:

@@ -134,6 +134,7 @@ def _question(body: ChatCompletionRequest, text: str) -> Question:
         stop=None if stop is None else tuple(stop),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         ignore_eos=bool(body.ignore_eos),
+        timeout=body.timeout,
     )
 
 

@@ -10,9 +10,11 @@ from service.api.schemas import ErrorReply, Reply
 from service.errors import (
     ChecksumMismatch,
     Conflict,
+    Forbidden,
     Gone,
     InternalError,
     InvalidRequest,
+    LimitExceeded,
     Locked,
     NotFound,
     Overloaded,
@@ -20,6 +22,7 @@ from service.errors import (
     ServiceError,
     Stalled,
     TooLarge,
+    Unauthenticated,
     UnsupportedMedia,
 )
 from service.store.records import FinishReason, Timings, Usage, VideoFrames
@@ -100,6 +103,8 @@ _BODIES: dict[str, object] = {
     },
 }
 _ERRORS: tuple[ServiceError, ...] = (
+    Unauthenticated("missing_key", "Send an API key in the header `Authorization: Bearer …`."),
+    Forbidden("missing_scope", "This key does not have the scope `use`."),
     NotFound("video_not_found", "There is no video with this id.", param="video_id"),
     Stalled("upload_stalled", "Nothing came for 30 seconds."),
     Conflict("session_busy", "This session's last question is still being answered."),
@@ -109,6 +114,7 @@ _ERRORS: tuple[ServiceError, ...] = (
     UnsupportedMedia("not_a_video", "The file is not a video of a known kind.", param="file"),
     InvalidRequest("invalid_value", "Input should be greater than or equal to 1.", param="max_tokens"),
     Locked("upload_busy", "Another request is adding to this upload; ask how far it is in a moment."),
+    LimitExceeded("too_many_answers", "This key may have 16 answers running or waiting."),
     ChecksumMismatch("checksum_mismatch", "The bytes do not have this checksum.", param="Upload-Checksum"),
     InternalError("internal_error", "Something went wrong on our side."),
     Overloaded("overloaded", "Too many answers are being given; try again in a moment."),

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api import videos
-from service.api.dependencies import CallerDep, ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, IdempotencyKey, ServiceDep, TenantDep
 from service.api.errors import documented
 from service.api.openai_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
@@ -34,7 +34,9 @@ _UPLOAD = {
 
 
 @router.post("", responses=documented(408, 413, 415, 422, 500, 503), openapi_extra=_UPLOAD)
-async def upload_file(request: Request, service: ServiceDep, caller: CallerDep) -> File:
+async def upload_file(
+    request: Request, service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
+) -> File:
     """Upload a video for later questions. The same bytes again are the same file."""
     length = request.headers.get("content-length", "")
     record, _ = await service.ingest.receive(
@@ -44,6 +46,7 @@ async def upload_file(request: Request, service: ServiceDep, caller: CallerDep) 
         content_length=int(length) if length.isdecimal() else None,
         filename=None,
         purposes=frozenset({_PURPOSE}),
+        idempotency_key=idempotency_key,
     )
     return File.of(record)
 

@@ -166,6 +166,13 @@ class ChatCompletionRequest(RequestBody):
         default=None, ge=0.1, le=10, allow_inf_nan=False, description="Not OpenAI's; 1 is off."
     )
     ignore_eos: bool | None = Field(default=None, description="Not OpenAI's; go on to the last token, for measuring.")
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Not OpenAI's; seconds after which a completion that has not ended ends with `deadline_exceeded`.",
+    )
 
     tools: Annotated[_EmptyList | None, _off([])] = None
     tool_choice: Annotated[Literal["none"] | None, _off("none")] = None

@@ -106,7 +106,7 @@ async def create_upload(
         caller, length=upload_length, header=_described(upload_metadata), metadata=upload_metadata
     )
     if kind is not None and kind.partition(";")[0].strip().lower() == _PIECE:
-        record = await service.resumable.append(caller.tenant, record.id, request.stream(), offset=0, checksum=checksum)
+        record = await service.resumable.append(caller, record.id, request.stream(), offset=0, checksum=checksum)
     return Response(status_code=201, headers=_told(record) | {"Location": f"/v1/uploads/{record.id}"})
 
 
@@ -116,9 +116,9 @@ async def create_upload(
     response_class=Response,
     responses=_STATE | documented(404, 410, 412, 415, 422, 500, 503),
 )
-async def get_upload(service: ServiceDep, tenant: TenantDep, upload_id: UploadId) -> Response:
+async def get_upload(service: ServiceDep, caller: CallerDep, upload_id: UploadId) -> Response:
     """How far an upload is, and once it is whole, which video it has become."""
-    record = await service.resumable.get(tenant, upload_id)
+    record = await service.resumable.get(caller, upload_id)
     state = {"Upload-Length": str(record.length), "Cache-Control": "no-store"}
     if record.metadata:
         state["Upload-Metadata"] = record.metadata
@@ -137,7 +137,7 @@ async def append_to_upload(
     *,
     request: Request,
     service: ServiceDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     upload_id: UploadId,
     upload_offset: _Offset,
     upload_checksum: _Sum = None,
@@ -146,7 +146,7 @@ async def append_to_upload(
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _PIECE:
         raise UnsupportedMedia("unsupported_media_type", f"Send the piece with the content type {_PIECE}.")
     record = await service.resumable.append(
-        tenant, upload_id, request.stream(), offset=upload_offset, checksum=_checksum(upload_checksum)
+        caller, upload_id, request.stream(), offset=upload_offset, checksum=_checksum(upload_checksum)
     )
     return Response(status_code=204, headers=_told(record))
 

@@ -117,8 +117,12 @@ class ApiKeyStore:
         ended = await self._ended(tenant, name)
         return bool(ended) and bool(await self._redis.eval(_TAKE_ANSWER, 1, name, *place, *ended))
 
+    async def keep_answer(self, key_id: str, answer_id: str) -> None:
+        """Say that an answer without a record still runs; after `_ARRIVAL` of silence it loses its place."""
+        await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: time.time()}, xx=True)
+
     async def leave_answer(self, key_id: str, answer_id: str) -> None:
-        """Give back the place of an answer that was refused."""
+        """Give back the place of an answer that was refused, or that has ended and has no record."""
         await self._redis.zrem(keys.answers_of_key(key_id), answer_id)
 
     async def _ended(self, tenant: str, name: str) -> list[str]:

@@ -92,7 +92,7 @@ class SessionRecord(Record):
     created_at: float
 
 
-class PromptTokensDetails(Record):
+class CachedTokens(Record):
     """What was spared of a prompt: tokens whose keys and values the worker had from another one."""
 
     cached_tokens: int = 0
@@ -104,7 +104,7 @@ class Usage(Record):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    prompt_tokens_details: CachedTokens = CachedTokens()
 
 
 class Timings(Record):

@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 
 from service.demo import SAMPLE
 from tests.clips import h264_mp4
+from tests.e2e.test_tenants import make_key
 from tests.running import RunningService, eventually, running
 from tests.talkative import talkative_checkpoint
 
@@ -22,7 +23,7 @@ ANSWER = "There are two objects."
 
 
 def client_of(service: RunningService, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", **{"max_retries": 0, **options})
+    return openai.OpenAI(base_url=f"{service.url}/v1", **{"api_key": "any", "max_retries": 0, **options})
 
 
 @pytest.fixture
@@ -313,3 +314,87 @@ def test_its_own_retries_wait_as_long_as_a_full_service_says(tmp_path: Path) -> 
         assert time.monotonic() - began >= 2.0, "as Retry-After said"
         with pytest.raises(openai.InternalServerError):
             hasty.chat.completions.create(n=2, max_tokens=2, **fields)
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A talkative service that asks for a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    checkpoint = talkative_checkpoint(folder / "checkpoint")
+    make_key(folder / "data", "first", "--tenant", "other")
+    with running(folder / "data", "--checkpoint", str(checkpoint), REELTALK_DISCONNECT_GRACE="1") as service:
+        yield service
+
+
+HELLO: dict[str, Any] = {"model": "checkpoint", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def test_without_a_key_every_call_is_an_authentication_error(keyed: RunningService) -> None:
+    with client_of(keyed) as stranger:
+        for call in (
+            stranger.models.list,
+            stranger.files.list,
+            lambda: stranger.files.create(file=SAMPLE, purpose="user_data"),
+            lambda: stranger.chat.completions.create(**HELLO),
+            lambda: stranger.chat.completions.create(stream=True, **HELLO),
+        ):
+            with pytest.raises(openai.AuthenticationError) as refused:
+                call()
+            assert (refused.value.code, refused.value.type) == ("invalid_key", "authentication_error")
+
+
+def test_a_key_is_limited_in_answers_and_told_when_to_come_again(keyed: RunningService) -> None:
+    _, token = make_key(keyed.data_dir, "two", "--concurrent-answers", "2")
+    with client_of(keyed, api_key=token) as client:
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.chat.completions.create(n=3, max_tokens=2, **HELLO)
+        assert refused.value.code == "too_many_answers"
+        with client.chat.completions.create(n=2, stream=True, max_tokens=1800, **HELLO) as busy:
+            next(busy)
+            with pytest.raises(openai.RateLimitError) as refused:
+                client.chat.completions.create(max_tokens=2, **HELLO)
+            assert int(refused.value.response.headers["retry-after"]) >= 1
+        patient = client.with_options(max_retries=4)
+        assert patient.chat.completions.create(n=2, max_tokens=2, **HELLO).choices[1].finish_reason == "length"
+
+
+def test_a_key_is_limited_in_requests(keyed: RunningService) -> None:
+    _, token = make_key(keyed.data_dir, "eager", "--requests-per-minute", "2")
+    with client_of(keyed, api_key=token) as client:
+        assert [client.models.list().data[0].id for _ in range(2)] == ["checkpoint"] * 2
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.models.list()
+    assert (refused.value.code, refused.value.type) == ("too_many_requests", "rate_limit_error")
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
+
+
+def test_a_file_that_the_key_has_no_room_for_is_not_kept_whichever_way_it_comes(keyed: RunningService) -> None:
+    _, token = make_key(keyed.data_dir, "small", "--tenant", "small", "--stored-bytes", "1000")
+    with client_of(keyed, api_key=token) as client:
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.files.create(file=SAMPLE, purpose="user_data")
+        assert refused.value.code == "storage_full"
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.chat.completions.create(model="checkpoint", messages=about(data_url(SAMPLE)))
+        assert refused.value.code == "storage_full"
+        assert client.files.list().data == []
+
+
+def test_an_idempotency_key_stands_for_one_file(client: openai.OpenAI, drawn: Path) -> None:
+    once = {"Idempotency-Key": f"file-{time.time_ns()}"}
+    first = client.files.create(file=drawn, purpose="user_data", extra_headers=once)
+    assert client.files.create(file=drawn, purpose="user_data", extra_headers=once).id == first.id
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.files.create(file=SAMPLE, purpose="user_data", extra_headers=once)
+    assert refused.value.code == "idempotency_key_reused"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_completion_ends_when_its_time_is_up_though_its_words_flow(talkative: RunningService, stream: bool) -> None:
+    began = time.monotonic()
+    with client_of(talkative) as client, pytest.raises(openai.APIError) as ended:
+        answer = client.chat.completions.create(max_tokens=1800, stream=stream, extra_body={"timeout": 0.7}, **HELLO)
+        list(answer)
+    assert ended.value.code == "deadline_exceeded"
+    assert time.monotonic() - began < 4
+    eventually(lambda: talkative.metric("reeltalk_num_requests_running") == 0)

@@ -17,6 +17,8 @@ from tusclient.client import TusClient
 from service.demo import SAMPLE
 from service.store.redis_server import embedded_redis
 from tests.e2e.big_upload import MEGABYTE, TUS, interrupted_upload, padded_video
+from tests.e2e.test_tenants import client as client_with
+from tests.e2e.test_tenants import make_key
 from tests.running import RunningService, eventually, running
 
 PIECE = TUS | {"Content-Type": "application/offset+octet-stream"}
@@ -221,3 +223,19 @@ def test_a_piece_waits_for_the_one_that_another_request_is_sending(
     headers = PIECE | {"Upload-Offset": "0"}
     assert one.client.patch(url, content=slowly(), headers=headers).headers["Upload-Offset"] == "1000"
     assert offset_of(two.client, url) == 1000
+
+
+def test_uploads_that_fit_one_by_one_do_not_fit_together(tmp_path: Path) -> None:
+    """Each is measured again when it is whole, and becomes a video as soon as there is room."""
+    limit = len(BYTES) * 3 // 2
+    _, token = make_key(tmp_path / "data", "small", "--stored-bytes", str(limit))
+    with running(tmp_path / "data") as service, client_with(service, token) as http:
+        first, second = created(http), created(http, length=len(BYTES) + 8)
+        video = appended(http, first, BYTES, offset=0).headers["Reeltalk-Video-Id"]
+        longer = BYTES + (8).to_bytes(4, "big") + b"free"  # a box that players skip
+        refused = appended(http, second, longer, offset=0)
+        assert (refused.status_code, code_of(refused)) == (429, "storage_full")
+        assert http.head(second, headers=TUS).status_code == 429
+        assert [each["id"] for each in http.get("/v1/videos").json()["data"]] == [video]
+        assert http.delete(f"/v1/videos/{video}").status_code == 200
+        assert http.head(second, headers=TUS).headers["Reeltalk-Video-Id"] != video

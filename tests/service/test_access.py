@@ -1,15 +1,18 @@
 """A key opens what it is for, for its tenant and within its limits; anything else opens nothing."""
 
+import asyncio
 import time
 
 import pytest
 
+from service import access as access_module
 from service.access import ANYBODY, Access, Caller, needed, new_key
 from service.errors import Forbidden, LimitExceeded, ServiceError, Unauthenticated, Unavailable
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.api_keys import ApiKeyStore, Scope
 from service.store.connection import StoreClient
+from service.store.keys import answers_of_key
 
 HIDDEN = Settings(host="0.0.0.0")  # noqa: S104  nothing is listened to here
 
@@ -154,3 +157,24 @@ async def test_whoever_waits_as_told_is_let_in(redis: StoreClient) -> None:
     assert sum(await allowed(redis, caller, 61)) == 1
     time.sleep(1.01)  # noqa: ASYNC251  nothing else runs here
     assert await allowed(redis, caller, 2) == [0, 1]
+
+
+async def test_an_answer_without_a_record_keeps_its_place_for_as_long_as_it_runs(
+    redis: StoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "_STAY", 0.01)
+    door = access(redis)
+    caller = await door.caller(f"Bearer {await make(redis, concurrent_answers=1)}")
+    places = answers_of_key(str(caller.key_id))
+    async with door.answer_place_to_the_end(caller, "one"):
+        await redis.zadd(places, {"one": time.time() - 61})  # longer ago than a record may take to come
+        await asyncio.sleep(0.1)
+        with pytest.raises(LimitExceeded):
+            async with door.answer_place_to_the_end(caller, "two"):
+                pass
+    async with door.answer_place_to_the_end(caller, "two"):
+        pass
+    with pytest.raises(RuntimeError):
+        async with door.answer_place_to_the_end(caller, "three"):
+            raise RuntimeError
+    assert await redis.zcard(places) == 0

@@ -108,3 +108,10 @@ async def test_a_page_from_elsewhere_is_let_in_nowhere_while_there_is_no_key(
     assert (await client.get("/openapi.json", headers=headers | shown)).status_code == 200
     assert (await client.get("/", headers=headers)).status_code == 200
     assert (await client.get("/openapi.json", headers=headers)).status_code == 401
+
+
+async def test_the_contract_asks_for_a_key_wherever_the_gate_does(app: FastAPI) -> None:
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            assert bool(operation.get("security")) == (path not in PUBLIC), (method, path)
+            assert ("401" in operation["responses"]) == (path not in PUBLIC), (method, path)
