@@ -199,10 +199,10 @@ class Completions:
         deadline = time.monotonic() + self._settings.answer_timeout
         completion_id = new_id("chatcmpl")
         async with contextlib.AsyncExitStack() as places:
-            place = places.enter_context(self._answering.place(request.num_choices))
+            waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
             for index in range(request.num_choices):
                 await places.enter_async_context(self._answer_place(caller, f"{completion_id}/{index}"))
-            info, params, videos, conversation = await self._accept(caller, request, place)
+            info, params, videos, conversation = await self._accept(caller, request, waiting[0])
             yield Started(id=completion_id, created_at=time.time(), model=info)
             preparing = asyncio.create_task(self._features(tenant, videos))
             try:
@@ -223,7 +223,8 @@ class Completions:
             choices = {f"{completion_id}/{index}": _Choice(index) for index in range(request.num_choices)}
             async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
                 async for gained in gains:
-                    if gained is not None:  # it waits no longer
+                    while gained is not None and waiting:  # it waits no longer
+                        place = waiting.pop()
                         place.num_sequences = place.num_tokens = 0
                     yield gained
             first = next(iter(choices.values()))
