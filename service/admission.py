@@ -15,13 +15,11 @@ _LONGEST_WAIT = 30
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """What one answer, or a completion's answers together, take of the queue until the first token."""
+    """What one answer takes of the queue while it waits for its first token."""
 
     num_sequences: int = 1
     num_tokens: int = 0
     """Of its prompt; 0 until they are counted."""
-    num_answers: int = 1
-    """Until they end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +39,14 @@ class Admission:
         self._metrics = metrics
         self._ends: deque[float] = deque()
 
-    def check_sequences(self, load: Load, *, num_sequences: int, num_answers: int = 1) -> None:
-        """Refuse answers of so many sequences if the queue has no room for them.
+    def check_sequences(self, load: Load, *, num_sequences: int) -> None:
+        """Refuse an answer of so many sequences if the queue has no room for them.
 
         Raises:
             Overloaded: the reason is a label of `admission_rejections`.
         """
         settings = self._settings
-        if load.num_answers + num_answers > settings.max_pending_answers:
+        if load.num_answers >= settings.max_pending_answers:
             raise self._refusal(load, "max_pending_answers")
         if load.num_sequences + num_sequences > max(settings.max_queued_sequences, num_sequences):
             raise self._refusal(load, "max_queued_sequences")

@@ -111,16 +111,14 @@ class Answering:
     # -- for those who ask
 
     @contextlib.contextmanager
-    def place(self, num_sequences: int, *, num_answers: int = 1) -> Iterator[Place]:
-        """A place for an answer, while its question is looked at; `begin` takes it over.
-
-        Answers that are never begun here, a completion's, have it for as long as they are given.
+    def place(self, num_sequences: int) -> Iterator[Place]:
+        """A place for one more answer, while its question is looked at; `begin` takes it over.
 
         Raises:
             Overloaded: there is none.
         """
-        self._admission.check_sequences(self.load, num_sequences=num_sequences, num_answers=num_answers)
-        place = Place(num_sequences, num_answers=num_answers)
+        self._admission.check_sequences(self.load, num_sequences=num_sequences)
+        place = Place(num_sequences)
         self._admitting.add(place)
         try:
             yield place
@@ -141,7 +139,7 @@ class Answering:
         """How many answers there are, and how much of them waits."""
         waiting = [*self._admitting, *(live.place for live in self._live.values() if live.is_waiting)]
         return Load(
-            num_answers=sum(place.num_answers for place in self._admitting) + len(self._live),
+            num_answers=len(self._admitting) + len(self._live),
             num_sequences=sum(place.num_sequences for place in waiting),
             num_tokens=sum(place.num_tokens for place in waiting),
         )

@@ -201,13 +201,11 @@ class Completions:
         deadline = time.time() + min(self._settings.answer_timeout, math.inf if timeout is None else timeout)
         completion_id = new_id("chatcmpl")
         async with contextlib.AsyncExitStack() as places:
-            num_choices = request.num_choices
-            place = places.enter_context(self._answering.place(num_choices, num_answers=num_choices))
+            waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
             for index in range(request.num_choices):
-                await places.enter_async_context(
-                    self._access.answer_place_to_the_end(caller, f"{completion_id}/{index}")
-                )
-            info, params, videos, conversation = await self._accept(caller, request, place, deadline=deadline)
+                answer_id = f"{completion_id}/{index}"
+                await places.enter_async_context(self._access.answer_place_to_the_end(caller, answer_id))
+            info, params, videos, conversation = await self._accept(caller, request, waiting[0], deadline=deadline)
             yield Started(id=completion_id, created_at=time.time(), model=info)
             preparing = asyncio.create_task(self._features(tenant, videos))
             try:
@@ -228,7 +226,8 @@ class Completions:
             choices = {f"{completion_id}/{index}": _Choice(index) for index in range(request.num_choices)}
             async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
                 async for gained in gains:
-                    if gained is not None:  # it waits no longer
+                    while gained is not None and waiting:  # it waits no longer
+                        place = waiting.pop()
                         place.num_sequences = place.num_tokens = 0
                     yield gained
             first = next(iter(choices.values()))

@@ -48,6 +48,8 @@ READ_AHEAD = 1 << 20
 """Bytes of a child's replies that wait in this process before the child is made to wait."""
 REAP_TIMEOUT = 10.0
 """Seconds that a killed child may take to be gone before it is left to the operating system."""
+RESPAWN_PAUSE = 1.0
+"""Seconds between the death of a child that waited and the start of the next: where none lives, few are started."""
 CHECK_TIMEOUT = 30.0
 """Seconds that finding out which walls hold on this machine may take; it takes a tenth of one."""
 PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
@@ -126,7 +128,7 @@ class Decoder:
         self._all_reaped = asyncio.Event()
         self._all_reaped.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def start(self) -> None:
         """Find out which walls hold here, and have a first child ready.
@@ -141,11 +143,11 @@ class Decoder:
             raise SandboxMissing("The kernel filter for decode children does not hold here: `python -m service.jail`.")
         else:
             _log.warning("decode_sandbox", advice="uploads are decoded within limits only", **asdict(self.sandbox))
-        self._spare = await self._spawn()
+        self._keep(await self._spawn())
 
     async def close(self) -> None:
         """Kill and reap every child. A decode that is under way fails."""
-        self._closed = True
+        self._closed.set()
         for child in self._children:
             _kill(child)  # a decode sees its child go, and reaps it
         spare, self._spare = self._spare, None
@@ -213,7 +215,7 @@ class Decoder:
             child = None
         self._in_background(self._start_spare())
         child = child or await self._spawn()
-        if self._closed:
+        if self._closed.is_set():
             await self._end(child)
             raise DecodeFailed("decode_crashed", "The service is shutting down.")
         return child
@@ -221,10 +223,26 @@ class Decoder:
     async def _start_spare(self) -> None:
         with suppress(DecodeFailed):  # the decode that finds no spare tries again, and tells
             child = await self._spawn()
-            if self._closed or self._spare is not None:
+            if self._closed.is_set() or self._spare is not None:
                 await self._end(child)
             else:
-                self._spare = child
+                self._keep(child)
+
+    def _keep(self, child: Child) -> None:
+        self._spare = child
+        self._in_background(self._replace_if_it_dies(child))
+
+    async def _replace_if_it_dies(self, child: Child) -> None:
+        """So that the next upload finds one ready; a child that was taken meanwhile is its decode's business."""
+        await child.wait()
+        if self._spare is not child:
+            return
+        self._spare = None
+        await self._end(child)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), RESPAWN_PAUSE)
+        if not self._closed.is_set() and self._spare is None:
+            await self._start_spare()
 
     async def _spawn(self) -> Child:
         try:

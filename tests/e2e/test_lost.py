@@ -131,7 +131,7 @@ def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def seconds_until_idle(service: RunningService) -> float:
     start = time.monotonic()
-    while service.metric("reeltalk_num_requests_running"):
+    while service.metric("reeltalk_num_requests_running") or service.metric("reeltalk_kv_cache_usage_ratio"):
         assert time.monotonic() < start + 20
         time.sleep(0.02)
     return time.monotonic() - start
@@ -145,6 +145,7 @@ def test_who_leaves_frees_the_engine_after_the_grace_period_and_who_cancels_at_o
         with here.stream(session_id, "Tell me all.", max_tokens=1800, ignore_eos=True) as stream:
             answer_id: str = next(stream).data["id"]
             next(event for event in stream if event.name == "delta")
+            eventually(lambda: here.metric("reeltalk_kv_cache_usage_ratio") > 0)
             return answer_id
 
     begin(here.open_session(video_id))
@@ -154,6 +155,7 @@ def test_who_leaves_frees_the_engine_after_the_grace_period_and_who_cancels_at_o
         with here.stream(here.open_session(video_id), "Tell me all.", max_tokens=1800, ignore_eos=True) as stream:
             answer_id = next(stream).data["id"]
             next(event for event in stream if event.name == "delta")
+            eventually(lambda: here.metric("reeltalk_kv_cache_usage_ratio") > 0)
             service.client.post(f"/v1/answers/{answer_id}/cancel")
             assert seconds_until_idle(here) < 1.0
             assert list(stream)[-1].data["finish_reason"] == "abort"

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoints.videochat import read_sizes
 from model.conversation import Clip, Conversation, Turn, VideoSlot
@@ -16,6 +18,7 @@ from model.engine.sequence import TextSegment
 from model.families import load_family
 from model.families.videochat import KEY_MAP, VideoChatTemplate
 from model.family import EncodedClip, Family, build_prompt, tokenize_segments
+from model.networks.gmhra import GlobalTokenBlock
 from model.networks.videochat import VideoChatNetwork
 from model.pixels import normalize, resize
 from model.sentencepiece import read_sentencepiece
@@ -206,6 +209,78 @@ def pythons_own(row: dict[str, list[int] | float]) -> list[str]:
     indices, fps = row["indices"], row["fps"]
     assert isinstance(indices, list) and isinstance(fps, float)
     return [str(round(index / fps, 1)) for index in indices]
+
+
+def global_blocks(network: VideoChatNetwork) -> list[GlobalTokenBlock]:
+    return [block for block in network.visual_encoder.gmhra if isinstance(block, GlobalTokenBlock)]
+
+
+def global_blocks_are_not_loaded(network: VideoChatNetwork) -> None:
+    torch.manual_seed(0)
+    for block in global_blocks(network):
+        assert isinstance(block.mlp.c_fc, nn.Linear)
+        fresh = type(block)(block.ln_1.normalized_shape[0], num_heads=2, mlp_width=block.mlp.c_fc.out_features)
+        block.load_state_dict(fresh.state_dict())
+
+
+def positions_come_before_the_norm(network: VideoChatNetwork) -> None:
+    def forward(block: GlobalTokenBlock, token: Tensor, frames: Tensor) -> Tensor:
+        positioned = torch.cat((frames[:, :, :1], block._with_positions(frames[:, :, 1:])), dim=2)
+        token = token + block.attn(block.ln_1(token), block.ln_3(positioned).flatten(1, 2))
+        added: Tensor = block.mlp(block.ln_2(token))
+        return token + added
+
+    for block in global_blocks(network):
+        block.forward = partial(forward, block)  # type: ignore[method-assign]
+
+
+def epsilons_are_exchanged(network: VideoChatNetwork) -> None:
+    norms = [module for module in network.qformer.modules() if isinstance(module, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-12} and network.ln_vision.eps == 1e-5
+    for norm in norms:
+        norm.eps = 1e-5
+    network.ln_vision.eps = 1e-12
+
+
+def queries_are_exchanged(network: VideoChatNetwork) -> None:
+    queries = torch.cat((network.extra_query_tokens, network.query_tokens), dim=1)
+    split = [network.query_tokens.shape[1], network.extra_query_tokens.shape[1]]
+    network.query_tokens.data, network.extra_query_tokens.data = torch.split(queries, split, dim=1)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        global_blocks_are_not_loaded,
+        positions_come_before_the_norm,
+        epsilons_are_exchanged,
+        queries_are_exchanged,
+    ],
+)
+def test_a_mistake_on_purpose_is_seen(
+    open_set: Path,
+    inputs: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    mistake: Callable[[VideoChatNetwork], None],
+) -> None:
+    wrong = load(open_set)
+    network = wrong.network
+    assert isinstance(network, VideoChatNetwork)
+
+    stages = Stages.of(network)
+
+    def compare() -> None:
+        out = wrong.project(wrong.encode(inputs["video"]))
+        for number in range(network.config.qformer.depth):
+            name = f"qformer.encoder.layer.{number}"
+            assert_near(stages.outputs[name], expected[f"qformer.layer.{number}"], name)
+        assert_near(out, expected["inputs_llama"], "inputs_llama")
+
+    compare()
+    with torch.no_grad():
+        mistake(network)
+    with pytest.raises(AssertionError, match="off by"):
+        compare()
 
 
 def spoken(message: str, questions: list[str], answers: list[str]) -> Conversation:

@@ -248,6 +248,16 @@ async def test_a_spare_that_died_while_it_waited_is_replaced(tmp_path: Path) -> 
         assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
 
 
+async def test_a_spare_that_died_is_replaced_although_nobody_uploads() -> None:
+    async with running(Decoder(VideoLimits(), 60)):
+        for _ in range(2):
+            killed = only_child()
+            os.kill(killed, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while not [pid for pid in decode_children() if pid != killed and is_alive(pid)]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+
 async def test_no_more_decodes_run_at_a_time_than_allowed(tmp_path: Path) -> None:
     good = clips.h264_mp4(tmp_path / "good.mp4")
     heard: list[str] = []
