@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from service.api.dependencies import ServiceDep
+from service.api.dependencies import BEARER, ServiceDep
 from service.api.errors import documented
 from service.api.schemas import Health, Model, ModelList
 from service.errors import NotFound, Unavailable
@@ -40,19 +40,24 @@ async def readyz(response: Response, service: ServiceDep) -> Health:
     return Health(status="ok", problems=problems)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=documented(401, 403) | {200: {"content": {"text/plain": {}}}},
+    dependencies=[BEARER],
+)
 async def metrics(service: ServiceDep) -> Response:
     """Everything measured, in Prometheus' text format."""
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/v1/models", responses=documented(503))
+@router.get("/v1/models", responses=documented(401, 403, 429, 503), dependencies=[BEARER])
 async def list_models(service: ServiceDep) -> ModelList:
     """The model this server answers with."""
     return ModelList(data=[_described(await service.encoding.model())])
 
 
-@router.get("/v1/models/{model}", responses=documented(404, 422, 503))
+@router.get("/v1/models/{model}", responses=documented(401, 403, 404, 422, 429, 503), dependencies=[BEARER])
 async def get_model(service: ServiceDep, model: Annotated[str, Path(max_length=200)]) -> Model:
     """One model."""
     info = await service.encoding.model()
