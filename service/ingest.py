@@ -192,8 +192,9 @@ class Ingest:
         if known.status == "failed":  # another try of the same bytes
             await self._videos.update(tenant, record)
             return record, True
-        if known.expires_at != record.expires_at:  # the same bytes have come again, and are kept from now on
-            known = known.model_copy(update={"expires_at": record.expires_at})
+        filename = record.filename if known.filename == uploads.UNNAMED else known.filename
+        if (known.expires_at, known.filename) != (record.expires_at, filename):  # and are kept from now on
+            known = known.model_copy(update={"expires_at": record.expires_at, "filename": filename})
             await self._videos.update(tenant, known)
         return known, False
 

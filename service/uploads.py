@@ -15,6 +15,8 @@ _FORM_OVERHEAD = 64 * 1024  # headers and boundaries around the file
 _MAX_PURPOSE = 64
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f/\\]+")
 _VIDEO_TYPE = re.compile(r"video/[a-z0-9!#$&^_.+-]{1,100}")  # RFC 6838: it becomes a header when the file is served
+UNNAMED = "video"
+"""The name of a file that came without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +170,7 @@ def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:
 def _clean(filename: str | None) -> str:
     """A name fit to be shown: no directories, no control characters, bounded."""
     parts = [part for part in _UNPRINTABLE.split(filename or "") if part.strip(". ")]
-    return parts[-1][-255:] if parts else "video"
+    return parts[-1][-255:] if parts else UNNAMED
 
 
 def _media_type(said: str) -> str:
