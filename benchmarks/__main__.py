@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "http": "benchmarks.http",
     "engine": "benchmarks.engine",
+    "decode": "benchmarks.decode",
     "answers": "model.tiny.evaluate",
     "encoder": "benchmarks.encoder",
     "published-size": "benchmarks.published_size",

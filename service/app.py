@@ -225,6 +225,7 @@ def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
         threads=settings.threads_per_worker,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        cuda_graphs=settings.cuda_graphs,
         max_num_batched_frames=settings.max_num_batched_frames,
     )
     return tuple(replace(config, number=number) for number in range(len(places)))

@@ -90,6 +90,8 @@ class Settings(BaseModel):
     """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""
     max_num_seqs: int = Field(default=32, ge=1, le=4096)
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    cuda_graphs: bool = True
+    """Whether a worker on a GPU captures its decode steps when it starts; quantised models never are."""
     max_num_batched_frames: int = Field(default=256, ge=1, le=100_000)
     """Frames of all clips in one call of the encoder."""
 

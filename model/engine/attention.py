@@ -1,9 +1,9 @@
 """Attention over a pack of sequences, each against its blocks of the cache, in the form that transformers calls.
 
-Holds no state: the plan of the step comes in as an argument of the forward pass. No key or value is copied: blocks
-that are adjacent are looked at as one run, and rows that see the same run (sequences with one video) together.
-What a row saw in several runs is then put together by the logarithms of their sums (as FlashAttention does between
-its tiles; Dao et al. 2022).
+Holds no state: the plan of the step comes in as an argument of the forward pass. The plan here is for torch's own
+kernels; the one for GPUs is in `paged_attention`. No key or value is copied: blocks that are adjacent are looked at as
+one run, and rows that see the same run (sequences with one video) together. What a row saw in several runs is then put
+together by the logarithms of their sums (as FlashAttention does between its tiles; Dao et al. 2022).
 """
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from transformers import AttentionInterface
@@ -33,6 +34,23 @@ class Rows:
     """So many of the blocks, the first, others hold too."""
 
 
+class Plan(Protocol):
+    """All that attention needs to know of one step."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """[rows]: where each row's key and value go."""
+
+    @property
+    def kv_cache(self) -> KVCache:
+        """Where they go to, and where those of earlier steps are."""
+
+    def look(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """What each row sees: from [heads, rows, head_dim] to [rows, num_heads, head_dim]. The cache has the rows."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """Rows of the pack that all see all of one run of slots; or, without a run, see each other causally."""
@@ -43,8 +61,8 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionPlan:
-    """All that attention needs to know of one step."""
+class RunPlan:
+    """A step as looks at runs of adjacent slots."""
 
     looks: tuple[Look, ...]
     parts: torch.Tensor | None
@@ -54,13 +72,30 @@ class AttentionPlan:
     """[rows]: where each row's key and value go."""
     kv_cache: KVCache
 
+    def look(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """As `Plan.look`."""
+        results, sums = [], []
+        for look in self.looks:
+            rows = query[:, look.rows]  # [num_heads, n, head_dim]
+            if look.run is None:
+                result, log_sum = _attend_causally(rows, key[:, look.rows], value[:, look.rows], scaling)
+            else:
+                keys, values = self.kv_cache.run(layer, *look.run)
+                result, log_sum = _attend_fully(rows, keys, values, scaling)
+            results.append(result.transpose(0, 1))  # [n, num_heads, head_dim]
+            sums.append(log_sum.transpose(0, 1))  # [n, num_heads]
+        result = torch.cat(results) if len(results) > 1 else results[0]
+        return result if self.parts is None else _put_together(result, torch.cat(sums), self.parts)
+
 
 def register() -> None:
     """Make the implementation known to transformers; again is no harm."""
     AttentionInterface.register(IMPLEMENTATION, attend)
 
 
-def make_plan(pack: Ordered[Rows], kv_cache: KVCache, *, block_size: int, device: torch.device) -> AttentionPlan:
+def make_plan(pack: Ordered[Rows], kv_cache: KVCache, *, block_size: int, device: torch.device) -> RunPlan:
     """What each row of a pack is to look at."""
     seers: dict[tuple[int, int], list[int]] = defaultdict(list)
     causal: list[Rows] = []
@@ -79,7 +114,7 @@ def make_plan(pack: Ordered[Rows], kv_cache: KVCache, *, block_size: int, device
     together = [(list(range(rows.first, rows.first + rows.num_rows)), None) for rows in causal]
     together += [(numbers, run) for run, numbers in seers.items()]
     in_order = [number for numbers, _ in together for number in numbers]
-    return AttentionPlan(
+    return RunPlan(
         looks=tuple(Look(_compact(numbers, device), run) for numbers, run in together),
         parts=_parts(in_order, num_rows=len(slots), device=device),
         slots=torch.tensor(slots, device=device),
@@ -94,7 +129,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    plan: AttentionPlan,
+    plan: Plan,
     scaling: float,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
@@ -118,19 +153,7 @@ def attend(
     said_in = query.dtype
     query, key, value = (each.to(plan.kv_cache.dtype) for each in (query, key, value))
     plan.kv_cache.write(layer, plan.slots, key[0], value[0])
-    results, sums = [], []
-    for look in plan.looks:
-        rows = query[0, :, look.rows]  # [num_heads, n, head_dim]
-        if look.run is None:
-            result, log_sum = _attend_causally(rows, key[0, :, look.rows], value[0, :, look.rows], scaling)
-        else:
-            keys, values = plan.kv_cache.run(layer, *look.run)
-            result, log_sum = _attend_fully(rows, keys, values, scaling)
-        results.append(result.transpose(0, 1))  # [n, num_heads, head_dim]
-        sums.append(log_sum.transpose(0, 1))  # [n, num_heads]
-    result = torch.cat(results) if len(results) > 1 else results[0]
-    if plan.parts is not None:
-        result = _put_together(result, torch.cat(sums), plan.parts)
+    result = plan.look(layer, query[0], key[0], value[0], scaling)
     return result[None].to(said_in), None
 
 
@@ -200,7 +223,7 @@ def _compact(numbers: list[int], device: torch.device) -> slice | torch.Tensor:
 
 
 def _parts(in_order: list[int], *, num_rows: int, device: torch.device) -> torch.Tensor | None:
-    """`AttentionPlan.parts`, where the results of all looks belong to the rows `in_order`."""
+    """`RunPlan.parts`, where the results of all looks belong to the rows `in_order`."""
     if in_order == list(range(num_rows)):
         return None
     places: list[list[int]] = [[] for _ in range(num_rows)]

@@ -40,7 +40,8 @@ class EngineConfig:
 
     Keys and values lie in `num_blocks` blocks of `block_size` tokens; 0 leaves the number to the engine, which takes
     what `max_num_seqs` of the longest sequences need, or less where memory is short. With `prefix_caching` a
-    sequence uses the blocks of another that began in the same way.
+    sequence uses the blocks of another that began in the same way. With `cuda_graphs` steps that only decode are
+    captured when the engine is made, where it runs on a GPU.
 
     Raises:
         ValueError: a bound is too small, a step could not decode every running sequence, or the longest sequence does
@@ -54,6 +55,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int = 0
     prefix_caching: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:

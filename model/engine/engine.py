@@ -85,7 +85,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._runner = runner
         self._scheduler = Scheduler(self._config)
-        self._runner.allocate(self._config.num_blocks, self._config.block_size)
+        self._runner.allocate(self._config)
         self._answers: dict[str, _Answer] = {}
         self._searches: dict[str, BeamSearch] = {}
 

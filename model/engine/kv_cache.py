@@ -40,9 +40,9 @@ class KVCache:
         """Keys and values of adjacent slots, as views [num_kv_heads, num_slots, head_dim]."""
         return self._keys[layer, :, first : first + num_slots], self._values[layer, :, first : first + num_slots]
 
-    def gather(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of keys and values of any slots [n]: [num_kv_heads, n, head_dim]."""
-        return self._keys[layer].index_select(1, slots), self._values[layer].index_select(1, slots)
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, as views [num_kv_heads, num_slots, head_dim]."""
+        return self._keys[layer], self._values[layer]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each pair from the first to the second, all layers."""

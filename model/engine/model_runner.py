@@ -1,14 +1,21 @@
 """Runs one step's chunks through transformers' own LLaMA, packed in one forward pass. Chunks in, logits out."""
 
 from collections.abc import Sequence as Ordered
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LlamaForCausalLM
 
-from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
+from model.engine import attention
+from model.engine.attention import Plan, Rows
+from model.engine.config import EngineConfig
 from model.engine.kv_cache import KVCache, bytes_per_block, cache_dtype, free_bytes
-from model.engine.packed_linear import pack_linears
+from model.engine.packed_linear import is_plain, pack_linears
 from model.engine.scheduler import Chunk
+
+if TYPE_CHECKING:
+    from model.engine.decode_graphs import DecodeGraphs
 
 
 class ModelRunner:
@@ -19,15 +26,18 @@ class ModelRunner:
     """
 
     def __init__(self, language_model: LlamaForCausalLM) -> None:
-        register()
-        language_model.set_attn_implementation(IMPLEMENTATION)
+        attention.register()
+        language_model.set_attn_implementation(attention.IMPLEMENTATION)
         language_model.eval()
+        self._is_plain = is_plain(language_model)
         self._dtype = torch.float32 if pack_linears(language_model) else language_model.dtype
         self._language_model = language_model
         self._device: torch.device = language_model.device
         self._cache_dtype = cache_dtype(language_model.dtype, self._device)
         self._kv_cache: KVCache | None = None
         self._block_size = 0
+        self._is_paged = runs_paged(self._device)
+        self._graphs: DecodeGraphs | None = None
         self.vocab_size: int = language_model.config.vocab_size
         self.hidden_size: int = language_model.config.hidden_size
         self.max_positions: int = language_model.config.max_position_embeddings
@@ -37,16 +47,29 @@ class ModelRunner:
         config = self._language_model.config
         return free_bytes(self._device) // bytes_per_block(config, block_size=block_size, dtype=self._cache_dtype)
 
-    def allocate(self, num_blocks: int, block_size: int) -> None:
-        """Make room for so many blocks."""
-        self._block_size = block_size
+    def allocate(self, config: EngineConfig) -> None:
+        """Make room for its blocks, and capture its decode steps where they are."""
+        self._block_size = config.block_size
         self._kv_cache = KVCache(
             self._language_model.config,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=config.num_blocks + 1,  # a spare one, for rows that only fill a batch up
+            block_size=config.block_size,
             dtype=self._cache_dtype,
             device=self._device,
         )
+        if self._is_paged and self._is_plain and config.cuda_graphs:
+            from model.engine.decode_graphs import DecodeGraphs
+
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(
+                    self._decode,
+                    self._kv_cache,
+                    block_size=config.block_size,
+                    spare_block=config.num_blocks,
+                    max_num_seqs=config.max_num_seqs,
+                    max_blocks=config.blocks_for(config.max_model_len),
+                    device=self._device,
+                )
 
     def copy_blocks(self, pairs: Ordered[tuple[int, int]]) -> None:
         """Copy what blocks hold, each pair from the first to the second."""
@@ -64,16 +87,40 @@ class ModelRunner:
         if not chunks:
             return torch.empty(0, self.vocab_size)
         pack = _pack(chunks)
+        if self._graphs is not None and (token_ids := _decoded(chunks)) is not None:
+            return self._graphs.run(pack, token_ids)
         last_rows = [rows.first + rows.num_rows - 1 for rows, chunk in zip(pack, chunks, strict=True) if chunk.sampled]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
+        return self._forward(
+            self._embed(chunks), self._tensor(positions), self._plan(pack, self._kv_cache), self._tensor(last_rows)
+        )
+
+    def _decode(self, token_ids: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """Logits [n, vocab] after tokens [n]; nothing in here depends on what the tensors hold."""
+        embeds = self._language_model.get_input_embeddings()(token_ids).to(self._dtype)
+        return self._forward(embeds, positions, plan, 0)
+
+    def _forward(
+        self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, logits_to_keep: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Input embeddings [rows, hidden] at positions [rows] to logits [n, vocab], float32, of the rows to keep."""
         logits: torch.Tensor = self._language_model(
-            inputs_embeds=self._embed(chunks)[None],  # [1, rows, hidden]
-            position_ids=self._tensor(positions)[None],  # [1, rows]
+            inputs_embeds=embeds[None],
+            position_ids=positions[None],
             use_cache=False,
-            logits_to_keep=self._tensor(last_rows),
-            plan=make_plan(pack, self._kv_cache, block_size=self._block_size, device=self._device),
+            logits_to_keep=logits_to_keep,  # 0 keeps all
+            plan=plan,
         ).logits
         return logits[0].float()
+
+    def _plan(self, pack: list[Rows], kv_cache: KVCache) -> Plan:
+        if not self._is_paged:
+            return attention.make_plan(pack, kv_cache, block_size=self._block_size, device=self._device)
+        from model.engine import paged_attention
+
+        config = self._language_model.config
+        group = config.num_attention_heads // config.num_key_value_heads
+        return paged_attention.make_plan(pack, kv_cache, block_size=self._block_size, group=group, device=self._device)
 
     def _embed(self, chunks: Ordered[Chunk]) -> torch.Tensor:
         """Input embeddings [rows, hidden]: text looked up in one go, video tokens laid over their places."""
@@ -93,6 +140,24 @@ class ModelRunner:
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self._device)
+
+
+def runs_paged(device: torch.device) -> bool:
+    """Whether attention is the kernel over block tables: on a GPU, where Triton is, as it is with torch for CUDA."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _decoded(chunks: Ordered[Chunk]) -> list[int] | None:
+    """The token of each chunk, where each is one of text whose successor is asked for."""
+    token_ids: list[int] = []
+    for chunk in chunks:
+        if chunk.num_tokens > 1 or not chunk.sampled:
+            return None
+        (piece,) = chunk.sequence.pieces(chunk.start, chunk.end)
+        if isinstance(piece, torch.Tensor):
+            return None
+        token_ids += piece
+    return token_ids
 
 
 def _pack(chunks: Ordered[Chunk]) -> list[Rows]:

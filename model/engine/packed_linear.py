@@ -76,8 +76,8 @@ def pack_linears(network: nn.Module) -> bool:
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear)
     ]
-    linears = (getattr(parent, name) for parent, name in places)
-    if not places or not all(_is_plain(linear) and _gains(linear.weight.dtype) for linear in linears):
+    weights = [getattr(parent, name).weight for parent, name in places]
+    if not is_plain(network) or not all(weight.device.type == "cpu" and _gains(weight.dtype) for weight in weights):
         return False
     for parent in dict.fromkeys(parent for parent, _ in places):
         for names in _SIBLINGS:
@@ -99,9 +99,10 @@ def _join(parent: nn.Module, names: tuple[str, ...]) -> None:
         setattr(parent, name, PackedSibling(siblings, number))
 
 
-def _is_plain(linear: nn.Linear) -> bool:
-    weight = linear.weight
-    return type(linear) is nn.Linear and type(weight.data) is Tensor and weight.device.type == "cpu"
+def is_plain(network: nn.Module) -> bool:
+    """Whether it has linear layers, and none is quantised or only looks like one."""
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return bool(linears) and all(type(each) is nn.Linear and type(each.weight.data) is Tensor for each in linears)
 
 
 def _gains(dtype: torch.dtype) -> bool:

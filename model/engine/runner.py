@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from model.engine.config import EngineConfig
 from model.engine.scheduler import Chunk
 
 
@@ -20,8 +21,8 @@ class Runner(Protocol):
     hidden_size: int
     max_positions: int
 
-    def allocate(self, num_blocks: int, block_size: int) -> None:
-        """Make room for so many blocks; called once, before anything runs."""
+    def allocate(self, config: EngineConfig) -> None:
+        """Make room for its blocks, of which the number is set; called once, before anything runs."""
 
     def most_blocks(self, block_size: int) -> int:
         """Blocks for which there is memory now."""

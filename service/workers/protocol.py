@@ -27,6 +27,7 @@ class WorkerConfig:
     threads: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    cuda_graphs: bool
     max_num_batched_frames: int
 
     @property

@@ -82,6 +82,7 @@ class Worker:
             max_num_seqs=config.max_num_seqs,
             max_model_len=self._family.max_model_len,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            cuda_graphs=config.cuda_graphs,
             max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.device.type],
         )
         self._engine: Engine | None = None

@@ -2,6 +2,7 @@
 
 import torch
 
+from model.engine.config import EngineConfig
 from model.engine.model_runner import ModelRunner
 from model.engine.sampling_params import SamplingParams
 from model.engine.scheduler import Chunk
@@ -26,7 +27,7 @@ def chunk(each: Sequence, start: int, end: int, *, num_shared: int = 0) -> Chunk
 
 def runner() -> ModelRunner:
     made = ModelRunner(small_llama())
-    made.allocate(num_blocks=20, block_size=4)
+    made.allocate(EngineConfig(max_model_len=24, num_blocks=20, block_size=4))
     return made
 
 

@@ -32,6 +32,7 @@ CONFIG = WorkerConfig(
     threads=1,
     max_num_seqs=4,
     max_num_batched_tokens=512,
+    cuda_graphs=True,
     max_num_batched_frames=64,
 )
 PATIENCE = 90.0

@@ -1,0 +1,140 @@
+"""Decode steps as captured CUDA graphs, one for each size of a batch: one launch instead of hundreds.
+
+A batch is padded to the next size with rows that write to a block that no sequence has.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+import torch
+
+from model.engine.attention import Rows
+from model.engine.kv_cache import KVCache
+from model.engine.paged_attention import PagedPlan, padded
+
+Forward = Callable[[torch.Tensor, torch.Tensor, PagedPlan], torch.Tensor]
+"""Token ids [n], positions [n] and a plan to logits [n, vocab]."""
+
+
+class DecodeGraphs:
+    """The graphs of a language model, for steps in which every sequence gets one token after one that is text."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        kv_cache: KVCache,
+        *,
+        block_size: int,
+        spare_block: int,
+        max_num_seqs: int,
+        max_blocks: int,
+        device: torch.device,
+    ) -> None:
+        self._graphs: list[_Graph] = []
+        pool = None
+        for size in reversed(batch_sizes(max_num_seqs)):  # the largest first: the others fit into the memory it took
+            graph = _Graph(
+                forward,
+                kv_cache,
+                size=size,
+                block_size=block_size,
+                spare_block=spare_block,
+                max_blocks=max_blocks,
+                device=device,
+                pool=pool,
+            )
+            pool = graph.captured.pool
+            self._graphs.insert(0, graph)
+
+    def run(self, rows: Ordered[Rows], token_ids: Ordered[int]) -> torch.Tensor:
+        """Logits [n, vocab], one for each of the rows, which are a token each."""
+        graph = next(each for each in self._graphs if each.size >= len(rows))
+        return graph.run(rows, token_ids)
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 4, then in eights, and the largest that may come."""
+    return sorted({size for size in (1, 2, 4, *range(8, most, 8)) if size < most} | {most})
+
+
+class _Graph:
+    """One captured pass, and the tensors it reads."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        kv_cache: KVCache,
+        *,
+        size: int,
+        block_size: int,
+        spare_block: int,
+        max_blocks: int,
+        device: torch.device,
+        pool: tuple[int, int] | None,
+    ) -> None:
+        self.size = size
+        self._block_size, self._spare_block, self._max_blocks = block_size, spare_block, max_blocks
+        # Token ids, positions and slots, a row each: they come in one copy.
+        self._numbers = torch.zeros(3, size, dtype=torch.long, device=device)
+        self._fill(self._numbers, self._padding(size))
+        tables = torch.full((size, max_blocks), spare_block, dtype=torch.int32, device=device)
+        each = torch.arange(size, dtype=torch.int32, device=device)
+        tiles = torch.stack((each, torch.ones_like(each), torch.zeros_like(each), each))
+        token_ids, positions, slots = self._numbers
+        self._plan = plan = PagedPlan(
+            slots=slots, kv_cache=kv_cache, block_size=block_size, block_tables=tables, tiles=tiles, tile_rows=1
+        )
+
+        def step() -> torch.Tensor:
+            plan.tiles[2].copy_(positions)
+            return forward(token_ids, positions, plan)
+
+        self.captured = capture(step, device=device, pool=pool)
+
+    def run(self, rows: Ordered[Rows], token_ids: Ordered[int]) -> torch.Tensor:
+        positions = [each.start for each in rows]
+        slots = [
+            each.blocks[each.start // self._block_size] * self._block_size + each.start % self._block_size
+            for each in rows
+        ]
+        more = self._padding(self.size - len(rows))
+        self._fill(
+            self._numbers, [[*ours, *rest] for ours, rest in zip((token_ids, positions, slots), more, strict=True)]
+        )
+        self._fill(self._plan.block_tables[: len(rows)], padded([each.blocks for each in rows], self._max_blocks))
+        self.captured.launch()
+        return self.captured.result[: len(rows)].clone()  # the next step writes over the original
+
+    def _padding(self, count: int) -> list[list[int]]:
+        return [[0] * count, [0] * count, [self._spare_block * self._block_size] * count]
+
+    @staticmethod
+    def _fill(target: torch.Tensor, numbers: list[list[int]]) -> None:
+        target.copy_(torch.tensor(numbers, dtype=target.dtype))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """Work that is one launch."""
+
+    launch: Callable[[], object]
+    result: torch.Tensor
+    """Each launch writes it anew."""
+    pool: tuple[int, int] | None
+    """Its memory, which others may use that run at other times."""
+
+
+def capture(function: Callable[[], torch.Tensor], *, device: torch.device, pool: tuple[int, int] | None) -> Captured:
+    """Capture what a function does on a GPU."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # kernels are compiled, libraries take their memory
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
+            result = function()
+        return Captured(graph.replay, result, graph.pool())

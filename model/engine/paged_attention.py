@@ -1,0 +1,193 @@
+"""Attention over blocks as one Triton kernel a layer, for GPUs: rows in tiles, blocks found through block tables.
+
+A tile is adjacent rows of one sequence; heads that share keys are further rows of it. Each program takes one tile, one
+head of the keys and one part of the slots, so that a few long sequences occupy the whole device too; the parts are then
+put together by the logarithms of their sums (block tables: Kwon et al. 2023; sums: Dao et al. 2022). Shapes depend on
+the number of rows alone: a pass with it can be captured as a CUDA graph.
+"""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from model.engine.attention import Rows
+from model.engine.kv_cache import KVCache
+
+_TILE_ROWS = 64
+"""Rows of a tile where prompts are read, over all heads that share keys."""
+_PROGRAMS = 264
+"""Enough to occupy a large GPU, of 132 multiprocessors."""
+_MOST_SPLITS = 16
+_SLOTS = 64
+"""Keys that a program looks at together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagedPlan:
+    """A step as tiles of rows, each with its sequence's block table."""
+
+    slots: torch.Tensor
+    """[rows]: where each row's key and value go."""
+    kv_cache: KVCache
+    block_size: int
+    block_tables: torch.Tensor
+    """[sequences, n], int32: padded with any block."""
+    tiles: torch.Tensor
+    """[4, tiles], int32: the first row in the pack, how many rows, the position of the first, the sequence."""
+    tile_rows: int
+    """The most rows of a tile."""
+
+    def look(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,  # noqa: ARG002  it is in the cache, as are all of its past
+        value: torch.Tensor,  # noqa: ARG002
+        scaling: float,
+    ) -> torch.Tensor:
+        """As `model.engine.attention.Plan.look`."""
+        num_heads, num_rows, head_dim = query.shape
+        keys, values = self.kv_cache.layer(layer)
+        num_kv_heads, num_tiles = len(keys), self.tiles.shape[1]
+        group = num_heads // num_kv_heads
+        num_splits = max(1, min(_MOST_SPLITS, _PROGRAMS // (num_tiles * num_kv_heads)))
+        results = query.new_empty(num_splits, num_rows, num_heads, head_dim, dtype=torch.float32)
+        log_sums = query.new_empty(num_splits, num_rows, num_heads, dtype=torch.float32)
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            _attend[(num_tiles, num_kv_heads, num_splits)](
+                query,
+                keys,
+                values,
+                results,
+                log_sums,
+                self.tiles,
+                self.block_tables,
+                scaling,
+                num_tiles,
+                self.block_tables.stride(0),
+                *query.stride()[:2],
+                *keys.stride()[:2],
+                *results.stride()[:3],
+                *log_sums.stride()[:2],
+                GROUP=group,
+                ROWS=max(16, triton.next_power_of_2(self.tile_rows * group)),
+                HEAD_DIM=head_dim,
+                PADDED_DIM=max(16, triton.next_power_of_2(head_dim)),
+                BLOCK_SIZE=self.block_size,
+                SLOTS=_SLOTS,
+                NUM_SPLITS=num_splits,
+            )
+        if num_splits == 1:
+            return results[0].to(query.dtype)
+        weights = log_sums.softmax(dim=0)  # [splits, rows, num_heads]; what saw nothing has -inf
+        return torch.einsum("srh,srhd->rhd", weights, results).to(query.dtype)
+
+
+def make_plan(
+    pack: Ordered[Rows], kv_cache: KVCache, *, block_size: int, group: int, device: torch.device
+) -> PagedPlan:
+    """What each row of a pack is to look at; `group` query heads share a key."""
+    most = max(rows.num_rows for rows in pack)
+    tile_rows = min(most, max(1, _TILE_ROWS // group))
+    slots: list[int] = []
+    tiles: list[tuple[int, int, int, int]] = []
+    for number, rows in enumerate(pack):
+        end = rows.start + rows.num_rows
+        slots += (rows.blocks[p // block_size] * block_size + p % block_size for p in range(rows.start, end))
+        for done in range(0, rows.num_rows, tile_rows):
+            tiles.append((rows.first + done, min(tile_rows, rows.num_rows - done), rows.start + done, number))
+    return PagedPlan(
+        slots=torch.tensor(slots, device=device),
+        kv_cache=kv_cache,
+        block_size=block_size,
+        block_tables=torch.tensor(padded([rows.blocks for rows in pack]), dtype=torch.int32, device=device),
+        tiles=torch.tensor(tiles, dtype=torch.int32).T.contiguous().to(device),
+        tile_rows=tile_rows,
+    )
+
+
+def padded(tables: Ordered[Ordered[int]], length: int = 0) -> list[list[int]]:
+    """Block tables as rows of one length, the longest one's or `length`."""
+    length = max(length, *map(len, tables))
+    return [[*table, *[0] * (length - len(table))] for table in tables]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    query,
+    keys,
+    values,
+    results,
+    log_sums,
+    tiles,
+    block_tables,
+    scaling,
+    num_tiles,
+    table_stride,
+    query_head_stride,
+    query_row_stride,
+    cache_head_stride,
+    cache_slot_stride,
+    result_split_stride,
+    result_row_stride,
+    result_head_stride,
+    sum_split_stride,
+    sum_row_stride,
+    GROUP: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,  # noqa: N803
+    PADDED_DIM: tl.constexpr,  # noqa: N803
+    BLOCK_SIZE: tl.constexpr,  # noqa: N803
+    SLOTS: tl.constexpr,  # noqa: N803
+    NUM_SPLITS: tl.constexpr,  # noqa: N803
+):
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(tiles + tile)
+    num_rows = tl.load(tiles + num_tiles + tile)
+    start = tl.load(tiles + 2 * num_tiles + tile)
+    table = block_tables + tl.load(tiles + 3 * num_tiles + tile) * table_stride
+
+    lane = tl.arange(0, ROWS)
+    row, head = lane // GROUP, kv_head * GROUP + lane % GROUP
+    column = tl.arange(0, PADDED_DIM)
+    is_row, is_column = row < num_rows, column < HEAD_DIM
+    asked = query + (first + row) * query_row_stride + head * query_head_stride
+    q = tl.load(asked[:, None] + column[None, :], mask=is_row[:, None] & is_column[None, :], other=0.0)
+
+    end = start + num_rows
+    num_each = tl.cdiv(tl.cdiv(end, SLOTS), NUM_SPLITS) * SLOTS
+    low = split * num_each
+    high = tl.minimum(low + num_each, end)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, PADDED_DIM], tl.float32)
+    for begin in range(low, high, SLOTS):
+        position = begin + tl.arange(0, SLOTS)
+        is_slot = position < high
+        block = tl.load(table + position // BLOCK_SIZE, mask=is_slot, other=0).to(tl.int64)
+        place = kv_head * cache_head_stride + (block * BLOCK_SIZE + position % BLOCK_SIZE) * cache_slot_stride
+        k = tl.load(keys + place[None, :] + column[:, None], mask=is_column[:, None] & is_slot[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee") * (scaling * 1.4426950408889634)  # for powers of two
+        is_seen = is_slot[None, :] & (position[None, :] <= (start + row)[:, None])
+        scores = tl.where(is_seen, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
+        shrink = tl.exp2(highest - base)
+        weights = tl.exp2(scores - base[:, None])
+        v = tl.load(values + place[:, None] + column[None, :], mask=is_slot[:, None] & is_column[None, :], other=0.0)
+        total = total * shrink + tl.sum(weights, 1)
+        mean = mean * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        highest = higher
+
+    mean = mean / tl.where(total > 0.0, total, 1.0)[:, None]
+    out = results + split * result_split_stride + (first + row) * result_row_stride + head * result_head_stride
+    tl.store(out[:, None] + column[None, :], mean, mask=is_row[:, None] & is_column[None, :])
+    if NUM_SPLITS > 1:
+        log_sum = (
+            highest + tl.log2(tl.where(total > 0.0, total, 1.0))
+        ) * 0.6931471805599453  # -inf where nothing was seen
+        sums = log_sums + split * sum_split_stride + (first + row) * sum_row_stride + head
+        tl.store(sums, log_sum, mask=is_row)
