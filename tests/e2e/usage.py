@@ -1,0 +1,79 @@
+"""What a fleet's processes take: memory now and at its peak, and open files, looked at again and again."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.e2e.fleet import Fleet
+
+PARTS = {
+    "service.workers.worker": "worker",
+    "service.decode_child": "decode",
+    "service.cli": "api",
+    "redis-server": "redis",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What one process has at a moment; bytes are resident, with the pages it shares, the peak since it began."""
+
+    seconds: float
+    part: str
+    pid: int
+    num_bytes: int
+    peak_bytes: int
+    num_files: int
+
+
+def usage_of(fleet: Fleet, *, seconds: float) -> list[Usage]:
+    """Every process of the fleet that can be looked at; one that ends meanwhile is left out."""
+    found = []
+    for root in (fleet.redis.process.pid, *(replica.service.process.pid for replica in fleet.replicas)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(root)
+            for process in (top, *top.children(recursive=True)):
+                with contextlib.suppress(psutil.Error, OSError, StopIteration):  # it has just ended
+                    found.append(_usage(process, seconds=seconds))
+    return found
+
+
+def _usage(process: psutil.Process, *, seconds: float) -> Usage:
+    command = " ".join(process.cmdline())
+    return Usage(
+        seconds=seconds,
+        part=next(part for mark, part in PARTS.items() if mark in command),
+        pid=process.pid,
+        num_bytes=process.memory_info().rss,
+        peak_bytes=_peak_bytes(process.pid),
+        num_files=process.num_fds(),
+    )
+
+
+def _peak_bytes(pid: int) -> int:
+    """The kernel's own high-water mark, which sees what lies between two looks."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+@contextlib.contextmanager
+def every(seconds: float, look: Callable[[float], None]) -> Iterator[None]:
+    """Look so often as long as the block lasts; `look` is given the seconds since it began."""
+    start, is_over = time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(seconds):
+            look(time.monotonic() - start)
+
+    thread = threading.Thread(target=watch, name="watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
