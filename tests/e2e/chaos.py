@@ -354,7 +354,7 @@ def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[in
 def growth(report: Report) -> list[str]:
     """Parts whose lives took more and more memory."""
     return [
-        f"a process of part {part} had up to {report.peak_mb[part][0]} MB in the first half, then {report.peak_mb[part][1]}"
+        f"{part}: up to {report.peak_mb[part][0]} MB in the first half, {report.peak_mb[part][1]} in the second"
         for part, most in _MAX_GROWTH.items()
         if report.peak_mb[part][1] > most * report.peak_mb[part][0]
     ]

@@ -26,6 +26,7 @@ class Usage:
     seconds: float
     part: str
     pid: int
+    parent: int
     num_bytes: int
     peak_bytes: int
     num_files: int
@@ -49,6 +50,7 @@ def _usage(process: psutil.Process, *, seconds: float) -> Usage:
         seconds=seconds,
         part=next(part for mark, part in PARTS.items() if mark in command),
         pid=process.pid,
+        parent=process.ppid(),
         num_bytes=process.memory_info().rss,
         peak_bytes=_peak_bytes(process.pid),
         num_files=process.num_fds(),
