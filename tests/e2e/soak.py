@@ -11,6 +11,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import os
 import random
 import re
 import statistics
@@ -76,8 +77,8 @@ _BOUNDS = {
 }
 """By the first words of a series' name.
 
-Two percent of a worker are the pages that its allocator keeps between a small batch and a large one. What counts visits that
-are going on (keys, files) scatters with them; a thing left by each visit would double these numbers.
+Two percent of a worker are the pages that its allocator keeps between a small batch and a large one. What counts visits
+that are going on (keys, files) scatters with them; a thing left by each visit would double these numbers.
 """
 
 
@@ -255,7 +256,7 @@ class Visitor:
 
     def upload_rubbish(self) -> None:
         reply = self._http.post("/v1/videos", files={"file": ("a.mp4", self._rng.randbytes(5000), "video/mp4")})
-        self._expect(reply, 422)
+        self._expect(reply, 415)
 
     def upload_a_torn_file(self) -> None:
         """Its index is whole, and most of its pictures are not."""
@@ -299,7 +300,7 @@ class Visitor:
         body = {"content": content, "stream": True, "max_tokens": max_tokens, "ignore_eos": True}
         with self._http.stream("POST", f"/v1/sessions/{session_id}/messages", json=body) as reply:
             self._expect(reply, 200)
-            yield (event for event in parse_events(reply.iter_lines()) if event.id is not None)
+            yield parse_events(reply.iter_lines())
 
     def _completion(self, *, max_tokens: int) -> dict[str, Any]:
         if self._rng.random() < 0.5:
@@ -431,9 +432,10 @@ def kind_of(key: str) -> str:
 def files_in(folder: Path) -> list[tuple[Path, int]]:
     """All files below a folder, with their sizes."""
     found = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it has just gone
-            if path.is_file():
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent) / name
+            with contextlib.suppress(FileNotFoundError):  # it has just gone
                 found.append((path.relative_to(folder), path.stat().st_size))
     return found
 

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,10 @@ def every(seconds: float, look: Callable[[float], None]) -> Iterator[None]:
         while not is_over.wait(seconds):
             look(time.monotonic() - start)
 
-    thread = threading.Thread(target=watch, name="watch")
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        watching = thread.submit(watch)
+        try:
+            yield
+        finally:
+            is_over.set()
+            watching.result()
