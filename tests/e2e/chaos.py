@@ -10,11 +10,12 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,12 +31,15 @@ from tests.running import Event, eventually, parse_events
 KINDS = ("replica", "worker", "decode", "redis")
 _PATIENCE = 240.0  # seconds a client tries the same thing again
 _TRY_AGAIN = {502, 503, 504}
+_MISTAKES = ("request_failed", "stream_failed", "loop_failed", "unexpectedly", "retention_failed", "never retrieved")
+"""What a log line has in it that tells of an error which nobody had in mind."""
 _MAX_GROWTH = {"api": 1.10, "worker": 1.10, "decode": 1.10}
 """The most that a part's peak may be in the storm's second half, in times of its first half's.
 
 Each life of a process begins anew, so what grows from life to life is what the store or the disk hands it. How high one
 rises depends on what comes together in it, which the highest of many lives of a half evens out.
 """
+_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT")
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,9 @@ class Storm:
             answer = client.get(f"/v1/answers/{told.answer_id}")
             if answer["message"]["usage"]["completion_tokens"] != told.question.max_tokens:
                 self._blame(f"{told.answer_id}: {answer['message']['usage']}")
+        for replica in self._fleet.replicas:
+            for mistake in mistakes(line for output in replica.outputs for line in output):
+                self._blame(mistake)
         running = self._fleet.redis.client().smembers("answers:running")
         if running:
             self._blame(f"still running: {running}")
@@ -334,6 +341,21 @@ class Storm:
     def _blame(self, problem: str) -> None:
         self.report.problems.append(problem)
         print(problem, flush=True)
+
+
+def mistakes(lines: Iterable[str]) -> list[str]:
+    """The lines of a log that tell of a mistake of ours, each with its traceback."""
+    found: list[str] = []
+    is_traced = False
+    for line in lines:
+        if any(mark in line for mark in _MISTAKES):
+            found.append(line)
+            is_traced = True
+        elif is_traced and not _LOG_LINE.match(line):
+            found[-1] += line
+        else:
+            is_traced = False
+    return found
 
 
 def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[int]]]:

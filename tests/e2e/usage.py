@@ -12,12 +12,7 @@ import psutil
 
 from tests.e2e.fleet import Fleet
 
-PARTS = {
-    "service.workers.worker": "worker",
-    "service.decode_child": "decode",
-    "service.cli": "api",
-    "redis-server": "redis",
-}
+PARTS = {"service.workers.worker": "worker", "service.decode_child": "decode"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,27 +30,31 @@ class Usage:
 
 def usage_of(fleet: Fleet, *, seconds: float) -> list[Usage]:
     """Every process of the fleet that can be looked at; one that ends meanwhile is left out."""
-    found = []
-    for root in (fleet.redis.process.pid, *(replica.service.process.pid for replica in fleet.replicas)):
+    found = [_usage(fleet.redis.process.pid, "redis", seconds=seconds)]
+    for replica in fleet.replicas:
+        api = replica.service.process.pid
+        found.append(_usage(api, "api", seconds=seconds))
         with contextlib.suppress(psutil.NoSuchProcess):
-            top = psutil.Process(root)
-            for process in (top, *top.children(recursive=True)):
-                with contextlib.suppress(psutil.Error, OSError, StopIteration):  # it has just ended
-                    found.append(_usage(process, seconds=seconds))
-    return found
+            children = psutil.Process(api).children(recursive=True)
+            found += [_usage(child.pid, None, seconds=seconds) for child in children]
+    return [usage for usage in found if usage is not None]
 
 
-def _usage(process: psutil.Process, *, seconds: float) -> Usage:
-    command = " ".join(process.cmdline())
-    return Usage(
-        seconds=seconds,
-        part=next(part for mark, part in PARTS.items() if mark in command),
-        pid=process.pid,
-        parent=process.ppid(),
-        num_bytes=process.memory_info().rss,
-        peak_bytes=_peak_bytes(process.pid),
-        num_files=process.num_fds(),
-    )
+def _usage(pid: int, part: str | None, *, seconds: float) -> Usage | None:
+    """What a process has; its part is told by its command line. One that is just being started has its parent's yet."""
+    with contextlib.suppress(psutil.Error, OSError, StopIteration):
+        process = psutil.Process(pid)
+        command = " ".join(process.cmdline())
+        return Usage(
+            seconds=seconds,
+            part=part or next(part for mark, part in PARTS.items() if mark in command),
+            pid=pid,
+            parent=process.ppid(),
+            num_bytes=process.memory_info().rss,
+            peak_bytes=_peak_bytes(pid),
+            num_files=process.num_fds(),
+        )
+    return None
 
 
 def _peak_bytes(pid: int) -> int:
