@@ -144,7 +144,15 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
-        retention = Retention(settings=settings, media=media, videos=videos_store, leases=leases, metrics=metrics)
+        partial_files = PartialFiles(settings.media_path)
+        retention = Retention(
+            settings=settings,
+            media=media,
+            partial_files=partial_files,
+            videos=videos_store,
+            leases=leases,
+            metrics=metrics,
+        )
         stack.push_async_callback(retention.close)
         retention.start()
         drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
@@ -175,7 +183,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             settings=settings,
             ingest=ingest,
             uploads=UploadStore(redis),
-            partial_files=PartialFiles(settings.media_path),
+            partial_files=partial_files,
             leases=leases,
         )
         completions = Completions(

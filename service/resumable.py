@@ -33,7 +33,6 @@ from service.store.uploads import UploadStore
 from service.uploads import UploadHeader, paced
 
 _CHECKPOINT = 8 << 20  # bytes after which a piece that is still coming is put on disk and counted
-_SWEEP_PAUSE = 3600.0  # seconds between two looks for abandoned files
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,6 @@ class Resumable:
         self._uploads = uploads
         self._partial_files = partial_files
         self._leases = leases
-        self._swept_at = 0.0
 
     async def create(self, caller: Caller, *, length: int, header: UploadHeader, metadata: str) -> UploadRecord:
         """Begin an upload of `length` bytes.
@@ -73,7 +71,6 @@ class Resumable:
         if length > self._settings.max_upload_bytes:
             raise _too_large(self._settings.max_upload_bytes)
         await self._ingest.check_storage(caller, length)
-        await self._sweep()
         record = UploadRecord(
             id=new_id("upl"),
             length=length,
@@ -159,11 +156,6 @@ class Resumable:
         if record.error is not None:
             raise from_code(record.error.code, record.error.message)
         return record
-
-    async def _sweep(self) -> None:
-        if time.monotonic() - self._swept_at > _SWEEP_PAUSE or not self._swept_at:
-            self._swept_at = time.monotonic()
-            await self._partial_files.sweep(older_than=self._settings.upload_expiry + _SWEEP_PAUSE)
 
     # -- one piece
 

@@ -1,4 +1,7 @@
-"""How long uploaded files are kept: by age, and by how much all of them take. Records, features and sessions stay."""
+"""How long uploaded files are kept: by age, and by how much all of them take. Records, features and sessions stay.
+
+What is left of uploads in pieces that nobody went on with goes, too.
+"""
 
 import asyncio
 import time
@@ -12,22 +15,33 @@ from service.settings import Settings
 from service.store import keys
 from service.store.leases import Leases
 from service.store.media import MediaStore, StoredFile
+from service.store.partial_files import PartialFiles
 from service.store.videos import VideoStore
 
 _log = structlog.get_logger(__name__)
 
-_INTERVAL = 60.0  # seconds between two looks
+_PARTIAL_MARGIN = 60.0  # seconds that an upload's record, renewed after its bytes are on disk, may outlive them
 
 
 class Retention:
     """Removes files whose time is over, and the oldest where they take too much. One replica at a time looks."""
 
     def __init__(
-        self, *, settings: Settings, media: MediaStore, videos: VideoStore, leases: Leases, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        media: MediaStore,
+        partial_files: PartialFiles,
+        videos: VideoStore,
+        leases: Leases,
+        metrics: Metrics,
     ) -> None:
+        self._interval = settings.retention_interval
         self._ttl = settings.media_ttl
         self._max_bytes = settings.media_max_bytes
+        self._partial_age = settings.upload_expiry + _PARTIAL_MARGIN
         self._media = media
+        self._partial_files = partial_files
         self._videos = videos
         self._leases = leases
         self._metrics = metrics
@@ -35,9 +49,8 @@ class Retention:
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look now and then, if there is anything to look for."""
-        if self._ttl is not None or self._max_bytes is not None:
-            self._loop = asyncio.create_task(self._look_for_ever(), name="retention")
+        """Look now and then."""
+        self._loop = asyncio.create_task(self._look_for_ever(), name="retention")
 
     async def close(self) -> None:
         """Stop looking."""
@@ -46,11 +59,14 @@ class Retention:
             await asyncio.gather(self._loop, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Look once, unless another replica is at it.
+        """Look once; at what replicas share, unless another one is at it.
 
         Raises:
             ServiceError: the store or the files are away.
         """
+        await self._partial_files.sweep(older_than=self._partial_age)  # on this disk, which others may not see
+        if self._ttl is None and self._max_bytes is None:
+            return
         async with self._leases.hold(keys.retention_lease(), self._replica) as is_ours:
             if is_ours:
                 await self._sweep()
@@ -63,7 +79,7 @@ class Retention:
                 pass  # another time
             except Exception:  # noqa: BLE001  a mistake here must not let the disk fill up in silence for ever
                 _log.exception("retention_failed")
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(self._interval)
 
     async def _sweep(self) -> None:
         kept = sorted(await self._media.stored(), key=lambda file: file.modified)

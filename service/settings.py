@@ -58,6 +58,8 @@ class Settings(BaseModel):
     """How long an uploaded file is kept; without it, until it is erased."""
     media_max_bytes: int | None = Field(default=None, ge=1)
     """How much all uploaded files may take. Beyond that the oldest go first, those in sessions after all others."""
+    retention_interval: float = Field(default=60.0, gt=0)
+    """Seconds between two looks for files that are kept no longer."""
     cache_redis_url: SecretStr | None = None
     """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
 

@@ -13,6 +13,13 @@ import orjson
 from service.store.connection import StoreClient, StorePipeline
 
 _ALREADY_THERE = "equal or smaller than the target stream top item"
+_APPEND = """
+if KEYS[2] and redis.call('exists', KEYS[2]) == 0 then return 0 end
+local added = redis.pcall('xadd', KEYS[1], ARGV[1], 'name', ARGV[2], 'data', ARGV[3])
+if type(added) == 'table' and added.err and not string.find(added.err, ARGV[5], 1, true) then return added end
+if tonumber(ARGV[4]) > 0 then redis.call('expire', KEYS[1], ARGV[4]) end
+return 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +47,14 @@ class EventLog:
         """Add the append to a pipeline, for many logs in one round trip."""
         pipeline.xadd(key, {b"name": event.name, b"data": orjson.dumps(event.data)}, id=f"{event.number}-0")
 
-    async def append(self, key: str, event: LogEvent) -> None:
-        """Append one event; an event with that number is there already: nothing happens."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            self.queue(pipeline, key, event)
-            if self._ttl is not None:
-                pipeline.expire(key, self._ttl)
-            results = await pipeline.execute(raise_on_error=False)
-        for result in results:
-            if isinstance(result, Exception) and _ALREADY_THERE not in str(result):
-                raise result
+    async def append(self, key: str, event: LogEvent, *, record: str | None = None) -> None:
+        """Append one event; an event with that number is there already: nothing happens.
+
+        Nor does anything where `record`, a key, is not there any more: what was erased gets no new log.
+        """
+        names = [key] if record is None else [key, record]
+        values = f"{event.number}-0", event.name, orjson.dumps(event.data), self._ttl or 0, _ALREADY_THERE
+        await self._redis.eval(_APPEND, len(names), *names, *values)
 
     async def read(self, key: str, *, after: int, block: float = 0.0) -> list[LogEvent]:
         """The events with a number greater than `after`; waits up to `block` seconds for the first of them."""

@@ -105,5 +105,6 @@ class VideoStore:
         await self._redis.delete(keys.video_events(tenant, video_id))
 
     async def progress(self, tenant: str, video_id: str, event: LogEvent) -> None:
-        """Add one event to the video's progress."""
-        await self.events.append(keys.video_events(tenant, video_id), event)
+        """Add one event to the video's progress, unless it was erased meanwhile."""
+        record = keys.video(tenant, video_id)
+        await self.events.append(keys.video_events(tenant, video_id), event, record=record)

@@ -10,11 +10,12 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +25,21 @@ import httpx2
 
 from service.demo import SAMPLE
 from tests.e2e.fleet import Fleet, running_fleet
+from tests.e2e.usage import Usage, every, usage_of
 from tests.running import Event, eventually, parse_events
 
 KINDS = ("replica", "worker", "decode", "redis")
 _PATIENCE = 240.0  # seconds a client tries the same thing again
 _TRY_AGAIN = {502, 503, 504}
+_MISTAKES = ("request_failed", "stream_failed", "loop_failed", "unexpectedly", "retention_failed", "never retrieved")
+"""What a log line has in it that tells of an error which nobody had in mind."""
+_MAX_GROWTH = {"api": 1.10, "worker": 1.10, "decode": 1.10}
+"""The most that a part's peak may be in the storm's second half, in times of its first half's.
+
+Each life of a process begins anew, so what grows from life to life is what the store or the disk hands it. How high one
+rises depends on what comes together in it, which the highest of many lives of a half evens out.
+"""
+_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT")
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ class Report:
     """Connections that broke in mid-answer."""
     num_takeovers: float = 0
     """As counted by the replicas that lived to the end."""
+    num_lives: dict[str, int] = field(default_factory=dict)
+    """Processes of each part that were seen."""
+    peak_mb: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """The most resident memory that a process of each part had, of those begun in either half; in 10^6 bytes."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -211,6 +226,7 @@ class Storm:
         self._questions = questions(len(clips), max_tokens=max_tokens)
         self._rng = random.Random(seed)
         self._is_over = threading.Event()
+        self._usage: list[Usage] = []
         self._uploads: dict[str, bytes] = {}
         self._told: list[Told] = []
         self._undisturbed: dict[Question, str] = {}
@@ -221,7 +237,7 @@ class Storm:
         start = time.monotonic()
         self._learn()
         seeds = [self._rng.getrandbits(64) for _ in range(self.report.num_clients)]
-        with ThreadPoolExecutor(self.report.num_clients) as threads:
+        with every(1.0, self._look), ThreadPoolExecutor(self.report.num_clients) as threads:
             talking = [threads.submit(self._talk, random.Random(seed)) for seed in seeds]
             try:
                 for kind in kills:
@@ -233,6 +249,7 @@ class Storm:
                 if error := each.exception():
                     self._blame(f"{type(error).__name__}: {error}")
         self._check()
+        self._sum_up_usage()
         self.report.seconds = round(time.monotonic() - start, 1)
         return self.report
 
@@ -300,6 +317,9 @@ class Storm:
             answer = client.get(f"/v1/answers/{told.answer_id}")
             if answer["message"]["usage"]["completion_tokens"] != told.question.max_tokens:
                 self._blame(f"{told.answer_id}: {answer['message']['usage']}")
+        for replica in self._fleet.replicas:
+            for mistake in mistakes(line for output in replica.outputs for line in output):
+                self._blame(mistake)
         running = self._fleet.redis.client().smembers("answers:running")
         if running:
             self._blame(f"still running: {running}")
@@ -310,9 +330,56 @@ class Storm:
         self.report.num_cut_streams = sum(told.num_connections - 1 for told in self._told)
         self.report.num_takeovers = sum(r.metric("reeltalk_answer_takeovers_total") for r in self._fleet.replicas)
 
+    def _look(self, seconds: float) -> None:
+        self._usage += usage_of(self._fleet, seconds=seconds)
+
+    def _sum_up_usage(self) -> None:
+        for part, peaks in peaks_by_half(self._usage).items():
+            self.report.num_lives[part] = sum(map(len, peaks))
+            self.report.peak_mb[part] = tuple(round(max(half, default=0) / 1e6, 1) for half in peaks)
+
     def _blame(self, problem: str) -> None:
         self.report.problems.append(problem)
         print(problem, flush=True)
+
+
+def mistakes(lines: Iterable[str]) -> list[str]:
+    """The lines of a log that tell of a mistake of ours, each with its traceback."""
+    found: list[str] = []
+    is_traced = False
+    for line in lines:
+        if any(mark in line for mark in _MISTAKES):
+            found.append(line)
+            is_traced = True
+        elif is_traced and not _LOG_LINE.match(line):
+            found[-1] += line
+        else:
+            is_traced = False
+    return found
+
+
+def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[int]]]:
+    """Each part's lives, by the half of the time in which they began; of each its highest memory, in bytes."""
+    began: dict[tuple[str, int], float] = {}
+    peaks: dict[tuple[str, int], int] = {}
+    for usage in usages:
+        life = usage.part, usage.pid
+        began.setdefault(life, usage.seconds)
+        peaks[life] = max(peaks.get(life, 0), usage.peak_bytes)
+    half = max(began.values(), default=0.0) / 2
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    for life, peak in peaks.items():
+        found.setdefault(life[0], ([], []))[began[life] > half].append(peak)
+    return found
+
+
+def growth(report: Report) -> list[str]:
+    """Parts whose lives took more and more memory."""
+    return [
+        f"{part}: up to {report.peak_mb[part][0]} MB in the first half, {report.peak_mb[part][1]} in the second"
+        for part, most in _MAX_GROWTH.items()
+        if report.peak_mb[part][1] > most * report.peak_mb[part][0]
+    ]
 
 
 def schedule(num_kills: int, *, seed: int) -> Iterator[str]:
@@ -339,6 +406,7 @@ def main() -> None:
     ):
         storm = Storm(fleet, clips, num_clients=arguments.clients, seed=arguments.seed, max_tokens=arguments.tokens)
         report = storm.run(list(schedule(arguments.kills, seed=arguments.seed)))
+        report.problems += growth(report)
     for name, value in asdict(report).items():
         print(f"{name:16} {value}")
     if arguments.json:

@@ -82,6 +82,8 @@ class Replica:
     arguments: tuple[str, ...] = ()
     port: int = field(default_factory=_free_port)
     service: RunningService = field(init=False)
+    outputs: list[list[str]] = field(default_factory=list)
+    """What each of its lives has written, line by line."""
 
     def start(self) -> None:
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(self.port)]
@@ -94,6 +96,7 @@ class Replica:
             start_new_session=True,
         )
         self.service = RunningService(process, self.folder, url=f"http://127.0.0.1:{self.port}")
+        self.outputs.append(self.service.output)
 
     def kill(self) -> None:
         """SIGKILL to the API process; its children end with it."""

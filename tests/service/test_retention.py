@@ -14,6 +14,7 @@ from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.leases import Leases
 from service.store.media import MediaStore
+from service.store.partial_files import PartialFiles
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from tests.service.conversations import TENANT, session_record, video_record
@@ -27,6 +28,7 @@ class Kept:
     def __init__(self, redis: StoreClient, folder: Path) -> None:
         self.media, self.videos, self.redis, self.metrics = MediaStore(folder), VideoStore(redis), redis, Metrics()
         self.media.open()
+        self.partial_files = PartialFiles(folder)
         self.names: list[str] = []
 
     async def add(self, *, status: str = "ready", in_session: bool = False) -> str:
@@ -47,6 +49,7 @@ class Kept:
         retention = Retention(
             settings=Settings.model_validate(settings),
             media=self.media,
+            partial_files=self.partial_files,
             videos=self.videos,
             leases=Leases(self.redis, seconds=9),
             metrics=self.metrics,
@@ -95,3 +98,14 @@ async def test_one_replica_at_a_time_looks(kept: Kept, redis: StoreClient) -> No
     await kept.add()
     await Leases(redis, seconds=9).acquire("lease:retention", "rep_other")
     assert await kept.sweep(media_ttl=60) == [0]
+
+
+async def test_pieces_that_nobody_went_on_with_go_after_their_record(kept: Kept, tmp_path: Path) -> None:
+    """Without any bound on the files themselves, and also where another replica looks at those."""
+    await Leases(kept.redis, seconds=9).acquire("lease:retention", "rep_other")
+    for name, age in (("upl_old", HOUR + 120), ("upl_late", HOUR + 5), ("upl_new", 0)):
+        await kept.partial_files.create(name)
+        os.utime(tmp_path / "media" / "partial" / name, (time.time() - age,) * 2)
+    await kept.add()
+    assert await kept.sweep(upload_expiry=HOUR) == [0]
+    assert sorted(path.name for path in (tmp_path / "media" / "partial").iterdir()) == ["upl_late", "upl_new"]

@@ -32,6 +32,20 @@ async def test_an_append_that_is_repeated_changes_nothing(redis: StoreClient) ->
     assert await log.read(KEY, after=0) == [event(1), event(2), event(3)]
 
 
+async def test_an_append_that_the_server_refuses_is_told_as_any_other_refusal(redis: StoreClient) -> None:
+    """As while it is full, or has not read its file yet."""
+    log = EventLog(redis, ttl=60)
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await log.append(KEY, event(1))
+    finally:
+        await redis.config_set("maxmemory", 0)
+    await log.append(KEY, event(1))
+    assert await log.read(KEY, after=0) == [event(1)]
+    assert 0 < await redis.ttl(KEY) <= 60
+
+
 @pytest.mark.parametrize("block", [0.0, 0.5])
 async def test_a_reader_gets_only_what_it_has_not_read(redis: StoreClient, block: float) -> None:
     log = EventLog(redis)

@@ -30,6 +30,7 @@ async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redi
     assert await videos.erase(TENANT, VIDEO.id)
     assert not await videos.update(TENANT, VIDEO)
     assert not await videos.remember_features(TENANT, VIDEO.id, "features:two")
+    await videos.progress(TENANT, VIDEO.id, LogEvent(1, "encode", {}))
     assert not await videos.erase(TENANT, VIDEO.id)
     assert await redis.keys() == []
 
