@@ -81,8 +81,8 @@ export function followVideo(id, { signal, onLost }) {
 }
 
 /** Asks a question. Resolves when it is accepted; the events of its answer are then read with `followAnswer`. */
-export const ask = (sessionId, content, signal) =>
-  stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { content, stream: true } });
+export const ask = (sessionId, content, settings, signal) =>
+  stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { ...settings, content, stream: true } });
 
 /** Yields an answer's events: from the reply to its question while that lasts, and from its log ever after. */
 export async function* followAnswer({ id = null, reply = null, signal, onLost }) {

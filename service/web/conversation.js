@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
+import * as settings from "./settings.js";
 import { createTurn } from "./turn.js";
 
 /**
@@ -28,6 +29,9 @@ export function createConversation({ signal, onSeek }) {
   const on = (target, name, listener) => target.addEventListener(name, listener, { signal });
   on(composer, "submit", () => ask(field.value));
   on(stop, "click", stopAnswer);
+  on(document, "keydown", (event) => {
+    if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing && !stop.disabled) stopAnswer();
+  });
   on(field, "input", update);
   on(field, "keydown", (event) => {
     // While a word is composed (Japanese, Chinese …), Enter belongs to the composition.
@@ -81,7 +85,7 @@ export function createConversation({ signal, onSeek }) {
     if (answering !== asked) return; // withdrawn meanwhile
     turn.begin("Thinking …");
     try {
-      await listen(turn, { question, reply: await api.ask(sessionId, question, signal) });
+      await listen(turn, { question, reply: await api.ask(sessionId, question, settings.chosen(), signal) });
       answering = null;
       update();
     } catch (error) {

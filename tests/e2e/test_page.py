@@ -128,6 +128,35 @@ def test_an_answer_is_stopped_and_what_it_said_is_kept(long_page: Page, talkativ
     assert long_page.evaluate("document.querySelector('#send').checkVisibility()")
 
 
+def test_escape_stops_an_answer(long_page: Page, drawn: Path) -> None:
+    long_page.choose("#file", drawn)
+    long_page.wait_for(IS_READY)
+
+    def stop() -> bool:
+        long_page.call("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
+        long_page.wait_for(HAS_ENDED)
+        return bool(long_page.evaluate(f"{LAST}.querySelector('.figures').textContent.startsWith('stopped')"))
+
+    in_mid_answer(long_page, stop)
+
+
+def test_settings_are_sent_and_survive_a_reload(page: Page, service: RunningService, drawn: Path) -> None:
+    page.choose("#file", drawn)
+    page.wait_for(IS_READY)
+    page.click("#settings summary")
+    page.click("#settings [name=max_tokens]")
+    page.type("3")
+    page.reload()
+    page.wait_for(IS_READY)
+    assert page.evaluate("document.querySelector('[name=max_tokens]').value") == "3"
+    ask(page, "What do you see?")
+    page.wait_for(HAS_ENDED)
+    session_id = page.evaluate("location.hash.slice(1)")
+    answer = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"][-1]
+    assert answer["usage"]["completion_tokens"] == 3
+    assert answer["finish_reason"] == "length"
+
+
 def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
     long_page.choose("#file", drawn)
     long_page.wait_for(IS_READY)
