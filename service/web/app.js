@@ -4,7 +4,9 @@ import * as api from "./api.js";
 import { createClip } from "./clip.js";
 import { createConversation } from "./conversation.js";
 import * as key from "./key.js";
+import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
+import { createSidebar } from "./sidebar.js";
 import { modelNote } from "./wording.js";
 
 const SAMPLES = "/static/samples/";
@@ -14,6 +16,7 @@ const [start, talk, clips, log, opening, composer, startProblem, newVideo, file,
   ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file", "announcer"]
     .map((id) => document.getElementById(id));
 
+const sidebar = createSidebar({ onAgain: beginAgain, onDeleted: leaveDeleted });
 let shown = new AbortController(); // what is on the page now; aborting it lets go of its requests and listeners
 
 /** Leaves what is shown. @returns {AbortSignal} of what comes instead */
@@ -31,6 +34,7 @@ function showStart() {
   leave();
   show("start");
   document.title = "Reeltalk";
+  sidebar.mark();
 }
 
 function show(view) {
@@ -56,6 +60,7 @@ async function talkAbout(chosen) {
     clip.showVideo(video);
     const session = await api.openSession([video.id], signal);
     history.pushState(null, "", `#${session.id}`);
+    sidebar.load();
     document.title = `${video.filename} · Reeltalk`;
     await Promise.all([conversation.open(session.id), prepare(clip, video, signal)]);
   } catch (error) {
@@ -104,7 +109,28 @@ function giveUp(error, signal, again) {
   showProblem(startProblem, error, mayPass ? { label: "Try again", action: again } : null);
 }
 
+/** Begins another conversation about the videos of one. */
+async function beginAgain({ video_ids: videoIds }) {
+  const signal = leave();
+  try {
+    const session = await api.openSession(videoIds, signal);
+    history.pushState(null, "", `#${session.id}`);
+    route();
+    await sidebar.load();
+  } catch (error) {
+    giveUp(error, signal, () => beginAgain({ video_ids: videoIds }));
+  }
+}
+
+function leaveDeleted(id) {
+  pending.forget(id);
+  if (location.hash !== `#${id}`) return;
+  history.replaceState(null, "", location.pathname);
+  showStart();
+}
+
 function route() {
+  sidebar.mark();
   const session = SESSION.exec(location.hash);
   if (session) comeBackTo(session[1]);
   else showStart();
@@ -124,6 +150,7 @@ async function trySample(name) {
 
 /** With a key that was just typed: on with what the address says. */
 function useKey() {
+  sidebar.load();
   showModel();
   route();
 }
@@ -179,5 +206,6 @@ newVideo.addEventListener("click", () => {
 });
 addEventListener("popstate", route);
 takeDrops();
+sidebar.load();
 showModel();
 route();

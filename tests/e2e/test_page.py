@@ -157,6 +157,30 @@ def test_settings_are_sent_and_survive_a_reload(page: Page, service: RunningServ
     assert answer["finish_reason"] == "length"
 
 
+def test_conversations_are_listed_gone_to_and_deleted(page: Page, service: RunningService, drawn: Path) -> None:
+    page.choose("#file", drawn)
+    page.wait_for(IS_READY)
+    ask(page, "Which one is this?")
+    page.wait_for(HAS_ENDED)
+    first = page.evaluate("location.hash")
+    page.click(f".sidebar li:has(a[href='{first}']) button")
+    page.wait_for(f"location.hash !== '{first}' && {IS_READY} && !document.querySelector('.turn')")
+    second = page.evaluate("location.hash")
+    page.wait_for(f"document.querySelector('.sidebar [aria-current]')?.hash === '{second}'")
+
+    page.reload()
+    page.click(f".sidebar a[href='{first}']")
+    page.wait_for("document.querySelector('.asked')?.textContent === 'Which one is this?'")
+    assert page.evaluate("document.querySelector('.sidebar [aria-current]').hash") == first
+
+    page.evaluate("window.confirm = () => true")
+    page.click(f".sidebar li:has(a[href='{first}']) button:last-child")
+    page.wait_for(f"!document.querySelector(\".sidebar a[href='{first}']\")")
+    assert page.evaluate("document.querySelector('#start').checkVisibility()")
+    assert service.client.get(f"/v1/sessions/{first[1:]}").status_code == 404
+    assert service.client.get(f"/v1/sessions/{second[1:]}").status_code == 200
+
+
 def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
     long_page.choose("#file", drawn)
     long_page.wait_for(IS_READY)
