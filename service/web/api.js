@@ -33,6 +33,16 @@ export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/canc
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
 export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
 
+/** Whether a video's file is still kept; the rest of the video may outlive it. */
+export async function hasFile(id, signal) {
+  try {
+    await send("GET", `/v1/videos/${id}/content`, { signal, headers: { Range: "bytes=0-0" } });
+  } catch (error) {
+    if (error.status === 404 || error.status === 410) return false;
+  }
+  return true;
+}
+
 /**
  * An address that a player or a picture can open, until `signal` aborts. They send no key: where one is needed the file
  * is fetched as a whole.
@@ -137,6 +147,7 @@ async function send(method, path, { signal, body, headers = {} } = {}) {
 }
 
 function refusal(status, body, retryAfter) {
+  if (status === 401) key.refused();
   const seconds = Number.parseInt(retryAfter, 10);
   return new ApiError(status, { ...body?.error, retryAfter: Number.isFinite(seconds) ? seconds : null });
 }

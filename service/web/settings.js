@@ -1,6 +1,6 @@
 /** How answers are drawn: the fields under the composer, kept beyond a reload. An empty field leaves it to the service. */
 
-const NAME = "reeltalk:settings";
+import * as storage from "./storage.js";
 
 const panel = document.getElementById("settings");
 const fields = [...panel.querySelectorAll("input")];
@@ -11,18 +11,13 @@ export function chosen() {
 }
 
 function restore() {
-  let kept = {};
-  try {
-    kept = JSON.parse(localStorage.getItem(NAME)) ?? {};
-  } catch { /* a browser may refuse to store anything */ }
+  const kept = storage.recall("settings") ?? {};
   for (const field of fields) field.value = kept[field.name] ?? "";
   mark();
 }
 
 function keep() {
-  try {
-    localStorage.setItem(NAME, JSON.stringify(chosen()));
-  } catch { /* then they last as long as the page */ }
+  storage.keep("settings", chosen());
   mark();
 }
 

@@ -28,6 +28,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1280,800",
+    # a desk: headless Chromium says that it has neither mouse nor hover
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
     "--remote-debugging-pipe",
 )
 TIMEOUT = 30.0
