@@ -21,6 +21,7 @@ export function createSidebar({ onAgain, onDeleted }) {
   toggle.onclick = () => setOpen(!panel.hasAttribute("data-open"));
   shade.onclick = () => setOpen(false);
   more.onclick = () => load(sessions.at(-1)?.id);
+  matchMedia("(width >= 1100px)").addEventListener("change", () => setOpen(false)); // a column is no drawer
   document.addEventListener("visibilitychange", () => document.hidden || load()); // another tab may have changed something
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !panel.hasAttribute("data-open")) return;
@@ -104,7 +105,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     link.href = `#${session.id}`;
     link.onclick = () => setOpen(false);
     name.textContent = title;
-    about.textContent = title === files ? begun : `${files} · ${begun}`;
+    about.textContent = title === files ? begun : `${begun} · ${files}`;
     if (clips[0].status === "ready") {
       api.frameUrl(clips[0].id, 0, pictures.signal).then((url) => { picture.src = url; }, () => {}); // it only decorates
     }
