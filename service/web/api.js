@@ -26,10 +26,22 @@ export const video = (id, signal) => json("GET", `/v1/videos/${id}`, { signal })
 export const session = (id, signal) => json("GET", `/v1/sessions/${id}`, { signal });
 export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages`, { signal }).then((list) => list.data);
 export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
+export const sessions = (after) => json("GET", `/v1/sessions?limit=20${after ? `&after=${after}` : ""}`);
+export const deleteSession = (id) => json("DELETE", `/v1/sessions/${id}`);
 export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
 
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
 export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
+
+/** Whether a video's file is still kept; the rest of the video may outlive it. */
+export async function hasFile(id, signal) {
+  try {
+    await send("GET", `/v1/videos/${id}/content`, { signal, headers: { Range: "bytes=0-0" } });
+  } catch (error) {
+    if (error.status === 404 || error.status === 410) return false;
+  }
+  return true;
+}
 
 /**
  * An address that a player or a picture can open, until `signal` aborts. They send no key: where one is needed the file
@@ -81,8 +93,8 @@ export function followVideo(id, { signal, onLost }) {
 }
 
 /** Asks a question. Resolves when it is accepted; the events of its answer are then read with `followAnswer`. */
-export const ask = (sessionId, content, signal) =>
-  stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { content, stream: true } });
+export const ask = (sessionId, content, settings, signal) =>
+  stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { ...settings, content, stream: true } });
 
 /** Yields an answer's events: from the reply to its question while that lasts, and from its log ever after. */
 export async function* followAnswer({ id = null, reply = null, signal, onLost }) {
@@ -135,6 +147,7 @@ async function send(method, path, { signal, body, headers = {} } = {}) {
 }
 
 function refusal(status, body, retryAfter) {
+  if (status === 401) key.refused();
   const seconds = Number.parseInt(retryAfter, 10);
   return new ApiError(status, { ...body?.error, retryAfter: Number.isFinite(seconds) ? seconds : null });
 }

@@ -1,19 +1,23 @@
 /** The page: from a chosen clip to a conversation about it, and back to one by the address (`#ses_…`). */
 
+import { say } from "./announcer.js";
 import * as api from "./api.js";
 import { createClip } from "./clip.js";
 import { createConversation } from "./conversation.js";
 import * as key from "./key.js";
+import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
+import { createSidebar } from "./sidebar.js";
 import { modelNote } from "./wording.js";
 
 const SAMPLES = "/static/samples/";
 const SESSION = /^#(ses_[0-9a-f]{32})$/u;
 
-const [start, talk, clips, log, opening, composer, startProblem, newVideo, file, announcer] =
-  ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file", "announcer"]
+const [start, talk, clips, log, opening, composer, startProblem, newVideo, file] =
+  ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file"]
     .map((id) => document.getElementById(id));
 
+const sidebar = createSidebar({ onAgain: beginAgain, onDeleted: leaveDeleted });
 let shown = new AbortController(); // what is on the page now; aborting it lets go of its requests and listeners
 
 /** Leaves what is shown. @returns {AbortSignal} of what comes instead */
@@ -31,6 +35,7 @@ function showStart() {
   leave();
   show("start");
   document.title = "Reeltalk";
+  sidebar.mark();
 }
 
 function show(view) {
@@ -47,7 +52,7 @@ async function talkAbout(chosen) {
   const source = URL.createObjectURL(chosen);
   signal.addEventListener("abort", () => URL.revokeObjectURL(source));
   const clip = createClip({ source, name: chosen.name, signal, onCancel: () => showStart() });
-  const conversation = createConversation({ signal, onSeek: clip.seek });
+  const conversation = createConversation({ signal, clip, onNamed: sidebar.name, onGone: leaveGone });
   clips.append(clip.element);
   clip.showUpload(0, chosen.size);
   try {
@@ -56,6 +61,7 @@ async function talkAbout(chosen) {
     clip.showVideo(video);
     const session = await api.openSession([video.id], signal);
     history.pushState(null, "", `#${session.id}`);
+    sidebar.load();
     document.title = `${video.filename} · Reeltalk`;
     await Promise.all([conversation.open(session.id), prepare(clip, video, signal)]);
   } catch (error) {
@@ -71,7 +77,7 @@ async function comeBackTo(sessionId) {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
     const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal)));
     const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, signal }));
-    const conversation = createConversation({ signal, onSeek: shownClips[0].seek });
+    const conversation = createConversation({ signal, clip: shownClips[0], onNamed: sidebar.name, onGone: leaveGone });
     clips.append(...shownClips.map((clip) => clip.element));
     videos.forEach((video, number) => shownClips[number].showVideo(video));
     document.title = `${videos[0].filename} · Reeltalk`;
@@ -90,7 +96,8 @@ async function prepare(clip, video, signal) {
     if (name !== "ready") clip.showStage(name, data.fraction);
   }
   clip.showVideo(await api.video(video.id, signal));
-  announcer.textContent = "The video is ready.";
+  say("The video is ready.");
+  sidebar.load(); // its picture is there now
 }
 
 /** Back to the start, with the reason, and with a way to try again if that may help. */
@@ -98,13 +105,41 @@ function giveUp(error, signal, again) {
   if (signal.aborted) return; // somebody has gone elsewhere meanwhile
   if (error.status === undefined) console.error(error);
   const mayPass = error.status === 0 || error.status === 429 || error.status >= 500;
-  if (error.status === 401) key.ask(useKey);
-  else if (!mayPass) history.replaceState(null, "", location.pathname);
+  if (error.status === 404) sidebar.load(); // it was deleted elsewhere
+  if (error.status !== 401 && !mayPass) history.replaceState(null, "", location.pathname);
   showStart();
+  if (error.status === 401) return; // the field for a key says what is missing
   showProblem(startProblem, error, mayPass ? { label: "Try again", action: again } : null);
 }
 
+/** Begins another conversation about the videos of one. */
+async function beginAgain({ video_ids: videoIds }) {
+  const signal = leave();
+  try {
+    const session = await api.openSession(videoIds, signal);
+    history.pushState(null, "", `#${session.id}`);
+    route();
+    await sidebar.load();
+  } catch (error) {
+    giveUp(error, signal, () => beginAgain({ video_ids: videoIds }));
+  }
+}
+
+/** What is shown was deleted elsewhere. */
+function leaveGone() {
+  leaveDeleted(location.hash.slice(1));
+  sidebar.load();
+}
+
+function leaveDeleted(id) {
+  pending.forget(id);
+  if (location.hash !== `#${id}`) return;
+  history.replaceState(null, "", location.pathname);
+  showStart();
+}
+
 function route() {
+  sidebar.mark();
   const session = SESSION.exec(location.hash);
   if (session) comeBackTo(session[1]);
   else showStart();
@@ -124,6 +159,7 @@ async function trySample(name) {
 
 /** With a key that was just typed: on with what the address says. */
 function useKey() {
+  sidebar.load();
   showModel();
   route();
 }
@@ -132,8 +168,7 @@ async function showModel() {
   let model;
   try {
     [model] = await api.models();
-  } catch (error) {
-    if (error.status === 401) key.ask(useKey);
+  } catch {
     return; // the page works without the model's name
   }
   const chip = document.getElementById("model");
@@ -179,5 +214,11 @@ newVideo.addEventListener("click", () => {
 });
 addEventListener("popstate", route);
 takeDrops();
+key.askWhenRefused(useKey);
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation
+  (talk.hidden ? file : document.getElementById("question")).focus();
+});
+sidebar.load();
 showModel();
 route();

@@ -1,6 +1,7 @@
 /** One video on the page: its player, how far its preparation is, and the frames the model sees. */
 
-import { frameUrl } from "./api.js";
+import { say } from "./announcer.js";
+import { frameUrl, hasFile } from "./api.js";
 import { bytes, clock, percent, videoFacts } from "./wording.js";
 
 /** @typedef {ReturnType<typeof createClip>} Clip */
@@ -10,13 +11,18 @@ export function createClip({ source, name, signal, onCancel }) {
   const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
   const find = (selector) => element.querySelector(selector);
   const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
+  let id = null; // of the video, once the service has it
+  let duration = null;
   let moments = [];
 
   find("h2").textContent = name;
   player.setAttribute("aria-label", `Player: ${name}`);
-  player.onerror = () => {
+  player.onerror = async () => {
     player.hidden = true;
     find(".unplayable").hidden = false;
+    if (id && !(await hasFile(id, signal))) {
+      find(".unplayable").textContent = "The clip's file is not kept any more. What was said about it is.";
+    }
   };
   player.ontimeupdate = () => mark(player.currentTime);
   cancel.hidden = !onCancel;
@@ -38,6 +44,8 @@ export function createClip({ source, name, signal, onCancel }) {
   }
 
   function showVideo(video) {
+    id = video.id;
+    duration = video.duration;
     cancel.hidden = true;
     find("h2").textContent = video.filename;
     find(".facts").textContent = videoFacts(video);
@@ -71,6 +79,7 @@ export function createClip({ source, name, signal, onCancel }) {
         return item;
       }),
     );
+    find(".frames h3").textContent = `What the model sees: ${moments.length === 1 ? "one frame" : `${moments.length} frames`}`;
     find(".frames").hidden = false;
     mark(player.currentTime);
   }
@@ -88,7 +97,13 @@ export function createClip({ source, name, signal, onCancel }) {
   function seek(seconds) {
     player.currentTime = seconds;
     mark(seconds);
+    element.scrollIntoView({ block: "nearest" });
+    player.scrollIntoView({ block: "nearest" });
+    say(`Player at ${clock(seconds, { tenths: true })}`);
   }
 
-  return { element, seek, showUpload, showVideo, showStage, showLost };
+  /** Whether a moment lies in the clip; while its length is not known, any does. */
+  const hasMoment = (seconds) => duration === null || seconds <= duration;
+
+  return { element, seek, hasMoment, showUpload, showVideo, showStage, showLost };
 }

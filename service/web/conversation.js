@@ -1,18 +1,26 @@
 /** Questions and answers of one session: asking, streaming, stopping, and coming back to an answer that still runs. */
 
+import { createReading, say } from "./announcer.js";
 import * as api from "./api.js";
 import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
+import * as settings from "./settings.js";
 import { createTurn } from "./turn.js";
+
+const readings = new Map(); // session to what lets go of the stream of its answer
 
 /**
  * Takes over the page's composer until `signal` aborts.
  *
- * @param {{signal: AbortSignal, onSeek: (seconds: number) => void}} options
+ * @param {object} options
+ * @param {AbortSignal} options.signal
+ * @param {import("./clip.js").Clip} options.clip the one whose player the times in answers move
+ * @param {(sessionId: string, question: string) => void} options.onNamed tells the first question
+ * @param {() => void} options.onGone the session has been deleted meanwhile
  */
-export function createConversation({ signal, onSeek }) {
-  const [log, scroller, opening, composer, field, send, stop, refusal, announcer] =
-    ["log", "scroller", "opening", "composer", "question", "send", "stop", "refusal", "announcer"]
+export function createConversation({ signal, clip, onNamed, onGone }) {
+  const [log, scroller, opening, composer, field, send, stop, refusal] =
+    ["log", "scroller", "opening", "composer", "question", "send", "stop", "refusal"]
       .map((id) => document.getElementById(id));
   const hasKeyboard = matchMedia("(pointer: fine)").matches; // else a focus would throw up the screen's keyboard
   let sessionId = null;
@@ -28,6 +36,9 @@ export function createConversation({ signal, onSeek }) {
   const on = (target, name, listener) => target.addEventListener(name, listener, { signal });
   on(composer, "submit", () => ask(field.value));
   on(stop, "click", stopAnswer);
+  on(document, "keydown", (event) => {
+    if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing && !stop.disabled) stopAnswer();
+  });
   on(field, "input", update);
   on(field, "keydown", (event) => {
     // While a word is composed (Japanese, Chinese …), Enter belongs to the composition.
@@ -49,6 +60,7 @@ export function createConversation({ signal, onSeek }) {
       addTurn(question.content).finish(answer ?? {}, answer?.content ?? "");
     }
     const left = pending.recall(id);
+    if (questions.length) onNamed(id, questions[0].content);
     if (left && messages.some((message) => message.answer_id === left.answerId)) pending.forget(id);
     else if (left) goOn(left);
     opening.hidden = log.children.length > 0;
@@ -80,45 +92,72 @@ export function createConversation({ signal, onSeek }) {
     await begun;
     if (answering !== asked) return; // withdrawn meanwhile
     turn.begin("Thinking …");
+    const reading = beginReading();
     try {
-      await listen(turn, { question, reply: await api.ask(sessionId, question, signal) });
+      const reply = await api.ask(sessionId, question, settings.chosen(), reading);
+      onNamed(sessionId, question);
+      await listen(turn, { question, reply, reading });
       answering = null;
-      update();
+      if (!signal.aborted) update();
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal.aborted || reading.aborted) return;
       asked.withdraw(); // refused: nothing of it is in the session, so nothing of it stays here
-      showProblem(refusal, error);
+      refuse(error);
     }
+  }
+
+  function refuse(error) {
+    const isGone = error.status === 404;
+    showProblem(refusal, error, isGone ? { label: "Back to the start", action: onGone } : null);
+    if (isGone) say("This conversation has been deleted.");
+  }
+
+  /**
+   * An answer goes on while another conversation is looked at, so its stream has a signal of its own: the service stops
+   * answers that nobody reads. Whoever comes back reads it in their turn.
+   */
+  function beginReading() {
+    readings.get(sessionId)?.abort();
+    const controller = new AbortController();
+    readings.set(sessionId, controller);
+    return controller.signal;
   }
 
   function goOn({ answerId, question }) {
     answering = { id: answerId, isStopping: false };
     const turn = addTurn(question);
     turn.begin("Thinking …");
-    const ended = listen(turn, { question, id: answerId }).finally(() => {
+    const ended = listen(turn, { question, id: answerId, reading: beginReading() }).finally(() => {
       answering = null;
       if (!signal.aborted) update();
     });
-    ended.catch(() => {}); // only an aborted signal comes through, and then nobody waits
+    ended.catch(() => {}); // only an aborted reading comes through, and then nobody waits
   }
 
   /** Shows an answer's events until it ends; whatever happens to it is shown in its turn. */
-  async function listen(turn, { question, reply = null, id = null }) {
+  async function listen(turn, { question, reading, reply = null, id = null }) {
+    const aloud = createReading();
     let text = "";
     try {
-      for await (const { name, data } of api.followAnswer({ id, reply, signal, onLost: turn.showLost })) {
+      for await (const { name, data } of api.followAnswer({ id, reply, signal: reading, onLost: turn.showLost })) {
         if (name === "answer") named(data.id, question);
         else if (name === "progress") turn.showProgress(data.stage);
-        else if (name === "delta") follow(() => turn.append(data.text), (text += data.text));
-        else if (name === "done") follow(() => turn.finish(data, text));
-        else if (name === "error") throw api.eventError(data);
+        else if (name === "delta") {
+          text += data.text;
+          follow(() => turn.append(data.text));
+          if (!signal.aborted) aloud.append(data.text);
+        } else if (name === "done") {
+          follow(() => turn.finish(data, text));
+          if (!signal.aborted) aloud.end(data.finish_reason === "abort" ? " Stopped." : "");
+        } else if (name === "error") throw api.eventError(data);
       }
-      announcer.textContent = `Answer: ${text || "stopped before the first word"}`;
     } catch (error) {
-      if (signal.aborted) throw error; // kept as pending: it may be gone on with
-      follow(() => turn.fail(error, () => askAgain(turn, question)));
+      if (reading.aborted) throw error; // kept as pending: it may be gone on with
+      const remedy = error.status === 404 || error.status === 410 ? null : { label: "Ask again", action: () => askAgain(turn, question) };
+      follow(() => turn.fail(error, remedy));
     }
-    pending.forget(sessionId);
+    pending.forget(sessionId, answering.id);
+    readings.delete(sessionId);
   }
 
   function named(id, question) {
@@ -136,6 +175,7 @@ export function createConversation({ signal, onSeek }) {
   function stopAnswer() {
     if (!answering) return;
     if (!sessionId) return answering.withdraw();
+    if (answering.isStopping) return;
     answering.isStopping = true;
     update();
     if (answering.id) cancel(); // else as soon as the answer has a name
@@ -144,22 +184,24 @@ export function createConversation({ signal, onSeek }) {
   async function cancel() {
     try {
       await api.cancelAnswer(answering.id, signal);
+      say("Stopping.");
     } catch (error) {
       if (signal.aborted || !answering) return;
       answering.isStopping = false;
       update();
-      showProblem(refusal, error);
+      refuse(error);
     }
   }
 
   function addTurn(question) {
-    const turn = createTurn(question, { onSeek });
+    const turn = createTurn(question, { clip });
     log.append(turn.element);
     return turn;
   }
 
   /** Changes the log; a reader at its end stays there, one who has scrolled up is left in peace. */
   function follow(change) {
+    if (signal.aborted) return change(); // nobody looks at this one any more
     const isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     change();
     if (isAtEnd) toEnd();

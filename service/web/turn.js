@@ -5,8 +5,8 @@ import { answerFigures, moments } from "./wording.js";
 
 const STAGES = { decode: "Reading the video's frames …", encode: "Encoding the video's frames …", ready: "Thinking …" };
 
-/** @param {{onSeek: (seconds: number) => void}} options */
-export function createTurn(question, { onSeek }) {
+/** @param {{clip: import("./clip.js").Clip}} options the one whose player the times in the answer move */
+export function createTurn(question, { clip }) {
   const element = document.querySelector("#turn-template").content.cloneNode(true).firstElementChild;
   const [asked, answer, state, figures, problem] = [".asked", ".answer", ".state", ".figures", ".problem"]
     .map((selector) => element.querySelector(selector));
@@ -45,28 +45,30 @@ export function createTurn(question, { onSeek }) {
     /** @param {object} message the fields of a `done` event or of an assistant's message */
     finish(message, whole) {
       end();
-      if (whole) answer.replaceChildren(...withMoments(whole, onSeek));
+      if (whole) answer.replaceChildren(...withMoments(whole, clip));
       figures.textContent = answerFigures(message);
       figures.hidden = figures.textContent === "";
     },
 
-    fail(error, onAgain) {
+    fail(error, remedy) {
       end();
       problem.setAttribute("role", "alert");
-      showProblem(problem, error, { label: "Ask again", action: onAgain });
+      showProblem(problem, error, remedy);
     },
   };
 }
 
 /** The text, with each moment it names as a button that moves the player there. */
-function* withMoments(text, onSeek) {
+function* withMoments(text, clip) {
   let after = 0;
   for (const [start, end, seconds] of moments(text)) {
+    if (!clip.hasMoment(seconds)) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "moment";
     button.textContent = text.slice(start, end);
-    button.onclick = () => onSeek(seconds);
+    button.title = "Go there in the player";
+    button.onclick = () => clip.seek(seconds);
     yield text.slice(after, start);
     yield button;
     after = end;

@@ -19,6 +19,12 @@ export function clock(seconds, { tenths = false } = {}) {
 
 export const percent = (fraction) => `${Math.floor(fraction * 100)} %`;
 
+/** When something was: the time of a day that is today, else the date. */
+export function day(date) {
+  const isToday = date.toDateString() === new Date().toDateString();
+  return date.toLocaleString([], isToday ? { timeStyle: "short" } : { day: "numeric", month: "short", year: "numeric" });
+}
+
 /** What is known of a video, in one line. */
 export function videoFacts(video) {
   const known = [];
@@ -42,7 +48,7 @@ export function answerFigures({ finish_reason, usage, timings, frames }) {
   if (timings?.time_to_first_token_ms != null) figures.push(`first after ${duration(timings.time_to_first_token_ms)}`);
   if (timings?.tokens_per_second) figures.push(`${Math.round(timings.tokens_per_second)} tokens/s`);
   if (timings) figures.push(`${duration(timings.total_time_ms)} in all`);
-  return figures.join(" · ");
+  return figures.map((figure) => figure.replaceAll(" ", "\u00a0")).join(" · "); // lines break between figures only
 }
 
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

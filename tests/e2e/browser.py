@@ -28,6 +28,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1280,800",
+    # a desk: headless Chromium says that it has neither mouse nor hover
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
     "--remote-debugging-pipe",
 )
 TIMEOUT = 30.0
@@ -154,24 +156,32 @@ class Page:
         self.call("DOM.setFileInputFiles", files=[str(path)], objectId=field["result"]["objectId"])
 
     def click(self, selector: str) -> None:
-        """Press and release the mouse in the middle of an element that is seen."""
+        """Move the mouse to the middle of an element that is seen, and press and release it there."""
+        x, y = self.point_at(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def point_at(self, selector: str) -> tuple[float, float]:
+        """Move the mouse to the middle of an element that is seen; returns where that is."""
         quoted = json.dumps(selector)
         self.wait_for(f"document.querySelector({quoted})?.checkVisibility()")
         x, y = self.evaluate(
             f"(e => (e.scrollIntoView({{block: 'nearest'}}), e = e.getBoundingClientRect(), "
             f"[e.x + e.width / 2, e.y + e.height / 2]))(document.querySelector({quoted}))"
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
 
     def type(self, text: str) -> None:
         """Type into what has the focus."""
         self.call("Input.insertText", text=text)
 
-    def press_enter(self) -> None:
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    def press(self, key: str) -> None:
+        """Press and release Enter, Tab or Escape."""
+        code, text = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, "")}[key]
+        keys = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **keys)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
 
     def heard(self, message: dict[str, Any]) -> None:
         """Take note of an event of this page."""

@@ -28,7 +28,7 @@ def main() -> None:
             show(page, width=1280, height=800)
             take(page, "start")
             page.choose("input[type=file]", text_file(Path(folder) / "holiday.mp4"))
-            page.wait_for("document.querySelector('[role=alert]')?.checkVisibility()")
+            page.wait_for("document.querySelector('#start-problem').checkVisibility()")
             take(page, "error")
             page.open(f"{service.url}/")
             page.click("[data-sample='shapes.mp4']")

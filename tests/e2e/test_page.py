@@ -1,12 +1,13 @@
 """The chat page in a real browser: upload, ask, stream, stop, come back, and what it says when something is wrong."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clips import text_file
+from tests.clips import h264_mp4, text_file
 from tests.e2e.browser import NAMES, Browser, Page, find_browser, running_browser
 from tests.e2e.wire import wire_to
 from tests.running import RunningService
@@ -43,7 +44,7 @@ def ask(page: Page, question: str) -> None:
     """Ask the way people do: click into the field, type, press Enter."""
     page.click("#question")
     page.type(question)
-    page.press_enter()
+    page.press("Enter")
 
 
 def history(page: Page, service: RunningService) -> list[str]:
@@ -82,7 +83,7 @@ def test_a_chosen_clip_is_shown_and_talked_about(page: Page, service: RunningSer
     seen = page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
     assert seen == history(page, service)
     assert seen[::2] == ["What happens?", "And then?"]
-    assert "8 frames" in page.text(".figures")
+    assert "8\u00a0frames" in page.text(".figures")
     assert page.complaints == []  # a blocked style or script would be among them
 
 
@@ -126,6 +127,62 @@ def test_an_answer_is_stopped_and_what_it_said_is_kept(long_page: Page, talkativ
     in_mid_answer(long_page, stop)
     assert long_page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(long_page, talkative)[-1]
     assert long_page.evaluate("document.querySelector('#send').checkVisibility()")
+
+
+def test_escape_stops_an_answer(long_page: Page, drawn: Path) -> None:
+    long_page.choose("#file", drawn)
+    long_page.wait_for(IS_READY)
+
+    def stop() -> bool:
+        long_page.press("Escape")
+        long_page.wait_for(HAS_ENDED)
+        return bool(long_page.evaluate(f"{LAST}.querySelector('.figures').textContent.startsWith('stopped')"))
+
+    in_mid_answer(long_page, stop)
+
+
+def test_settings_are_sent_and_survive_a_reload(page: Page, service: RunningService, drawn: Path) -> None:
+    page.choose("#file", drawn)
+    page.wait_for(IS_READY)
+    page.click("#settings summary")
+    page.click("#settings [name=max_tokens]")
+    page.type("3")
+    page.reload()
+    page.wait_for(IS_READY)
+    assert page.evaluate("document.querySelector('[name=max_tokens]').value") == "3"
+    ask(page, "What do you see?")
+    page.wait_for(HAS_ENDED)
+    session_id = page.evaluate("location.hash.slice(1)")
+    answer = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"][-1]
+    assert answer["usage"]["completion_tokens"] == 3
+    assert answer["finish_reason"] == "length"
+
+
+def test_conversations_are_listed_gone_to_and_deleted(page: Page, service: RunningService, drawn: Path) -> None:
+    page.choose("#file", drawn)
+    page.wait_for(IS_READY)
+    ask(page, "Which one is this?")
+    page.wait_for(HAS_ENDED)
+    first = page.evaluate("location.hash")
+    page.point_at(f".sidebar a[href='{first}']")  # brings out the buttons
+    page.click(f".sidebar li:has(a[href='{first}']) button")
+    page.wait_for(f"location.hash !== '{first}' && {IS_READY} && !document.querySelector('.turn')")
+    second = page.evaluate("location.hash")
+    page.wait_for(f"document.querySelector('.sidebar [aria-current]')?.hash === '{second}'")
+
+    page.reload()
+    page.wait_for(f"document.querySelector(\".sidebar a[href='{first}'] .name\")?.textContent === 'Which one is this?'")
+    page.click(f".sidebar a[href='{first}']")
+    page.wait_for("document.querySelector('.asked')?.textContent === 'Which one is this?'")
+    assert page.evaluate("document.querySelector('.sidebar [aria-current]').hash") == first
+
+    page.evaluate("window.confirm = () => true")
+    page.point_at(f".sidebar a[href='{first}']")
+    page.click(f".sidebar li:has(a[href='{first}']) button:last-child")
+    page.wait_for(f"!document.querySelector(\".sidebar a[href='{first}']\")")
+    assert page.evaluate("document.querySelector('#start').checkVisibility()")
+    assert service.client.get(f"/v1/sessions/{first[1:]}").status_code == 404
+    assert service.client.get(f"/v1/sessions/{second[1:]}").status_code == 200
 
 
 def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
@@ -186,17 +243,248 @@ def test_a_session_that_is_gone_leads_back_to_the_start(page: Page, service: Run
     assert page.evaluate("location.hash") == ""
 
 
-def test_nothing_sticks_out_on_a_phone(page: Page, drawn: Path) -> None:
-    page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+def test_a_clip_may_be_dropped_anywhere(page: Page, drawn: Path) -> None:
+    page.choose("#file", drawn)  # a way to get at a file; what follows is a drop of the same one
+    page.wait_for(IS_READY)
+    page.evaluate("""(async () => {
+        const clip = await (await fetch(document.querySelector('.clip video').src)).blob();
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([clip], 'dropped.mp4', {type: 'video/mp4'}));
+        const drop = (kind) => document.querySelector('.bar').dispatchEvent(
+            new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer}));
+        drop('dragenter');
+        window.isMarked = document.body.hasAttribute('data-dropping');
+        drop('drop');
+    })()""")
+    page.wait_for(
+        f"!document.querySelector('.turn') && document.querySelectorAll('.sidebar li').length > 1 && {IS_READY}"
+    )
+    assert page.evaluate("isMarked && !document.body.hasAttribute('data-dropping')")
+
+
+def test_upload_decoding_and_encoding_are_told_in_order(page: Page, tmp_path: Path) -> None:
+    page.evaluate("""window.steps = [];
+        new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach((node) => {
+            if (change.target.className === 'step' && steps.at(-1) !== node.data) steps.push(node.data);
+            if (node.className === 'clip') steps.push(node.querySelector('.step').textContent);
+        }))).observe(document.body, {childList: true, subtree: true})""")
+    page.choose("#file", h264_mp4(tmp_path / "unseen_before.mp4", frames=41))
+    page.wait_for(IS_READY)
+    steps = page.evaluate("steps.filter(Boolean)")
+    assert steps == ["Uploading", "Looking into the file", "Reading frames", "Encoding frames"]
+    assert not page.evaluate("document.querySelector('.preparing').checkVisibility()")
+
+
+def test_a_time_in_an_answer_moves_the_player(page: Page) -> None:
+    page.click("[data-sample='arrival.mp4']")
+    page.wait_for(IS_READY)
+    ask(page, "What happens in the video?")
+    page.wait_for(HAS_ENDED)
+    named = page.text(".moment")
+    page.click(".moment")
+    page.wait_for(f"Math.abs(document.querySelector('.clip video').currentTime - {float(named.split()[0])}) < 0.05")
+    page.wait_for("document.querySelector('#announcer').lastElementChild.textContent.startsWith('Player at 0:0')")
+
+
+def test_a_time_behind_the_clip_s_end_is_no_button(page: Page) -> None:
+    found = page.evaluate("""import('/static/turn.js').then(({createTurn}) => {
+        const turn = createTurn('When?', {clip: {hasMoment: (seconds) => seconds <= 6}});
+        turn.finish({}, 'At 2.6 seconds, at 0:06, not for 59 s.');
+        return [turn.element.querySelector('.answer').textContent,
+            ...[...turn.element.querySelectorAll('.moment')].map((button) => button.textContent)];
+    })""")
+    assert found == ["At 2.6 seconds, at 0:06, not for 59 s.", "2.6 seconds", "0:06"]
+
+
+def test_an_answer_goes_on_while_another_page_is_looked_at(
+    long_page: Page, talkative: RunningService, drawn: Path
+) -> None:
+    long_page.choose("#file", drawn)
+    long_page.wait_for(IS_READY)
+    address = long_page.evaluate("location.hash")
+
+    def go_elsewhere() -> bool:
+        is_answering = bool(long_page.evaluate(IS_ANSWERING))
+        long_page.click("#new-video")
+        time.sleep(2.5)  # the service stops an answer that nobody has read for a second
+        long_page.click(f".sidebar a[href='{address}']")
+        long_page.wait_for(f"{IS_ANSWERING} || {HAS_ENDED}")
+        return is_answering
+
+    in_mid_answer(long_page, go_elsewhere)
+    long_page.wait_for(HAS_ENDED)
+    assert long_page.evaluate(f"{LAST}.querySelector('.figures').textContent").startswith("cut\u00a0at")
+    seen = long_page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
+    assert seen == history(long_page, talkative)
+
+
+def test_an_answer_is_read_out_in_sentences_not_in_words(page: Page) -> None:
+    text = "It comes. Then a large green star stays still for the whole clip, and a triangle appears! " * 4 + "The end"
+    said = page.evaluate(f"""import('/static/announcer.js').then(async ({{createReading}}) => {{
+        const region = document.querySelector('#announcer');
+        const said = [];
+        const watch = new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach(
+            (node) => said.push(node.textContent))));
+        watch.observe(region, {{childList: true}});
+        const reading = createReading();
+        for (const letter of {json.dumps(text)}) reading.append(letter);
+        reading.end();
+        await new Promise(setTimeout);
+        return said;
+    }})""")
+    assert "".join(said) == "Answer: " + text
+    assert len(said) == 5
+    assert page.evaluate("document.querySelector('#announcer').getAttribute('role')") == "status"
+
+
+FOCUSED = "document.activeElement"
+RING = f"""(() => {{
+    const ring = {FOCUSED}.closest('.field, .drop') ?? {FOCUSED};
+    const style = getComputedStyle(ring);
+    return {FOCUSED}.checkVisibility() && (style.outlineStyle !== 'none' || style.boxShadow !== 'none');
+}})()"""
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Go on with Tab until an element has the focus; whatever is passed shows that it has it."""
+    for _ in range(60):
+        page.press("Tab")
+        if page.evaluate(f"{FOCUSED} === document.body"):
+            continue  # round the browser's own controls
+        assert page.evaluate(RING), page.evaluate(f"{FOCUSED}.outerHTML")
+        if page.evaluate(f"{FOCUSED}.matches({json.dumps(selector)})"):
+            return
+    pytest.fail(f"Tab never came to {selector}")
+
+
+def test_everything_is_done_with_the_keyboard(long_page: Page) -> None:
+    page = long_page
+    page.press("Tab")
+    assert page.evaluate(f"{FOCUSED}.id") == "skip"
+    page.press("Enter")
+    assert page.evaluate(f"{FOCUSED}.id") == "file"
+    tab_to(page, "[data-sample='arrival.mp4']")
+    page.press("Enter")
+    page.wait_for(f"{IS_READY} && {FOCUSED}.id === 'question'")
+    page.type("What happens?")
+    page.press("Enter")
+    page.wait_for(f"{IS_ANSWERING} || {HAS_ENDED}")
+    page.press("Escape")
+    page.wait_for(HAS_ENDED)
+    assert page.evaluate(f"{FOCUSED}.id") == "question"
+    tab_to(page, "#settings summary")
+    page.press("Enter")
+    tab_to(page, "[name=temperature]")
+    tab_to(page, ".sidebar [aria-current]")
+    tab_to(page, ".sidebar li button")
+    tab_to(page, ".frames li:nth-child(4) button")
+    page.press("Enter")
+    page.wait_for("document.querySelector('.clip video').currentTime > 1")
+
+
+def test_a_conversation_deleted_elsewhere_says_so_and_keeps_the_question(
+    page: Page, service: RunningService, session: str
+) -> None:
+    page.open(f"{service.url}/#{session}")
+    page.wait_for(IS_READY)
+    service.client.delete(f"/v1/sessions/{session}")
+    ask(page, "Are you there?")
+    page.wait_for("document.querySelector('#refusal').checkVisibility()")
+    assert "This is no longer here." in page.text("#refusal")
+    assert page.evaluate("document.querySelector('#question').value") == "Are you there?"
+    page.click("#refusal button")
+    page.wait_for("document.querySelector('#start').checkVisibility()")
+    page.wait_for(f"!document.querySelector(\".sidebar a[href='#{session}']\")")
+    assert page.evaluate("location.hash") == ""
+
+
+def test_a_clip_whose_file_is_gone_is_told_from_one_that_cannot_be_played(
+    page: Page, service: RunningService, tmp_path: Path
+) -> None:
+    video = service.upload(h264_mp4(tmp_path / "short_lived.mp4", frames=37))
+    session = service.open_session(video["id"])
+    [kept] = [path for path in service.data_dir.rglob(video["sha256"]) if path.is_file()]
+    kept.unlink()
+    service.forget_features(video["sha256"])
+    page.open(f"{service.url}/#{session}")
+    page.wait_for("document.querySelector('.unplayable')?.textContent.includes('not kept any more')")
+    ask(page, "What was it?")
+    page.wait_for("[...document.querySelectorAll('.problem')].some((problem) => problem.checkVisibility())")
+    assert "The video's file is gone" in page.evaluate("document.querySelector('.conversation').innerText")
+
+
+def test_an_unreachable_service_is_said_and_tried_again(browser: Browser, service: RunningService, drawn: Path) -> None:
+    with browser.page(f"{service.url}/") as page:
+        page.wait_for("document.querySelector('#model').checkVisibility()")
+        page.call("Network.enable")
+        network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        page.call("Network.emulateNetworkConditions", offline=True, **network)
+        page.choose("#file", drawn)
+        page.wait_for("document.querySelector('#start-problem').checkVisibility()")
+        assert "The service cannot be reached." in page.text("#start-problem")
+        page.call("Network.emulateNetworkConditions", offline=False, **network)
+        page.click("#start-problem button")
+        page.wait_for(IS_READY)
+
+
+def phone(page: Page, width: int = 390, height: int = 844) -> None:
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=True)
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (320, 568), (844, 390)])
+def test_nothing_sticks_out_on_a_phone(page: Page, drawn: Path, width: int, height: int) -> None:
+    phone(page, width, height)
     page.choose("#file", drawn)
     page.wait_for(IS_READY)
     ask(page, "What a long word is " + "a" * 200 + "?")
     page.wait_for(HAS_ENDED)
-    width, bottom = page.evaluate(
-        "[document.documentElement.scrollWidth, document.querySelector('#composer').getBoundingClientRect().bottom]"
-    )
-    assert width == 390
-    assert bottom <= 844
+    size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert page.evaluate(size) == [width, height]
+    assert page.evaluate("document.querySelector('#composer').getBoundingClientRect().bottom") <= height
+    page.click("#new-video")
+    page.wait_for("document.querySelector('#start').checkVisibility()")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_on_a_phone_the_conversations_are_a_drawer(page: Page, service: RunningService, session: str) -> None:
+    phone(page)
+    page.open(f"{service.url}/#{session}")
+    page.wait_for(IS_READY)
+    assert not page.evaluate("document.querySelector('#sidebar').checkVisibility()")
+    page.click("#sidebar-toggle")
+    page.wait_for(f"document.querySelector('#sidebar').contains({FOCUSED})")
+    assert page.evaluate("document.querySelector('#talk').inert")
+    page.press("Escape")
+    page.wait_for("!document.querySelector('#sidebar').checkVisibility()")
+    assert page.evaluate(f"{FOCUSED}.id") == "sidebar-toggle"
+    assert not page.evaluate("document.querySelector('#talk').inert")
+
+
+def test_the_system_s_taste_is_followed(page: Page) -> None:
+    def seen(**tastes: str) -> list[float]:
+        features = [{"name": name.replace("_", "-"), "value": value} for name, value in tastes.items()]
+        page.call("Emulation.setEmulatedMedia", features=features)
+        # contrast of text and paper, and the brightness of the paper
+        found: list[float] = page.evaluate("""(() => {
+            const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+                .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+                .reduce((sum, part, number) => sum + part * [0.2126, 0.7152, 0.0722][number], 0);
+            const paper = light(getComputedStyle(document.body).backgroundColor);
+            const soft = light(getComputedStyle(document.querySelector('.lede')).color);
+            return [(Math.max(paper, soft) + 0.05) / (Math.min(paper, soft) + 0.05), paper];
+        })()""")
+        return found
+
+    light_contrast, light_paper = seen(prefers_color_scheme="light")
+    dark_contrast, dark_paper = seen(prefers_color_scheme="dark")
+    assert light_paper > 0.8
+    assert dark_paper < 0.05
+    assert min(light_contrast, dark_contrast) >= 4.5  # WCAG's AA
+    progress = "getComputedStyle(document.body.appendChild(document.createElement('progress'))).animationName"
+    seen(prefers_reduced_motion="no-preference")
+    assert page.evaluate(progress) == "sweep"
+    seen(prefers_reduced_motion="reduce")
+    assert page.evaluate(progress) == "none"
 
 
 def test_events_are_read_however_the_stream_is_cut(page: Page) -> None:

@@ -153,12 +153,12 @@ def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, 
         page.wait_for("document.querySelector('#key-form').checkVisibility()")
         page.click("#key")
         page.type("rtk_wrong")
-        page.press_enter()
+        page.press("Enter")
         is_empty = "document.querySelector('#key').value === ''"
         page.wait_for(f"{is_empty} && document.querySelector('#key').checkVisibility()")
         page.click("#key")
         page.type(locked.token)
-        page.press_enter()
+        page.press("Enter")
         page.wait_for("document.querySelector('#model').checkVisibility()")
         assert not page.evaluate("document.querySelector('#key-form').checkVisibility()")
 

@@ -1,0 +1,147 @@
+/** The conversations there are: to go to one, to begin another about the same clip, to delete one. */
+
+import * as api from "./api.js";
+import { showProblem } from "./problem.js";
+import * as titles from "./titles.js";
+import { day } from "./wording.js";
+
+/** @param {{onAgain: (session: object) => void, onDeleted: (id: string) => void}} options */
+export function createSidebar({ onAgain, onDeleted }) {
+  const [panel, list, more, problem, toggle, shade] =
+    ["sidebar", "sessions", "more-sessions", "sidebar-problem", "sidebar-toggle", "shade"]
+      .map((id) => document.getElementById(id));
+  const shape = document.getElementById("session-template");
+  const videos = new Map(); // by id; kept once they will not change any more
+  let sessions = [];
+  let hasMore = false;
+  let asked = 0;
+  let drawn = ""; // what the list shows
+  let pictures = new AbortController(); // lets go of the list's pictures
+
+  toggle.onclick = () => setOpen(!panel.hasAttribute("data-open"));
+  shade.onclick = () => setOpen(false);
+  more.onclick = () => load(sessions.at(-1)?.id);
+  matchMedia("(width >= 1100px)").addEventListener("change", () => setOpen(false)); // a column is no drawer
+  document.addEventListener("visibilitychange", () => document.hidden || load()); // another tab may have changed something
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !panel.hasAttribute("data-open")) return;
+    event.preventDefault(); // it closes the drawer and stops no answer
+    setOpen(false);
+  });
+
+  /** On a narrow page the list is a drawer; while it is open, what lies under it takes no focus. */
+  function setOpen(isOpen) {
+    if (isOpen === panel.hasAttribute("data-open")) return;
+    panel.toggleAttribute("data-open", isOpen);
+    toggle.setAttribute("aria-expanded", String(isOpen));
+    shade.hidden = !isOpen;
+    for (const main of document.querySelectorAll("main")) main.inert = isOpen;
+    if (isOpen) panel.querySelector("a, button:not([hidden])")?.focus();
+    else toggle.focus();
+  }
+
+  /** Reads the list anew, or what comes after one of its sessions. */
+  async function load(after = null) {
+    const number = ++asked;
+    try {
+      const page = await api.sessions(after);
+      await Promise.all(page.data.flatMap((session) => session.video_ids).map(learn));
+      if (number !== asked) return; // a later reading is under way
+      sessions = after ? [...sessions, ...page.data] : page.data;
+      hasMore = page.has_more;
+      problem.hidden = true;
+      show();
+    } catch (error) {
+      if (number !== asked) return;
+      if (error.status === 401) clear(); // what a key has shown goes with it
+      else showProblem(problem, error, { label: "Try again", action: () => load(after) });
+    }
+  }
+
+  async function learn(id) {
+    if (videos.has(id)) return;
+    try {
+      const video = await api.video(id);
+      if (video.status === "ready" || video.status === "failed") videos.set(id, video);
+      else videos.set(id, { ...video, isNews: true });
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      videos.set(id, { id, filename: "A deleted video", status: "failed" });
+    }
+  }
+
+  function clear() {
+    sessions = [];
+    hasMore = false;
+    videos.clear();
+    show();
+  }
+
+  function show() {
+    more.hidden = !hasMore;
+    toggle.hidden = panel.hidden = sessions.length === 0;
+    document.body.toggleAttribute("data-sidebar", sessions.length > 0);
+    const wanted = JSON.stringify(sessions.map(({ id, video_ids: ids }) => [id, titles.recall(id), ids.map((v) => videos.get(v)?.status)]));
+    for (const [id, video] of videos) if (video.isNews) setTimeout(() => videos.delete(id));
+    if (wanted !== drawn) draw(); // else whoever is in the list with the keyboard would lose their place
+    drawn = wanted;
+    mark();
+  }
+
+  function draw() {
+    pictures.abort();
+    pictures = new AbortController();
+    list.replaceChildren(...sessions.map(row));
+  }
+
+  function row(session) {
+    const item = shape.content.cloneNode(true).firstElementChild;
+    const [link, picture, name, about] = ["a", "img", ".name", ".about"].map((selector) => item.querySelector(selector));
+    const [again, remove] = item.querySelectorAll("button");
+    const clips = session.video_ids.map((id) => videos.get(id));
+    const files = clips.map((clip) => clip.filename).join(", ");
+    const title = titles.recall(session.id) ?? files;
+    const begun = day(new Date(session.created_at * 1000));
+    link.href = `#${session.id}`;
+    link.onclick = () => setOpen(false);
+    name.textContent = title;
+    about.textContent = title === files ? begun : `${begun} · ${files}`;
+    if (clips[0].status === "ready") {
+      api.frameUrl(clips[0].id, 0, pictures.signal).then((url) => { picture.src = url; }, () => {}); // it only decorates
+    }
+    again.setAttribute("aria-label", `New conversation about ${files}`);
+    again.onclick = () => (setOpen(false), onAgain(session));
+    remove.setAttribute("aria-label", `Delete the conversation “${title}”, ${files}, ${begun}`);
+    remove.onclick = () => confirm(`Delete the conversation “${title}”?`) && erase(session.id);
+    return item;
+  }
+
+  function mark() {
+    for (const link of list.querySelectorAll("a")) {
+      if (link.hash === location.hash) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+
+  async function erase(id) {
+    const place = sessions.findIndex((session) => session.id === id);
+    try {
+      await api.deleteSession(id);
+    } catch (error) {
+      if (error.status !== 404) return showProblem(problem, error);
+    }
+    titles.forget(id);
+    onDeleted(id);
+    await load();
+    const links = list.querySelectorAll("a");
+    if (links.length) links[Math.min(place, links.length - 1)].focus(); // the button that had the focus is gone
+    else setOpen(false);
+  }
+
+  /** A conversation has its first question: that is what it is called. */
+  function name(sessionId, question) {
+    if (titles.remember(sessionId, question)) show();
+  }
+
+  return { load, mark, name };
+}
