@@ -7,8 +7,9 @@ import pytest
 from service.access import ANYBODY, Access, Caller, needed, new_key
 from service.errors import Forbidden, LimitExceeded, ServiceError, Unauthenticated, Unavailable
 from service.metrics import Metrics
+from service.scopes import Scope
 from service.settings import Settings
-from service.store.api_keys import ApiKeyStore, Scope
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import StoreClient
 
 HIDDEN = Settings(host="0.0.0.0")  # noqa: S104  nothing is listened to here
