@@ -23,7 +23,9 @@ from tests.running import RunningService, running
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
 CANARY = b"canary-7f3a"
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
-OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable"}
+OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable", "decode_unavailable"}
+LOST_CHILD = {"decode_crashed", "decode_timeout"}
+"""The file's fault as far as its sender is concerned; but a file that ends a decode child is worth a look."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +216,12 @@ def try_all(service: RunningService, files: Iterator[HostileFile]) -> Findings:
             video = service.wait_until_processed(reply.json()["id"])
             code = "ready" if video["status"] == "ready" else video["error"]["code"]
             outcome = code if code == "ready" else f"failed: {code}"
-            if code in OUR_FAULT | {"decode_crashed", "decode_timeout"}:
+            if code in OUR_FAULT | LOST_CHILD:
                 findings.breaches.append(f"{file.name}: {code}")
         else:
             code = reply.json()["error"]["code"]
             outcome = f"{reply.status_code} {code}"
-            if not 400 <= reply.status_code < 500:
+            if not 400 <= reply.status_code < 500 or code in LOST_CHILD:
                 findings.breaches.append(f"{file.name}: {outcome}")
         if CANARY in reply.content:
             findings.breaches.append(f"{file.name}: the canary came out")
