@@ -275,6 +275,7 @@ class Answering:
                     conversation=Conversation(clips=clips, turns=live.turns, system=live.session.system),
                     features=tuple(features.blob for _, features in packed),
                     feature_keys=tuple(key for key, _ in packed),
+                    cache_salt=live.tenant,
                     params=live.params,
                     output_token_ids=live.taken_token_ids,
                     priority=live.record.priority,
