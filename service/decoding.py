@@ -68,9 +68,9 @@ class VideoRejected(Exception):
 
 
 class DecodeFailed(Exception):
-    """Decoding took too long or broke down, in one child and then in another: the file's doing.
+    """Decoding broke down, in one child and then in another, or took too much of the processor: the file's doing.
 
-    Only `decode_unavailable` is ours: no child could be started, or both were killed from outside.
+    Only `decode_unavailable` is ours: no child could be started, or two were killed from outside or got no time.
     """
 
     def __init__(self, code: Literal["decode_timeout", "decode_crashed", "decode_unavailable"], message: str) -> None:
@@ -81,11 +81,9 @@ class DecodeFailed(Exception):
 class _ChildLost(Exception):
     """A child gave no answer; `verdict` is what that comes to if the next one gives none either."""
 
-    def __init__(self, verdict: DecodeFailed, *, has_used_its_time: bool = False) -> None:
+    def __init__(self, verdict: DecodeFailed) -> None:
         super().__init__(str(verdict))
         self.verdict = verdict
-        self.has_used_its_time = has_used_its_time
-        """All of its time on the processor, which another would use up as well."""
 
 
 class SandboxMissing(Exception):
@@ -184,8 +182,8 @@ class Decoder:
 
         `on_event` hears the facts as soon as they are known, then the progress.
 
-        A child that dies or takes too long is the machine's doing as well as the file's, so another tries once more,
-        and `on_event` hears nothing twice. Only a child that has used up its time on the processor had its chance.
+        A child that dies, or gets nothing done in its time, may be the machine's doing as well as the file's, so
+        another tries once more, and `on_event` hears nothing twice. One that was busy all the time had its chance.
 
         Raises:
             VideoRejected: the file cannot be used.
@@ -198,7 +196,7 @@ class Decoder:
             try:
                 facts, sampled = await self._attempt(request, news)
             except _ChildLost as lost:
-                if lost.has_used_its_time:
+                if lost.verdict.code == "decode_timeout":
                     raise lost.verdict from None
                 _log.warning("decode_tried_again", because=lost.verdict.code)
                 try:
@@ -219,11 +217,12 @@ class Decoder:
         self, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
     ) -> tuple[VideoFacts, Sampled]:
         child = await self._take()
+        used_before = _processor_seconds(child)
         try:
             async with asyncio.timeout(self._timeout):
                 return await _converse(child, request, on_event)
         except TimeoutError:
-            raise _ChildLost(_timed_out()) from None
+            raise _overdue(_processor_seconds(child) - used_before, timeout=self._timeout) from None
         except ProtocolBreach:
             raise await _autopsy(child) from None
         finally:
@@ -412,12 +411,33 @@ async def _autopsy(child: Child) -> _ChildLost:
     with suppress(TimeoutError):
         await asyncio.wait_for(child.wait(), 1.0)
     if child.returncode == -signal.SIGXCPU:
-        return _ChildLost(_timed_out(), has_used_its_time=True)
+        return _ChildLost(_timed_out())
     if child.returncode in _FROM_OUTSIDE:
-        message = "The machine ended the decoding of the video, twice; try again in a moment."
-        return _ChildLost(DecodeFailed("decode_unavailable", message))
+        return _ChildLost(_unavailable("The machine ended the decoding of the video, twice; try again in a moment."))
     return _ChildLost(DecodeFailed("decode_crashed", "Decoding the video broke down, twice."))
+
+
+def _overdue(processor_seconds: float, *, timeout: float) -> _ChildLost:
+    """What to say of a child whose time is up: it was busy with the file, or did not get to it."""
+    if processor_seconds >= timeout / 2:
+        return _ChildLost(_timed_out())
+    return _ChildLost(_unavailable("The machine had no time to decode the video, twice; try again in a moment."))
+
+
+def _processor_seconds(child: Child) -> float:
+    """How long a child has run on a processor; 0 where the system does not tell, so that the file gets no blame."""
+    try:
+        fields = (
+            Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _timed_out() -> DecodeFailed:
     return DecodeFailed("decode_timeout", "Decoding the video took too long.")
+
+
+def _unavailable(message: str) -> DecodeFailed:
+    return DecodeFailed("decode_unavailable", message)

@@ -167,10 +167,7 @@ def test_nobody_notices_that_a_decode_child_was_killed(own: RunningService, tmp_
 def test_a_file_that_crashes_two_decode_children_is_refused_and_not_kept(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "poison.mp4", frames=42)
     with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
-        for child in (first, second):
-            os.kill(child, signal.SIGSEGV)
-            os.kill(child, signal.SIGCONT)
-            time.sleep(1)  # the second one has the file by then
+        end_one_after_the_other(own, signal.SIGSEGV, first, second)
         assert refusal(upload.result(), 422) == "decode_crashed"
     assert all(video["filename"] != "poison.mp4" for video in own.client.get("/v1/videos").json()["data"])
     assert own.upload(path)["status"] == "ready"  # it was a good one, after all
@@ -179,9 +176,7 @@ def test_a_file_that_crashes_two_decode_children_is_refused_and_not_kept(own: Ru
 def test_decode_children_that_the_machine_kills_are_no_fault_of_the_file(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "starved.mp4", frames=43)
     with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
-        for child in (first, second):
-            os.kill(child, signal.SIGKILL)
-            time.sleep(1)
+        end_one_after_the_other(own, signal.SIGKILL, first, second)
         assert refusal(upload.result(), 503) == "decode_unavailable"
         assert upload.result().headers["Retry-After"] == "1"
     assert own.upload(path)["status"] == "ready"
@@ -197,15 +192,24 @@ def upload_to_stopped_children(
     with ThreadPoolExecutor(1) as thread:
         upload = thread.submit(service.client.post, "/v1/videos", files={"file": (path.name, path.read_bytes())})
 
-        def next_one() -> list[int]:
-            return [p for p, command in service.children().items() if "service.decode_child" in command and p != first]
-
-        eventually(lambda: len(next_one()) == 1)
-        second = next_one()[0]
+        eventually(lambda: len(decode_children(service)) == 2)
+        (second,) = decode_children(service) - {first}
         if both:
-            time.sleep(1)  # let it start
             os.kill(second, signal.SIGSTOP)
         yield upload, first, second
+
+
+def end_one_after_the_other(service: RunningService, number: signal.Signals, first: int, second: int) -> None:
+    """End a child that has a file, and then, as soon as it has the file, the next one."""
+    os.kill(first, number)
+    os.kill(first, signal.SIGCONT)
+    eventually(lambda: bool(decode_children(service) - {first, second}))  # the next but one is started by then
+    os.kill(second, number)
+    os.kill(second, signal.SIGCONT)
+
+
+def decode_children(service: RunningService) -> set[int]:
+    return {pid for pid, command in service.children().items() if "service.decode_child" in command}
 
 
 def test_while_redis_hangs_state_is_refused_and_health_tells(own: RunningService, drawn: Path) -> None:

@@ -19,7 +19,14 @@ from model.pixels import PixelSpec, resize
 from model.video import FrameSpec, VideoLimits
 from model.video_reader import open_video
 from service.decode_protocol import Probed, Progress
-from service.decoding import DecodeEvent, DecodeFailed, Decoder, VideoRejected
+from service.decoding import (
+    DecodeEvent,
+    DecodeFailed,
+    Decoder,
+    VideoRejected,
+    _overdue,
+    _processor_seconds,
+)
 from tests import clips
 
 PIXELS = PixelSpec(size=64)
@@ -94,22 +101,23 @@ def send(number: signal.Signals, pid: int) -> Callable[[DecodeEvent], None]:
     return on_event
 
 
-def end_two(number: signal.Signals, first: int) -> Callable[[DecodeEvent], None]:
-    """Send a signal to the child that has opened the file, and to the one that takes it over."""
+async def newcomer(known: set[int]) -> int:
+    """A decode child that is none of these, as soon as there is one."""
+    async with asyncio.timeout(60):
+        while not (others := set(decode_children()) - known):  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.01)
+    return others.pop()
 
-    def on_event(event: DecodeEvent) -> None:
-        if isinstance(event, Probed):
-            (second,) = (pid for pid in decode_children() if pid != first)
-            os.kill(second, signal.SIGSTOP)  # it takes the file over and does nothing with it
-            os.kill(first, number)
-            asyncio.get_running_loop().call_later(1.0, end, second)
 
-    def end(pid: int) -> None:
-        if number != signal.SIGSTOP:
-            os.kill(pid, number)
-            os.kill(pid, signal.SIGCONT)
-
-    return on_event
+async def end_two(number: signal.Signals, first: int) -> None:
+    """End the child that has the file, which is stopped, and then the one that takes the file over from it."""
+    second = await newcomer({first})
+    os.kill(second, signal.SIGSTOP)
+    for child, known in ((first, {first, second}), (second, set())):
+        os.kill(child, number)
+        os.kill(child, signal.SIGCONT)
+        if known:
+            await newcomer(known)  # the second one is taken by now
 
 
 async def test_a_child_gives_what_decoding_at_home_would_give(tmp_path: Path) -> None:
@@ -220,22 +228,50 @@ async def test_a_second_child_that_dies_fails_the_decode_and_no_other(
 ) -> None:
     slow, good = slow_mp4(tmp_path / "slow.mp4"), clips.h264_mp4(tmp_path / "good.mp4")
     async with running(Decoder(VideoLimits(), 60)) as decoder:
+        first = only_child()
+        os.kill(first, signal.SIGSTOP)
+        ending = asyncio.create_task(end_two(number, first))
         with pytest.raises(DecodeFailed) as failed:
-            await decoder.decode(slow, FrameSpec(count=64), PIXELS, end_two(number, only_child()))
+            await decoder.decode(slow, FrameSpec(count=64), PIXELS, ignore)
+        await ending
         assert failed.value.code == code
         assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
 
 
 async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
-    slow = slow_mp4(tmp_path / "slow.mp4")
+    good = clips.h264_mp4(tmp_path / "good.mp4")
     async with running(Decoder(VideoLimits(), 2)) as decoder:
-        pid = only_child()
+        first = only_child()
+        os.kill(first, signal.SIGSTOP)
         started = time.monotonic()
+        decoding = asyncio.create_task(decoder.decode(good, FRAMES, PIXELS, ignore))
+        second = await newcomer({first})
+        os.kill(second, signal.SIGSTOP)
         with pytest.raises(DecodeFailed) as failed:
-            await decoder.decode(slow, FrameSpec(count=64), PIXELS, end_two(signal.SIGSTOP, pid))
-        assert failed.value.code == "decode_timeout"
-        assert 4 <= time.monotonic() - started < 8
-        assert not is_alive(pid)
+            await decoding
+        assert failed.value.code == "decode_unavailable", "neither got any time"
+        assert 4 <= time.monotonic() - started < 10
+        assert not is_alive(first)
+        assert not is_alive(second)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code"), [(59.0, "decode_timeout"), (31.0, "decode_timeout"), (3.0, "decode_unavailable")]
+)
+def test_whose_fault_it_is_that_the_time_is_up_shows_in_what_the_child_did_with_it(seconds: float, code: str) -> None:
+    assert _overdue(seconds, timeout=60.0).verdict.code == code
+
+
+async def test_what_a_child_has_done_is_known() -> None:
+    burning = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+    try:
+        async with asyncio.timeout(60):
+            while _processor_seconds(burning) < 0.2:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.05)
+    finally:
+        burning.kill()
+        await burning.wait()
+    assert _processor_seconds(burning) == 0.0
 
 
 async def test_a_child_that_used_up_its_time_on_the_processor_says_so_and_no_other_tries(tmp_path: Path) -> None:
