@@ -275,6 +275,7 @@ class Answering:
                     conversation=Conversation(clips=clips, turns=live.turns, system=live.session.system),
                     features=tuple(features.blob for _, features in packed),
                     feature_keys=tuple(key for key, _ in packed),
+                    cache_salt=live.tenant,
                     params=live.params,
                     output_token_ids=live.taken_token_ids,
                     priority=live.record.priority,
@@ -296,17 +297,13 @@ class Answering:
         return packed, [await self._fps(live.tenant, video) for video in live.videos]
 
     async def _patiently(self, prepare: Callable[[], Coroutine[None, None, _T]]) -> _T:
-        """Do it again where the store is away for a while, and once where the decode child was killed."""
-        give_up, num_crashes = time.monotonic() + _WRITE_PATIENCE, 0
+        """Do it again where the store is away for a while."""
+        give_up = time.monotonic() + _WRITE_PATIENCE
         while True:
             try:
                 return await prepare()
             except ServiceError as error:
-                num_crashes += error.code == "decode_crashed"
-                is_passing = error.code in {"store_unavailable", "media_unavailable"} or (
-                    error.code == "decode_crashed" and num_crashes == 1
-                )
-                if not is_passing or time.monotonic() > give_up:
+                if error.code not in {"store_unavailable", "media_unavailable"} or time.monotonic() > give_up:
                     raise
             await asyncio.sleep(_WRITE_RETRY)
 

@@ -220,6 +220,7 @@ class Completions:
                 conversation=replace(conversation, clips=await self._clips(tenant, videos, packed)),
                 features=tuple(features.blob for _, features in packed),
                 feature_keys=tuple(key for key, _ in packed),
+                cache_salt=tenant,
                 params=params,
                 priority=min(0, caller.limits.max_priority),
             )

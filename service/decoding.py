@@ -52,6 +52,9 @@ RESPAWN_PAUSE = 1.0
 """Seconds between the death of a child that waited and the start of the next: where none lives, few are started."""
 CHECK_TIMEOUT = 30.0
 """Seconds that finding out which walls hold on this machine may take; it takes a tenth of one."""
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
+"""How a child ends that somebody else has ended: an operator, or the kernel where the machine has no memory left.
+Nothing in a file does that; over its own limits a child gets other signals."""
 PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
 """All that a child sees of the environment: it must hold no secret."""
 
@@ -65,11 +68,22 @@ class VideoRejected(Exception):
 
 
 class DecodeFailed(Exception):
-    """Decoding took too long or broke down, which may or may not be the file's fault."""
+    """Decoding broke down, in one child and then in another, or took too much of the processor: the file's doing.
 
-    def __init__(self, code: Literal["decode_timeout", "decode_crashed"], message: str) -> None:
+    Only `decode_unavailable` is ours: no child could be started, or two were killed from outside or got no time.
+    """
+
+    def __init__(self, code: Literal["decode_timeout", "decode_crashed", "decode_unavailable"], message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _ChildLost(Exception):
+    """A child gave no answer; `verdict` is what that comes to if the next one gives none either."""
+
+    def __init__(self, verdict: DecodeFailed) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict
 
 
 class SandboxMissing(Exception):
@@ -168,23 +182,27 @@ class Decoder:
 
         `on_event` hears the facts as soon as they are known, then the progress.
 
+        A child that dies, or gets nothing done in its time, may be the machine's doing as well as the file's, so
+        another tries once more, and `on_event` hears nothing twice. One that was busy all the time had its chance.
+
         Raises:
             VideoRejected: the file cannot be used.
-            DecodeFailed: `decode_timeout` or `decode_crashed`.
+            DecodeFailed: `decode_timeout`, `decode_crashed` or `decode_unavailable`.
         """
         request = self._request(path, frame_spec, pixel_spec)
+        news = _OnlyNews(on_event)
         async with self._turns:
-            child = await self._take()
             started = time.monotonic()
             try:
-                async with asyncio.timeout(self._timeout):
-                    facts, sampled = await _converse(child, request, on_event)
-            except TimeoutError:
-                raise _timed_out() from None
-            except ProtocolBreach:
-                raise await _autopsy(child) from None
-            finally:
-                await self._end(child)
+                facts, sampled = await self._attempt(request, news)
+            except _ChildLost as lost:
+                if lost.verdict.code == "decode_timeout":
+                    raise lost.verdict from None
+                _log.warning("decode_tried_again", because=lost.verdict.code)
+                try:
+                    facts, sampled = await self._attempt(request, news)
+                except _ChildLost as lost_too:
+                    raise lost_too.verdict from None
         return DecodedVideo(
             facts=facts,
             indices=sampled.indices,
@@ -194,6 +212,21 @@ class Decoder:
             thumbnails=sampled.thumbnails,
             seconds=time.monotonic() - started,
         )
+
+    async def _attempt(
+        self, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
+    ) -> tuple[VideoFacts, Sampled]:
+        child = await self._take()
+        used_before = _processor_seconds(child)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await _converse(child, request, on_event)
+        except TimeoutError:
+            raise _overdue(_processor_seconds(child) - used_before, timeout=self._timeout) from None
+        except ProtocolBreach:
+            raise await _autopsy(child) from None
+        finally:
+            await self._end(child)
 
     def _request(self, path: Path, frame_spec: FrameSpec, pixel_spec: PixelSpec) -> DecodeRequest:
         return DecodeRequest(
@@ -217,7 +250,7 @@ class Decoder:
         child = child or await self._spawn()
         if self._closed.is_set():
             await self._end(child)
-            raise DecodeFailed("decode_crashed", "The service is shutting down.")
+            raise DecodeFailed("decode_unavailable", "The service is shutting down.")
         return child
 
     async def _start_spare(self) -> None:
@@ -259,7 +292,8 @@ class Decoder:
                 env=_environment() | {"OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError:
-            raise DecodeFailed("decode_crashed", "No process could be started to decode the video.") from None
+            message = "No process could be started to decode the video; try again in a moment."
+            raise DecodeFailed("decode_unavailable", message) from None
         self._children.add(child)
         self._all_reaped.clear()
         return child
@@ -317,6 +351,20 @@ def _kill(child: Child) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
+class _OnlyNews:
+    """Passes on what a second child says only where it goes beyond what the first has said."""
+
+    def __init__(self, on_event: Callable[[DecodeEvent], None]) -> None:
+        self._on_event = on_event
+        self._last = -1
+
+    def __call__(self, event: DecodeEvent) -> None:
+        place = event.done if isinstance(event, Progress) else 0
+        if place > self._last:
+            self._last = place
+            self._on_event(event)
+
+
 async def _converse(
     child: Child, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
 ) -> tuple[VideoFacts, Sampled]:
@@ -358,14 +406,38 @@ async def _receive(child: Child, request: DecodeRequest) -> Reply:
         raise ProtocolBreach("The child has gone.") from None
 
 
-async def _autopsy(child: Child) -> DecodeFailed:
+async def _autopsy(child: Child) -> _ChildLost:
     """What to say of a child that fell silent."""
     with suppress(TimeoutError):
         await asyncio.wait_for(child.wait(), 1.0)
     if child.returncode == -signal.SIGXCPU:
-        return _timed_out()
-    return DecodeFailed("decode_crashed", "Decoding the video broke down.")
+        return _ChildLost(_timed_out())
+    if child.returncode in _FROM_OUTSIDE:
+        return _ChildLost(_unavailable("The machine ended the decoding of the video, twice; try again in a moment."))
+    return _ChildLost(DecodeFailed("decode_crashed", "Decoding the video broke down, twice."))
+
+
+def _overdue(processor_seconds: float, *, timeout: float) -> _ChildLost:
+    """What to say of a child whose time is up: it was busy with the file, or did not get to it."""
+    if processor_seconds >= timeout / 2:
+        return _ChildLost(_timed_out())
+    return _ChildLost(_unavailable("The machine had no time to decode the video, twice; try again in a moment."))
+
+
+def _processor_seconds(child: Child) -> float:
+    """How long a child has run on a processor; 0 where the system does not tell, so that the file gets no blame."""
+    try:
+        fields = (
+            Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _timed_out() -> DecodeFailed:
     return DecodeFailed("decode_timeout", "Decoding the video took too long.")
+
+
+def _unavailable(message: str) -> DecodeFailed:
+    return DecodeFailed("decode_unavailable", message)

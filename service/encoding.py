@@ -67,8 +67,7 @@ def is_our_fault(code: str) -> bool:
     return code in {
         "worker_lost",
         "encode_failed",
-        "decode_crashed",
-        "decode_timeout",
+        "decode_unavailable",
         "store_unavailable",
         "media_unavailable",
         "internal_error",

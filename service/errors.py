@@ -163,14 +163,13 @@ class InternalError(ServiceError):
 
 
 _UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
+_BAD_FILE = ("undecodable", "no_frames", "too_large", "too_long", "decode_crashed", "decode_timeout")
 _PARAMS = {
     "context_length_exceeded": "content",
     "empty_interval": "frames",
-    **dict.fromkeys(("undecodable", "no_frames", "too_large", "too_long"), "file"),
+    **dict.fromkeys(_BAD_FILE, "file"),
 }
 _INTERNAL = {
-    "decode_crashed",
-    "decode_timeout",
     "worker_lost",
     "encode_failed",
     "engine_error",
@@ -185,7 +184,7 @@ def from_code(code: str, message: str) -> ServiceError:
         return UnsupportedMedia(code, message, param="file")
     if code in _INTERNAL:
         return InternalError(code, message)
-    if code in {"store_unavailable", "media_unavailable", "model_unavailable"}:
+    if code in {"store_unavailable", "media_unavailable", "model_unavailable", "decode_unavailable"}:
         return Unavailable(code, message)
     if code == "video_gone":
         return Gone(code, message, param="video_ids")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
 from service.errors import Gone, LimitExceeded, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.fetching import Fetcher
-from service.ids import video_id
+from service.ids import new_id, video_id
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
@@ -25,7 +26,17 @@ from service.store.records import VideoRecord
 from service.store.videos import VideoStore
 
 _PROBE_WAIT = 30.0  # seconds the reply to an upload waits for the file's facts
+_ROOM_SECONDS = 60  # for which bytes are reserved; so long after a process died they are free again
+_ROOM_RENEWAL = 15.0  # seconds between two signs of life of a reservation
 _IDLE = 1.0  # seconds between two signs of life of a progress stream
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Bytes set aside for a file that is coming in, under a name, until so long after the last sign of life."""
+
+    name: str
+    seconds: int
 
 
 class Ingest:
@@ -77,17 +88,18 @@ class Ingest:
         self._drain.check()
         max_bytes = self._settings.max_upload_bytes
         uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
-        if idempotency_key is None:  # else the bytes may be here already
-            await self.check_storage(caller, content_length or 0)
-        with self.place():
-            record, is_new = await self._store(
-                caller,
-                chunks,
-                content_type=content_type,
-                filename=filename,
-                purposes=purposes,
-                idempotency_key=idempotency_key,
-            )
+        announced = (content_length or 0) if idempotency_key is None else None  # the bytes may be here already
+        async with self._room(caller, announced) as room:
+            with self.place():
+                record, is_new = await self._store(
+                    caller,
+                    room,
+                    chunks,
+                    content_type=content_type,
+                    filename=filename,
+                    purposes=purposes,
+                    idempotency_key=idempotency_key,
+                )
         return await self.probed(caller.tenant, record), is_new
 
     async def fetch(self, caller: Caller, url: str) -> tuple[VideoRecord, bool]:
@@ -97,11 +109,12 @@ class Ingest:
             ServiceError: as `Fetcher.open` and `receive`.
         """
         self._drain.check()
-        with self.place():
-            async with self._fetcher.open(url) as file:
-                record, is_new = await self._store(
-                    caller, file.chunks, content_type=file.content_type, filename=file.filename
-                )
+        async with self._room(caller, None) as room:
+            with self.place():
+                async with self._fetcher.open(url) as file:
+                    record, is_new = await self._store(
+                        caller, room, file.chunks, content_type=file.content_type, filename=file.filename
+                    )
         return await self.probed(caller.tenant, record), is_new
 
     @contextlib.contextmanager
@@ -120,22 +133,56 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
-    async def check_storage(self, caller: Caller, num_bytes: int) -> None:
-        """Refuse bytes that a key's tenant has no room for.
+    async def reserve(self, caller: Caller, room: Reservation, num_bytes: int) -> None:
+        """Set bytes aside, at all replicas, for a file that is coming in; or so many instead of those before.
 
         Raises:
             LimitExceeded: erasing videos makes room.
         """
         limit = caller.limits.stored_bytes
-        if limit is not None and await self._videos.stored_bytes(caller.tenant) + num_bytes > limit:
+        if limit is not None and not await self._videos.reserve(
+            caller.tenant, room.name, num_bytes, limit=limit, seconds=room.seconds
+        ):
             self._metrics.admission_rejections.labels("stored_bytes").inc()
             raise LimitExceeded(
                 "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
             )
 
+    async def prolong(self, tenant: str, room: Reservation) -> None:
+        """Give a sign of life of a reservation."""
+        await self._videos.prolong(tenant, room.name, seconds=room.seconds)
+
+    async def release(self, tenant: str, room: Reservation) -> None:
+        """Give reserved bytes back, if a record has not taken their place. Nothing happens while the store is away."""
+        with contextlib.suppress(Unavailable):  # they run out by themselves
+            await self._videos.release(tenant, room.name)
+
+    @contextlib.asynccontextmanager
+    async def _room(self, caller: Caller, num_bytes: int | None) -> AsyncIterator[Reservation]:
+        """A reservation that lasts as long as the block; None begins it with the file's own size, in `keep`."""
+        room = Reservation(new_id("req"), _ROOM_SECONDS)
+        if caller.limits.stored_bytes is None:
+            yield room
+            return
+        if num_bytes is not None:
+            await self.reserve(caller, room, num_bytes)
+        staying = asyncio.create_task(self._stay(caller.tenant, room))
+        try:
+            yield room
+        finally:
+            staying.cancel()
+            await asyncio.shield(self.release(caller.tenant, room))
+
+    async def _stay(self, tenant: str, room: Reservation) -> None:
+        while True:
+            await asyncio.sleep(_ROOM_RENEWAL)
+            with contextlib.suppress(Unavailable):  # the next one may be in time
+                await self.prolong(tenant, room)
+
     async def _store(
         self,
         caller: Caller,
+        room: Reservation,
         chunks: AsyncIterator[bytes],
         *,
         content_type: str,
@@ -159,12 +206,14 @@ class Ingest:
                 known_id = video_id(tenant, spool.sha256)
                 request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
                 await self._idempotency.claim(tenant, request, result_id=known_id)
-            kept = await self.keep(caller, spool, header)
+            kept = await self.keep(caller, spool, header, room)
         self._metrics.video_upload.observe(time.perf_counter() - start)
         return kept
 
-    async def keep(self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader) -> tuple[VideoRecord, bool]:
-        """Make a received file permanent; returns its record and whether it is new.
+    async def keep(
+        self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader, room: Reservation
+    ) -> tuple[VideoRecord, bool]:
+        """Make a received file permanent; returns its record, which takes the room, and whether it is new.
 
         Raises:
             LimitExceeded: the key's tenant has no room for it.
@@ -172,7 +221,7 @@ class Ingest:
         """
         tenant = caller.tenant
         if await self._videos.get(tenant, video_id(tenant, spool.sha256)) is None:
-            await self.check_storage(caller, spool.num_bytes)
+            await self.reserve(caller, room, spool.num_bytes)
         sha256 = await self._media.commit(spool, tenant)
         now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(
@@ -184,7 +233,7 @@ class Ingest:
             created_at=now,
             expires_at=None if ttl is None else now + ttl,
         )
-        if await self._videos.create(tenant, record):
+        if await self._videos.create(tenant, record, reservation=room.name):
             return record, True
         known = await self._videos.get(tenant, record.id)
         if known is None:  # erased this very moment

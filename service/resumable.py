@@ -23,7 +23,7 @@ from service.errors import (
     from_code,
 )
 from service.ids import new_id
-from service.ingest import Ingest
+from service.ingest import Ingest, Reservation
 from service.settings import Settings
 from service.store import keys
 from service.store.leases import Leases
@@ -70,7 +70,6 @@ class Resumable:
         """
         if length > self._settings.max_upload_bytes:
             raise _too_large(self._settings.max_upload_bytes)
-        await self._ingest.check_storage(caller, length)
         record = UploadRecord(
             id=new_id("upl"),
             length=length,
@@ -79,8 +78,14 @@ class Resumable:
             metadata=metadata,
             expires_at=time.time() + self._settings.upload_expiry,
         )
-        await self._partial_files.create(record.id)
-        await self._uploads.create(caller.tenant, record)
+        room = self._room(record.id)
+        await self._ingest.reserve(caller, room, length)
+        try:
+            await self._partial_files.create(record.id)
+            await self._uploads.create(caller.tenant, record)
+        except BaseException:
+            await asyncio.shield(self._ingest.release(caller.tenant, room))
+            raise
         return record
 
     async def get(self, caller: Caller, upload_id: str) -> UploadRecord:
@@ -126,6 +131,7 @@ class Resumable:
         """
         if not await self._uploads.erase(tenant, upload_id):
             raise _not_found()
+        await self._ingest.release(tenant, self._room(upload_id))
         await self._partial_files.erase(upload_id)
 
     # -- what an upload becomes
@@ -136,7 +142,8 @@ class Resumable:
         tenant = caller.tenant
         header = UploadHeader(filename=record.filename, content_type=record.content_type)
         async with self._partial_files.whole(record.id) as spool:
-            video, _ = await self._ingest.keep(caller, spool, header)
+            video, _ = await self._ingest.keep(caller, spool, header, self._room(record.id))
+        await self._ingest.release(tenant, self._room(record.id))  # the bytes may have been here already
         record = record.model_copy(update={"video_id": video.id})
         await self._uploads.update(tenant, record)
         try:
@@ -156,6 +163,10 @@ class Resumable:
         if record.error is not None:
             raise from_code(record.error.code, record.error.message)
         return record
+
+    def _room(self, upload_id: str) -> Reservation:
+        """What the whole file will take; kept for as long as the upload is."""
+        return Reservation(upload_id, self._settings.upload_expiry)
 
     # -- one piece
 
@@ -192,6 +203,7 @@ class Resumable:
         record = piece.record.model_copy(update={"offset": piece.file.offset, "expires_at": expires_at})
         if not await self._uploads.update(piece.tenant, record):
             raise _not_found()
+        await self._ingest.prolong(piece.tenant, self._room(record.id))
         piece.record = record
 
 

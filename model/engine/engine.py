@@ -127,10 +127,14 @@ class Engine:
         *,
         output_token_ids: Ordered[int] = (),
         priority: int = 0,
+        cache_salt: str = "",
     ) -> None:
         """Queue a request; its outputs come from `step` under its id, free again when it has finished.
 
         One of higher `priority` is admitted before all that wait with a lower one, and keeps its blocks longer.
+
+        What is computed for a request is found again by requests of the same `cache_salt` only: how soon an answer
+        comes, and how many of its tokens were cached, tells nobody what others have asked.
 
         `output_token_ids` are tokens of this answer that outputs elsewhere have carried, with their text. The
         answer goes on after them exactly as it would have there, and they are not reported again. If they
@@ -152,6 +156,7 @@ class Engine:
             params=params,
             max_output_tokens=min(params.max_tokens, self._config.max_model_len - num_prompt_tokens),
             priority=priority,
+            cache_salt=cache_salt,
         )
         answer = _Answer(sequence, Detokenizer(self._tokenizer, params.stop))
         for token_id in output_token_ids:

@@ -77,6 +77,8 @@ class Sequence:
     """Higher goes first."""
     arrival: int = 0
     """Its number in the order of arrival."""
+    cache_salt: str = ""
+    """Blocks are shared among sequences of equal salt, and with no other."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,18 +121,20 @@ class Sequence:
             output_token_ids=list(self.output_token_ids),
             priority=self.priority,
             arrival=self.arrival,
+            cache_salt=self.cache_salt,
             _block_keys=list(self._block_keys),
         )
 
     def block_key(self, number: int, block_size: int) -> bytes:
-        """Names what a full block depends on: everything up to its end, token ids and rows of videos.
+        """Names what a full block depends on: everything up to its end, token ids and rows of videos; and the salt.
 
         Equal keys, equal keys and values in the cache. `block_size` is always the same for one sequence.
         """
         assert (number + 1) * block_size <= self.num_tokens, "all tokens of the block are known"
         while len(self._block_keys) <= number:
             start = len(self._block_keys) * block_size
-            digest = hashlib.sha256(self._block_keys[-1] if self._block_keys else b"")
+            root = hashlib.sha256(self.cache_salt.encode()).digest()
+            digest = hashlib.sha256(self._block_keys[-1] if self._block_keys else root)
             for content in self._contents(start, start + block_size):
                 digest.update(len(content).to_bytes(8, "big") + content)
             self._block_keys.append(digest.digest())

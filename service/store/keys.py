@@ -26,6 +26,11 @@ def stored_bytes(tenant: str) -> str:
     return f"videos:{tenant}:bytes"
 
 
+def reserved_bytes(tenant: str) -> str:
+    """Hash of what is reserved for files that are coming in: name -> bytes and when that ends."""
+    return f"videos:{tenant}:reserved"
+
+
 def video_sessions(tenant: str, video_id: str) -> str:
     """Set of the sessions that talk about a video."""
     return f"video:{tenant}:{video_id}:sessions"

@@ -1,4 +1,7 @@
-"""The bytes of resumable uploads so far: a file each, beside the media, so that any replica can go on with it."""
+"""The bytes of resumable uploads so far: a file each, in a directory that replicas share if they share uploads.
+
+Also where the media are in a bucket: a bucket has no files that grow. The whole file goes there.
+"""
 
 import asyncio
 import contextlib
@@ -8,8 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
+
 from service.errors import Gone
 from service.store.media import SpoolFile
+
+_log = structlog.get_logger(__name__)
 
 
 class PartialFile:
@@ -102,4 +109,11 @@ class PartialFiles:
 
 
 def _gone() -> Gone:
-    return Gone("upload_gone", "The bytes of this upload are gone; begin a new one.", param="upload_id")
+    _log.warning(
+        "upload_bytes_missing", advice="replicas must share REELTALK_MEDIA_DIR, also where media are in a bucket"
+    )
+    return Gone(
+        "upload_gone",
+        "The bytes of this upload are not in the media directory of the replica that was asked; begin a new one.",
+        param="upload_id",
+    )

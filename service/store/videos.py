@@ -19,6 +19,31 @@ _CREATE = """
 if not redis.call('set', KEYS[1], ARGV[1], 'NX') then return 0 end
 redis.call('zadd', KEYS[2], ARGV[2], ARGV[3])
 redis.call('incrby', KEYS[3], ARGV[4])
+redis.call('hdel', KEYS[4], ARGV[5])
+return 1
+"""
+# Adds up what is stored and what others have reserved, forgets what has run out, and takes the bytes if there is room.
+_RESERVE = """
+local now, ends = tonumber(redis.call('time')[1]), 0
+local sum = tonumber(redis.call('get', KEYS[1]) or 0) + tonumber(ARGV[2])
+local entries = redis.call('hgetall', KEYS[2])
+for i = 1, #entries, 2 do
+  local bytes, till = string.match(entries[i + 1], '^(%d+) (%d+)$')
+  if tonumber(till) <= now then redis.call('hdel', KEYS[2], entries[i])
+  elseif entries[i] ~= ARGV[1] then sum, ends = sum + tonumber(bytes), math.max(ends, tonumber(till)) end
+end
+if sum > tonumber(ARGV[3]) then return 0 end
+local till = now + tonumber(ARGV[4])
+redis.call('hset', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. string.format('%.0f', till))
+redis.call('expireat', KEYS[2], string.format('%.0f', math.max(ends, till)))
+return 1
+"""
+_PROLONG = """
+local entry = redis.call('hget', KEYS[1], ARGV[1])
+if not entry then return 0 end
+local till = string.format('%.0f', tonumber(redis.call('time')[1]) + tonumber(ARGV[2]))
+redis.call('hset', KEYS[1], ARGV[1], string.match(entry, '^%d+') .. ' ' .. till)
+if tonumber(ARGV[2]) > redis.call('ttl', KEYS[1]) then redis.call('expireat', KEYS[1], till) end
 return 1
 """
 _ERASE = """
@@ -39,15 +64,33 @@ class VideoStore:
         self._redis = redis
         self.events = EventLog(redis, ttl=_EVENTS_TTL)
 
-    async def create(self, tenant: str, record: VideoRecord) -> bool:
-        """Keep a new record; false when the video is known already."""
-        names = keys.video(tenant, record.id), keys.videos(tenant), keys.stored_bytes(tenant)
-        values = record.model_dump_json(), record.created_at, record.id, record.bytes
+    async def create(self, tenant: str, record: VideoRecord, *, reservation: str = "") -> bool:
+        """Keep a new record, whose bytes take the place of those reserved; false when the video is known already."""
+        names = (
+            keys.video(tenant, record.id),
+            keys.videos(tenant),
+            keys.stored_bytes(tenant),
+            keys.reserved_bytes(tenant),
+        )
+        values = record.model_dump_json(), record.created_at, record.id, record.bytes, reservation
         return bool(await self._redis.eval(_CREATE, len(names), *names, *values))
 
     async def stored_bytes(self, tenant: str) -> int:
         """How many bytes the files of all videos have."""
         return int(await self._redis.get(keys.stored_bytes(tenant)) or 0)
+
+    async def reserve(self, tenant: str, name: str, num_bytes: int, *, limit: int, seconds: int) -> bool:
+        """Set bytes aside for so long, instead of those of the same name; false where all would be over the limit."""
+        names = keys.stored_bytes(tenant), keys.reserved_bytes(tenant)
+        return bool(await self._redis.eval(_RESERVE, len(names), *names, name, num_bytes, limit, seconds))
+
+    async def prolong(self, tenant: str, name: str, *, seconds: int) -> bool:
+        """Keep reserved bytes for so long from now; false when they are not reserved any more."""
+        return bool(await self._redis.eval(_PROLONG, 1, keys.reserved_bytes(tenant), name, seconds))
+
+    async def release(self, tenant: str, name: str) -> None:
+        """Give reserved bytes back, if they still are."""
+        await self._redis.hdel(keys.reserved_bytes(tenant), name)
 
     async def get(self, tenant: str, video_id: str) -> VideoRecord | None:
         """The record, if there is one."""

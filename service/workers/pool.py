@@ -229,7 +229,7 @@ class Pool:
                 command,
                 outputs=outputs or self.outputs,
                 output_token_ids=list(command.output_token_ids),
-                prefixes=prefixes(command.conversation, command.feature_keys),
+                prefixes=prefixes(command.conversation, command.feature_keys, salt=command.cache_salt),
             )
         )
 

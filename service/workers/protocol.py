@@ -82,13 +82,15 @@ class CheckPrompt:
 class Generate:
     """Answer a conversation. `features` are packed blobs, one a clip, made under `feature_keys`.
 
-    `output_token_ids` are tokens that the answer has already, from a worker or a replica that died.
+    `output_token_ids` are tokens that the answer has already, from a worker or a replica that died. Keys and values are
+    shared with answers of the same `cache_salt` only.
     """
 
     job_id: str
     conversation: Conversation
     features: tuple[bytes, ...]
     feature_keys: tuple[str, ...]
+    cache_salt: str
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
     priority: int = 0

@@ -15,13 +15,15 @@ prefill of at most one prompt; a place behind so many others costs more than tha
 WorkerT = TypeVar("WorkerT", bound=Hashable)
 
 
-def prefixes(conversation: Conversation, feature_keys: Sequence[str]) -> tuple[bytes, ...]:
+def prefixes(conversation: Conversation, feature_keys: Sequence[str], *, salt: str) -> tuple[bytes, ...]:
     """Names of how a prompt begins, the shortest first: system text and videos, and then these with every turn.
 
-    As in the engine's prefix cache, each depends on all that is before it. A session's next question begins with
-    what this one names, and every session about a video with the same first one.
+    As in the engine's prefix cache, each depends on all that is before it, and on the salt. A session's next
+    question begins with what this one names, and every session about a video with the same first one.
     """
-    digest = hashlib.sha256(repr((conversation.system, tuple(feature_keys), conversation.clips)).encode()).digest()
+    digest = hashlib.sha256(
+        repr((salt, conversation.system, tuple(feature_keys), conversation.clips)).encode()
+    ).digest()
     names = [digest]
     for turn in conversation.turns:
         digest = hashlib.sha256(digest + repr((turn.role, turn.text)).encode("utf-8", "surrogatepass")).digest()

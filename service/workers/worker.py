@@ -164,6 +164,7 @@ class Worker:
                 self._checked(command.params),
                 output_token_ids=command.output_token_ids,
                 priority=command.priority,
+                cache_salt=command.cache_salt,
             )
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))

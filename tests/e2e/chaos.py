@@ -188,17 +188,12 @@ class Client:
         while True:
             try:
                 reply = send()
-                if reply.status_code not in _TRY_AGAIN and not _is_our_fault(reply):
+                if reply.status_code not in _TRY_AGAIN:
                     return reply
             except httpx2.HTTPError:
                 reply = None
             assert time.monotonic() < deadline, f"refused again and again, at last with {reply and reply.text}"
             time.sleep(0.2)
-
-
-def _is_our_fault(reply: httpx2.Response) -> bool:
-    """An upload whose decode child was killed before the file was known: not acknowledged, to be sent again."""
-    return reply.status_code == 500 and reply.json()["error"]["code"] == "decode_crashed"
 
 
 def variant(clip: bytes, rng: random.Random) -> bytes:

@@ -6,24 +6,33 @@ answers 5xx, no process of the service dies but decode children, no canary is re
 """
 
 import argparse
+import asyncio
 import collections
+import contextlib
 import random
+import resource
 import socket
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.pixels import PixelSpec
+from model.video import MAX_FRAME_COUNT, FrameSpec
+from service.decoding import DecodeFailed, Decoder, VideoRejected
+from service.settings import Settings
 from tests import clips
 from tests.running import RunningService, running
 
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
 CANARY = b"canary-7f3a"
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
-OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable"}
+OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable", "decode_unavailable"}
+LOST_CHILD = {"decode_crashed", "decode_timeout"}
+"""The file's fault as far as its sender is concerned; but a file that ends a decode child is worth a look."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +223,12 @@ def try_all(service: RunningService, files: Iterator[HostileFile]) -> Findings:
             video = service.wait_until_processed(reply.json()["id"])
             code = "ready" if video["status"] == "ready" else video["error"]["code"]
             outcome = code if code == "ready" else f"failed: {code}"
-            if code in OUR_FAULT | {"decode_crashed", "decode_timeout"}:
+            if code in OUR_FAULT | LOST_CHILD:
                 findings.breaches.append(f"{file.name}: {code}")
         else:
             code = reply.json()["error"]["code"]
             outcome = f"{reply.status_code} {code}"
-            if not 400 <= reply.status_code < 500:
+            if not 400 <= reply.status_code < 500 or code in LOST_CHILD:
                 findings.breaches.append(f"{file.name}: {outcome}")
         if CANARY in reply.content:
             findings.breaches.append(f"{file.name}: the canary came out")
@@ -227,6 +236,29 @@ def try_all(service: RunningService, files: Iterator[HostileFile]) -> Findings:
     if lasting_children(service) != before or service.process.poll() is not None:
         findings.breaches.append("a process of the service was started again")
     return findings
+
+
+async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tuple[str, int]]:
+    """Decode each file in a child of this process; every file that took more than all before, and its peak in MiB.
+
+    Exact, since the kernel tells of the largest of one's children once it is reaped. The decoder is as a service has
+    it, with its default limits. No other child of this process may have been larger.
+    """
+    settings, peaks = Settings(), []
+    decoder = Decoder(settings.video_limits, settings.decode_timeout, concurrency=1)
+    path = folder / "upload"
+    await decoder.start()
+    try:
+        for file in files:
+            path.write_bytes(file.data)
+            with contextlib.suppress(VideoRejected, DecodeFailed):
+                await decoder.decode(path, FrameSpec(count=MAX_FRAME_COUNT), PixelSpec(), lambda _: None)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+            if not peaks or peak > peaks[-1][1]:
+                peaks.append((file.name, peak))
+    finally:
+        await decoder.close()
+    return peaks
 
 
 def lasting_children(service: RunningService) -> set[int]:
@@ -239,6 +271,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--every", type=int, default=1, help="take only each n-th file")
+    parser.add_argument("--memory", action="store_true", help="no service: measure the decode children's memory")
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as listener:
@@ -246,6 +279,11 @@ def main() -> int:
         (folder / "canary.ts").write_bytes(CANARY * 1000)
         listener.settimeout(0.5)
         files = list(all_files(folder, port=listener.getsockname()[1], seed=arguments.seed))[:: arguments.every]
+        if arguments.memory:
+            for file_name, peak in asyncio.run(peaks_of_memory(files, folder)):
+                print(f"{peak:6} MiB  {file_name}")
+            print(f"{len(files)} files, {time.monotonic() - started:.0f} s")
+            return 0
         with running(folder / "data") as service:
             findings = try_all(service, iter(files))
         try:

@@ -1,5 +1,6 @@
 """Who is served first, how long, and how much of it one key may have."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,48 @@ def test_a_key_stores_no_more_bytes_than_it_may(
     assert (repeated.status_code, repeated.json()["id"]) == (200, video_id)
     assert limited.delete(f"/v1/videos/{video_id}").status_code == 200
     upload(limited, second)
+
+
+def test_uploads_at_once_store_no_more_than_one_after_the_other(
+    limited: httpx2.Client, drawn: Path, tmp_path: Path
+) -> None:
+    """There is room for one of them: it is kept for the one that began, and free again when that breaks off."""
+    for video in limited.get("/v1/videos").json()["data"]:
+        limited.delete(f"/v1/videos/{video['id']}")
+    upload(limited, drawn)
+    contents = [h264_mp4(tmp_path / f"{frames}.mp4", frames=frames).read_bytes() for frames in (44, 45)]
+    room = drawn.stat().st_size * 3 // 2
+    assert all(room / 2 < len(content) <= room for content in contents)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(content: bytes, *, whole: bool) -> Iterator[bytes]:
+        yield content[:1000]
+        begun.set()
+        assert go_on.wait(20)
+        if not whole:
+            raise ConnectionError
+        yield content[1000:]
+
+    def send(content: bytes | Iterator[bytes], **headers: str) -> httpx2.Response:
+        return limited.post("/v1/videos", content=content, headers={"Content-Type": "video/mp4"} | headers)
+
+    length = {"Content-Length": str(len(contents[0]))}
+    for whole in (False, True):
+        begun.clear()
+        go_on.clear()
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(send, slowly(contents[0], whole=whole), **length)
+            assert begun.wait(20)
+            eventually(lambda: send(bytes(room)).status_code == 429)  # no video; while there is room, a 415
+            assert refusal(send(iter([contents[1]])), 429) == "storage_full"
+            go_on.set()
+            if whole:
+                assert first.result().status_code == 201
+            else:
+                assert isinstance(first.exception(), ConnectionError)
+                eventually(lambda: send(contents[1]).status_code == 201)
+                (other,) = (each for each in limited.get("/v1/videos").json()["data"] if each["num_frames"] == 45)
+                limited.delete(f"/v1/videos/{other['id']}")
 
 
 def test_a_key_has_a_ceiling_of_priority(limited: httpx2.Client) -> None:

@@ -4,9 +4,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.clips import h264_mp4
@@ -153,18 +155,61 @@ def test_a_video_survives_the_worker_that_should_have_encoded_it(own: RunningSer
     assert own.wait_until_processed(reply.json()["id"])["status"] == "ready"
 
 
-def test_a_killed_decode_child_fails_its_video_alone_and_the_next_try_succeeds(
-    own: RunningService, tmp_path: Path
-) -> None:
+def test_nobody_notices_that_a_decode_child_was_killed(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "slow.mp4", frames=41)
-    child = own.child("service.decode_child")
-    os.kill(child, signal.SIGSTOP)  # so that the clip is certainly in its hands when it dies
-    with ThreadPoolExecutor(1) as thread:
-        upload = thread.submit(own.client.post, "/v1/videos", files={"file": ("slow.mp4", path.read_bytes())})
-        eventually(lambda: sum("service.decode_child" in c for c in own.children().values()) == 2)  # the next one
-        os.kill(child, signal.SIGKILL)
-        assert refusal(upload.result(), 500) == "decode_crashed"
+    with upload_to_stopped_children(own, path) as (upload, first, _):
+        os.kill(first, signal.SIGKILL)
+        reply = upload.result()
+    assert reply.status_code == 201, reply.text
+    assert own.wait_until_processed(reply.json()["id"])["status"] == "ready"
+
+
+def test_a_file_that_crashes_two_decode_children_is_refused_and_not_kept(own: RunningService, tmp_path: Path) -> None:
+    path = h264_mp4(tmp_path / "poison.mp4", frames=42)
+    with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
+        end_one_after_the_other(own, signal.SIGSEGV, first, second)
+        assert refusal(upload.result(), 422) == "decode_crashed"
+    assert all(video["filename"] != "poison.mp4" for video in own.client.get("/v1/videos").json()["data"])
+    assert own.upload(path)["status"] == "ready"  # it was a good one, after all
+
+
+def test_decode_children_that_the_machine_kills_are_no_fault_of_the_file(own: RunningService, tmp_path: Path) -> None:
+    path = h264_mp4(tmp_path / "starved.mp4", frames=43)
+    with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
+        end_one_after_the_other(own, signal.SIGKILL, first, second)
+        assert refusal(upload.result(), 503) == "decode_unavailable"
+        assert upload.result().headers["Retry-After"] == "1"
     assert own.upload(path)["status"] == "ready"
+
+
+@contextmanager
+def upload_to_stopped_children(
+    service: RunningService, path: Path, *, both: bool = False
+) -> Iterator[tuple[Future[httpx2.Response], int, int]]:
+    """An upload in the hands of a child that is stopped, the child, and the next one, stopped too or waiting."""
+    first = service.child("service.decode_child")
+    os.kill(first, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as thread:
+        upload = thread.submit(service.client.post, "/v1/videos", files={"file": (path.name, path.read_bytes())})
+
+        eventually(lambda: len(decode_children(service)) == 2)
+        (second,) = decode_children(service) - {first}
+        if both:
+            os.kill(second, signal.SIGSTOP)
+        yield upload, first, second
+
+
+def end_one_after_the_other(service: RunningService, number: signal.Signals, first: int, second: int) -> None:
+    """End a child that has a file, and then, as soon as it has the file, the next one."""
+    os.kill(first, number)
+    os.kill(first, signal.SIGCONT)
+    eventually(lambda: bool(decode_children(service) - {first, second}))  # the next but one is started by then
+    os.kill(second, number)
+    os.kill(second, signal.SIGCONT)
+
+
+def decode_children(service: RunningService) -> set[int]:
+    return {pid for pid, command in service.children().items() if "service.decode_child" in command}
 
 
 def test_while_redis_hangs_state_is_refused_and_health_tells(own: RunningService, drawn: Path) -> None:

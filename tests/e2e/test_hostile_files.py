@@ -1,6 +1,8 @@
 """Hostile files through the real service: a small part of `python -m tests.e2e.hostile_files`."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,27 @@ def test_the_corpus_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     first = [(file.kind, file.name) for file in all_files(tmp_path, port=1, seed=6)]
     assert len(first) >= 300
     assert len({kind for kind, _ in first}) >= 8
+
+
+PEAK = """
+import asyncio, sys
+from pathlib import Path
+from tests.e2e.hostile_files import all_files, peaks_of_memory
+folder = Path(sys.argv[1])
+(folder / "canary.ts").write_bytes(b"")
+files = list(all_files(folder, port=1, seed=8))
+chosen = [file for file in files if file.kind == "huge picture" or file.name in ("wide.mp4", "swollen.webm")]
+assert len(chosen) == 6
+print(asyncio.run(peaks_of_memory(chosen + files[::60], folder))[-1][1])
+"""
+
+
+def test_a_decode_child_takes_no_more_memory_than_the_pictures_of_an_honest_file(tmp_path: Path) -> None:
+    """In a process of its own, which has had no larger child."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert 30 < int(done.stdout.splitlines()[-1]) < 512, done.stdout
 
 
 def test_hostile_files_are_refused_and_hurt_nobody(service: RunningService, tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def test_the_same_bytes_of_two_tenants_share_neither_record_nor_features(locked:
     assert locked.acme.get(f"/v1/videos/{mine}/content").content == drawn.read_bytes()
 
 
+def test_nobody_learns_from_the_prefix_cache_what_another_tenant_has_asked(locked: Locked) -> None:
+    body = {"messages": [{"role": "user", "content": "Has anybody asked this before? " * 8}], "max_tokens": 2}
+
+    def cached_tokens(client: httpx2.Client) -> int:
+        reply = client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        count: int = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return count
+
+    assert cached_tokens(locked.acme) == 0
+    assert cached_tokens(locked.acme) > 0
+    assert cached_tokens(locked.rival) == 0
+
+
 def test_a_key_for_metrics_reads_them_and_nothing_else(locked: Locked) -> None:
     _, token = make_key(locked.service.data_dir, "prometheus", "--scope", "metrics")
     with client(locked.service, token) as prometheus:

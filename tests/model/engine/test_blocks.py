@@ -25,8 +25,8 @@ def about(clip: int, question: int = 0) -> Prompt:
     return (text(5), video(12, seed=clip), text(6, seed=question))
 
 
-def answer(running: Engine, prompt: Prompt, params: SamplingParams = GREEDY) -> Told:
-    running.add_request("it", prompt, params)
+def answer(running: Engine, prompt: Prompt, params: SamplingParams = GREEDY, *, salt: str = "") -> Told:
+    running.add_request("it", prompt, params, cache_salt=salt)
     return run_out(running)["it"]
 
 
@@ -97,6 +97,30 @@ def test_sixteen_sessions_on_one_video_store_it_once() -> None:
         assert told[f"{number}"].token_ids == expected[-len(told[f"{number}"].token_ids) :]
 
 
+@pytest.mark.parametrize("prompt", [(text(20),), about(1)], ids=["text", "video"])
+def test_what_is_shared_within_a_salt_is_not_there_for_another(prompt: Prompt) -> None:
+    warm = engine()
+    first = answer(warm, prompt, salt="acme")
+    for salt in ("rival", "", "acme "):
+        other = answer(warm, prompt, salt=salt)
+        assert other.outputs[0].num_cached_tokens == 0
+        assert other.token_ids == first.token_ids
+    again = answer(warm, prompt, salt="acme")
+    assert again.outputs[0].num_cached_tokens == (first.outputs[0].num_prompt_tokens - 1) // 4 * 4
+    assert again.token_ids == first.token_ids
+
+
+def test_a_search_and_a_preempted_answer_keep_to_their_salt() -> None:
+    warm = engine(NARROW)
+    answer(warm, about(1), SamplingParams(max_tokens=12, num_beams=2), salt="acme")
+    assert answer(warm, about(1), salt="rival").outputs[0].num_cached_tokens == 0
+    for number in range(5):
+        warm.add_request(f"{number}", about(1), SamplingParams(max_tokens=40, seed=number), cache_salt=f"{number}")
+    told = run_out(warm)
+    assert warm.num_preemptions > 0
+    assert all(each.token_ids == alone(about(1), SamplingParams(max_tokens=40)).token_ids for each in told.values())
+
+
 def test_without_the_prefix_cache_nothing_is_shared() -> None:
     plain = engine(replace(CONFIG, prefix_caching=False))
     first = answer(plain, about(1))
@@ -158,7 +182,7 @@ def test_after_any_storm_every_answer_is_right_and_no_block_is_lost(seed: int, b
                 max_tokens=random.randint(1, 25), temperature=random.choice((0.0, 0.9)), seed=random.randrange(5)
             )
             asked[f"{number}"] = prompt, params
-            storm.add_request(f"{number}", prompt, params)
+            storm.add_request(f"{number}", prompt, params, cache_salt=random.choice(("acme", "rival")))
         elif deed < 0.55 and asked:
             storm.abort(random.choice(list(asked)))
         else:

@@ -107,3 +107,42 @@ async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> 
     assert [await store.erase(TENANT, one.id) for _ in range(2)] == [True, False]
     assert await store.stored_bytes(TENANT) == 7
     assert await store.stored_bytes("another") == 0
+
+
+async def test_of_uploads_at_once_only_as_many_are_let_in_as_fit(redis: StoreClient) -> None:
+    store = VideoStore(redis)
+    await store.create(TENANT, video_record(bytes=40))
+    tried = [store.reserve(TENANT, f"upload {number}", 20, limit=100, seconds=60) for number in range(10)]
+    assert sum(await asyncio.gather(*tried)) == 3
+    assert await store.reserve("another", "upload", 20, limit=100, seconds=60)
+
+
+async def test_reserved_bytes_change_and_are_given_back_or_become_the_record_s(redis: StoreClient) -> None:
+    store = VideoStore(redis)
+
+    async def reserve(name: str, num_bytes: int) -> bool:
+        return await store.reserve(TENANT, name, num_bytes, limit=100, seconds=60)
+
+    assert await reserve("a", 90)
+    assert not await reserve("b", 20)
+    assert await reserve("a", 80), "instead of the 90"
+    assert await reserve("b", 20)
+    assert not await reserve("a", 81)
+    await store.release(TENANT, "b")
+    assert await store.create(TENANT, video_record(bytes=70), reservation="a")
+    assert await reserve("c", 30), "70 are stored, none is reserved besides"
+    assert not await reserve("d", 1)
+
+
+async def test_reserved_bytes_run_out_unless_they_are_prolonged(redis: StoreClient) -> None:
+    store = VideoStore(redis)
+    assert await store.reserve(TENANT, "of the dead", 50, limit=100, seconds=1)
+    assert await store.reserve(TENANT, "of the living", 50, limit=100, seconds=1)
+    assert await store.prolong(TENANT, "of the living", seconds=60)
+    assert not await store.reserve(TENANT, "new", 50, limit=100, seconds=60)
+    await asyncio.sleep(2.1)
+    assert await store.reserve(TENANT, "new", 50, limit=100, seconds=60)
+    assert not await store.reserve(TENANT, "too many", 1, limit=100, seconds=60)
+    assert not await store.prolong(TENANT, "of the dead", seconds=60)
+    await store.release(TENANT, "of the living")
+    assert 0 < await redis.ttl(f"videos:{TENANT}:reserved") <= 60

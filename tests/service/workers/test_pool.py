@@ -80,6 +80,7 @@ def generate(job_id: str, *, blob: bytes = b"", key: str = "features:key", max_t
         conversation=conversation(),
         features=(blob,),
         feature_keys=(key,),
+        cache_salt="acme",
         params=SamplingParams(max_tokens=max_tokens),
     )
 

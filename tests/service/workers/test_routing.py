@@ -3,7 +3,8 @@
 import pytest
 
 from model.conversation import Clip, Conversation, Turn
-from service.workers.routing import SLACK, PrefixTable, prefixes
+from service.workers import routing
+from service.workers.routing import SLACK, PrefixTable
 
 VIDEO = ("features:one",)
 
@@ -12,6 +13,10 @@ def asked(*texts: str, system: str = "") -> Conversation:
     """A conversation of turns of user and model, a question last."""
     turns = tuple(Turn(role="assistant" if n % 2 else "user", text=text) for n, text in enumerate(texts))
     return Conversation(clips=(Clip(frame_indices=(0, 8), fps=8.0),), turns=turns, system=system)
+
+
+def prefixes(conversation: Conversation, feature_keys: tuple[str, ...], *, salt: str = "acme") -> tuple[bytes, ...]:
+    return routing.prefixes(conversation, feature_keys, salt=salt)
 
 
 FIRST = prefixes(asked("What is it?"), VIDEO)
@@ -30,9 +35,10 @@ def test_a_next_question_begins_with_what_the_first_one_named_and_another_sessio
         prefixes(asked("What is it?"), ("features:two",)),
         prefixes(asked("What is it?", system="Be brief."), VIDEO),
         prefixes(Conversation(clips=(), turns=asked("What is it?").turns), VIDEO),
+        prefixes(asked("What is it?"), VIDEO, salt="rival"),
     ],
 )
-def test_another_video_system_text_or_choice_of_frames_begins_otherwise(other: tuple[bytes, ...]) -> None:
+def test_another_tenant_video_system_text_or_choice_of_frames_begins_otherwise(other: tuple[bytes, ...]) -> None:
     assert not set(other) & set(FIRST)
 
 

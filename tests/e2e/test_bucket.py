@@ -1,0 +1,111 @@
+"""Replicas with a bucket for their files and a Redis for their features alone: both are used, and one may go away."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from service.store.redis_server import embedded_redis
+from tests.clips import h264_mp4
+from tests.e2e.fleet import RedisServer
+from tests.running import RunningService, eventually, running
+
+BUCKET = "clips"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two replicas that share no disk."""
+
+    here: RunningService
+    there: RunningService
+    cache: RedisServer
+    s3: Any
+
+    def objects(self) -> list[str]:
+        return [each["Key"] for each in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", ())]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "NO_PROXY": "127.0.0.1"}
+    with ExitStack() as stack:
+        server.start()
+        stack.callback(server.stop)
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",  # noqa: S106 - the fake server takes any
+        )
+        s3.create_bucket(Bucket=BUCKET)
+        cache = RedisServer(folder / "cache")
+        stack.callback(lambda: os.kill(cache.process.pid, signal.SIGKILL))
+        cache.wait_until_ready()
+        shared = credentials | {
+            "REELTALK_REDIS_URL": stack.enter_context(embedded_redis(folder / "shared")),
+            "REELTALK_CACHE_REDIS_URL": f"unix://{cache.socket}",
+            "REELTALK_MEDIA_URL": f"s3://{BUCKET}/reel?endpoint={endpoint}&region=us-east-1",
+        }
+        here = stack.enter_context(running(folder / "a", **shared))
+        there = stack.enter_context(running(folder / "b", **shared))
+        yield Site(here, there, cache, s3)
+
+
+def test_what_one_replica_puts_into_the_bucket_the_other_takes_out_and_erases(site: Site, tmp_path: Path) -> None:
+    path = h264_mp4(tmp_path / "afar.mp4", frames=51)
+    video = site.here.upload(path)
+    assert any(name.endswith(video["sha256"]) for name in site.objects())
+    assert site.there.client.get(f"/v1/videos/{video['id']}/content").content == path.read_bytes()
+    session_id = site.there.client.post(
+        "/v1/sessions", json={"video_ids": [video["id"]], "frames": {"count": 4}}
+    ).json()["id"]  # other frames than those that are cached: the file is decoded anew
+    assert site.there.ask(session_id, "What is it?", max_tokens=4)["content"]
+    assert site.there.metric("reeltalk_video_decode_seconds_count") == 1
+    assert site.there.client.delete(f"/v1/videos/{video['id']}").status_code == 200
+    assert not [name for name in site.objects() if video["sha256"] in name]
+    assert site.here.client.get(f"/v1/videos/{video['id']}").status_code == 404
+
+
+def test_without_the_cache_s_redis_answers_go_on_and_with_it_features_are_kept_again(
+    site: Site, tmp_path: Path
+) -> None:
+    service, errors = site.here, "reeltalk_feature_cache_errors_total"
+    encoded, hits = "reeltalk_video_encode_seconds_count", "reeltalk_feature_cache_hits_total"
+    session_id = service.open_session(service.upload(h264_mp4(tmp_path / "cached.mp4", frames=52))["id"])
+    said = service.ask(session_id, "What is it?", max_tokens=8)["content"]
+    failed, before = service.metric(errors), service.metric(encoded)
+    site.cache.process.kill()
+    site.cache.process.wait()
+    assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == said
+    assert service.metric(errors) > failed
+    assert service.metric(encoded) == before + 1
+    assert service.client.get("/readyz").status_code == 200
+
+    site.cache.start()
+    site.cache.wait_until_ready()
+
+    def is_found_again() -> bool:
+        found = service.metric(hits)
+        assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == said
+        return service.metric(hits) > found
+
+    eventually(is_found_again, timeout=60)
+
+
+def service_session(service: RunningService, session_id: str) -> str:
+    """A fresh session about the same video."""
+    (video_id,) = service.client.get(f"/v1/sessions/{session_id}").json()["video_ids"]
+    return service.open_session(video_id)
