@@ -33,9 +33,10 @@ def test_what_is_level_passes_and_what_leaks_does_not() -> None:
 
 def test_a_leftover_of_each_tenth_visit_shows_among_keys_and_files() -> None:
     going_on = [20 + 5 * math.sin(number / 7) for number in range(300)]
+    leftovers = [0.4 * number for number in range(300)]  # of two visits a second
     for name in ("keys of answer:*", "disk files of media", "files of api a"):
         assert not grows(name, *going_on)
-        assert grows(name, *(value + number / 10 for number, value in enumerate(going_on)))
+        assert grows(name, *map(sum, zip(going_on, leftovers, strict=True)))
 
 
 def test_what_appears_late_is_seen() -> None:
