@@ -1,4 +1,4 @@
-"""The command `reeltalk`: serve, demo, settings, and those for keys and checkpoints."""
+"""The command `reeltalk`: serve, demo, settings, and those that talk to a service, for keys and for checkpoints."""
 
 import sys
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from service.keys_cli import check_door, keys_app
 from service.logging import configure_logging
 from service.settings import PREFIX, Quantization, Settings, SettingsError, load_settings
 from service.store.redis_server import RedisServerError
+from service.terminal.commands import add_commands as add_terminal_commands
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it.")
 _T = TypeVar("_T")
@@ -75,6 +76,7 @@ def settings() -> None:
         _console.print(f"{PREFIX}{name.upper()}={default}", markup=False, highlight=False, soft_wrap=True)
 
 
+add_terminal_commands(app)
 add_commands(app)
 app.add_typer(keys_app, name="keys")
 

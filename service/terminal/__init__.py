@@ -1,0 +1,1 @@
+"""The commands that talk to a service; none of its own code is in here."""

@@ -1,0 +1,167 @@
+"""`ask` and `chat`: a question's answer as it comes, once or again and again."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.terminal.client import Document
+from service.terminal.events import Event
+from service.terminal.failures import Failure
+from service.terminal.printing import complain, harmless, numbers_of, progress, remark, say, say_json
+from service.terminal.talks import Talk
+
+_HELP = "/new begins anew about the same video, /quit or Ctrl-D ends, Ctrl-C stops an answer."
+_HISTORY_LENGTH = 1000
+
+
+def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool = False) -> None:
+    """Print the answer to a question: its text as it comes, its document, or its events, one a line."""
+    with _stopped_by_ctrl_c(talk):
+        if as_events:
+            for event in _answer(talk, question):
+                say_json({"id": event.number, "event": event.name, "data": event.data}, indent=None)
+        elif as_json:
+            say_json(_whole_answer(talk, question))
+        else:
+            _print_text(_answer(talk, question))
+
+
+def chat(talk: Talk, *, as_json: bool) -> None:
+    """Read questions from the terminal, or line by line from a file, until there are no more."""
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    if is_terminal:
+        remark(_HELP)
+    with _line_editing() if is_terminal else contextlib.nullcontext():
+        for line in _lines("> " if is_terminal else ""):
+            match line.strip():
+                case "":
+                    continue
+                case "/quit" | "/exit":
+                    break
+                case "/new":
+                    talk.renew()
+                    remark("A new conversation about the same video.")
+                case "/help":
+                    remark(_HELP)
+                case question:
+                    _answer_in_chat(talk, question, as_json=as_json, is_terminal=is_terminal)
+    if talk.way_back:
+        remark(f"To go on: {talk.way_back}")
+
+
+def question_of(argument: str) -> str:
+    """The question that a user gives; `-` stands for what comes on stdin."""
+    return sys.stdin.read().strip() if argument == "-" else argument
+
+
+def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bool) -> None:
+    """One answer; to somebody at a terminal neither Ctrl-C nor an error is the end of the conversation."""
+    try:
+        with _stopped_by_ctrl_c(talk):
+            if as_json:
+                say_json(_whole_answer(talk, question), indent=None)
+            else:
+                _print_text(_answer(talk, question))
+    except KeyboardInterrupt:
+        if not is_terminal:
+            raise
+        say("")
+        remark("Stopped.")
+    except Failure as failure:
+        if not is_terminal:
+            raise
+        complain(failure.message)
+
+
+def _answer(talk: Talk, question: str) -> Iterator[Event]:
+    """The events of an answer; an error of it is a `Failure`."""
+    sendable = question.encode(errors="replace").decode()  # a terminal may give bytes that are no text
+    for event in _with_progress(talk.ask(sendable)):
+        if event.name == "error":
+            raise Failure.of_envelope(event.data)
+        yield event
+
+
+def _whole_answer(talk: Talk, question: str) -> Document:
+    for _ in _answer(talk, question):
+        pass  # only the end is of interest, but Ctrl-C has to find something to stop
+    return talk.answer()
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(talk: Talk) -> Iterator[None]:
+    """Ctrl-C in the block stops the answer where it is made."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(Failure):  # it stops by itself when nobody reads it
+            talk.stop()
+        raise
+
+
+def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
+    """The events, with bars for as long as a video has to be prepared again."""
+    with contextlib.ExitStack() as bars:
+        show = None
+        for event in events:
+            if event.name == "progress":
+                show = show or bars.enter_context(progress())
+                show(str(event.data.get("stage")), float(event.data.get("fraction", 0)))
+            else:
+                bars.close()
+            yield event
+
+
+def _print_text(events: Iterator[Event]) -> None:
+    for event in events:
+        if event.name == "delta":
+            say(str(event.data.get("text", "")), end="")
+        elif event.name == "done":
+            say("")
+            remark(numbers_of(event.data))
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """What is typed; Ctrl-C throws a line away, Ctrl-D ends."""
+    while True:
+        try:
+            yield input(prompt)
+        except KeyboardInterrupt:
+            if not prompt:
+                raise
+            say("")
+        except EOFError:
+            if prompt:
+                say("")
+            return
+
+
+@contextlib.contextmanager
+def _line_editing() -> Iterator[None]:
+    """Keys to edit a line and to find earlier ones, which are kept in a file that only the user reads."""
+    try:
+        import readline
+    except ImportError:  # a Python that was built without
+        yield
+        return
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    history = Path(state) / "reeltalk" / "history"
+    readline.set_history_length(_HISTORY_LENGTH)
+    with contextlib.suppress(OSError):
+        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        history.touch(mode=0o600)
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            readline.write_history_file(history)
+
+
+def print_history(messages: list[Document]) -> None:
+    """What was said before, as the conversation would have shown it."""
+    for message in messages:
+        mark = "> " if message.get("role") == "user" else ""
+        remark(mark + harmless(str(message.get("content", ""))))
