@@ -14,25 +14,29 @@ from model.engine.output import Output
 from model.engine.sampling_params import SamplingParams
 from model.family import EncodedClip, Family, build_prompt
 from model.pixels import normalize, resize
-from model.video import VideoLimits
+from model.video import FrameSpec, VideoLimits
 from model.video_reader import open_video
 
 
-def watch(family: Family, path: Path, limits: VideoLimits | None = None) -> tuple[Clip, EncodedClip]:
-    """A video file as the model sees it: decoded, sampled, encoded.
+def watch(
+    family: Family, path: Path, limits: VideoLimits | None = None, *, frames: FrameSpec | None = None
+) -> tuple[Clip, EncodedClip]:
+    """A video file as the model sees it: decoded, sampled as `frames` says or else the family, encoded.
 
-    The features are those the service would cache, in half precision; their identity is the file's SHA-256.
+    The features are those the service would cache, in half precision; their identity is the file's SHA-256, with
+    the frames where they are not the family's own.
 
     Raises:
         VideoError: the file cannot be read as a video, or exceeds the limits.
     """
     with open_video(path, limits or VideoLimits()) as video:
-        frames = list(video.frames(family.frame_spec))
+        spec = frames or family.frame_spec
+        shown = list(video.frames(spec))
         fps = video.facts.fps
-    pixels = normalize(np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames]), family.pixel_spec)
+    pixels = normalize(np.stack([resize(frame.rgb, family.pixel_spec) for frame in shown]), family.pixel_spec)
     features = family.encode(torch.from_numpy(pixels)[None])[0].half()
-    identity = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps), EncodedClip(features, identity)
+    identity = hashlib.sha256(path.read_bytes()).hexdigest() + ("" if spec == family.frame_spec else f" {spec}")
+    return Clip(frame_indices=tuple(frame.index for frame in shown), fps=fps), EncodedClip(features, identity)
 
 
 class Offline:

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 
 from service.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable
 from service.metrics import Metrics
+from service.scopes import LOCAL, MAX_PRIORITY, Scope
 from service.settings import Settings
-from service.store.api_keys import ApiKeyRecord, ApiKeyStore, Scope
-
-LOCAL = "local"
-"""The tenant of a service without keys."""
-TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-"""It becomes part of names in Redis and of paths."""
-MAX_PRIORITY = 9
+from service.store.api_keys import ApiKeyRecord, ApiKeyStore
 
 _BEARER = re.compile(r"(?i:bearer) +rtk_([0-9a-f]{32})_([0-9a-f]{64})")
 _PUBLIC = {"/", "/healthz", "/readyz"}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service.settings import Quantization
+from service.workers.roles import Quantization
 
 if TYPE_CHECKING:
     from model.verification.comparison import Row
@@ -129,10 +129,10 @@ def plan(
         _say(f"Largest batch in {budget_mib:,} MiB: {batch} conversations of {num_tokens:,} tokens")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Give `app` these commands."""
+def add_commands(app: typer.Typer, *, panel: str) -> None:
+    """Give `app` these commands, under the heading `panel` of its help."""
     for command in (pull, convert, verify, plan):
-        app.command()(command)
+        app.command(rich_help_panel=panel)(command)
 
 
 @contextmanager

@@ -1,22 +1,28 @@
-"""The command `reeltalk`: serve, demo, settings, and those that talk to a service, for keys and for checkpoints."""
+"""The command `reeltalk`: serve, demo, settings, and those that talk to a service, for keys and for checkpoints.
 
+What a command needs is imported when it is run: `reeltalk --help` and `reeltalk ask` start without the service.
+"""
+
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from service.checkpoint_cli import add_commands
-from service.errors import Unavailable
+from service.checkpoint_cli import add_commands as add_checkpoint_commands
 from service.keys_cli import check_door, keys_app
-from service.logging import configure_logging
-from service.settings import PREFIX, Quantization, Settings, SettingsError, load_settings
-from service.store.redis_server import RedisServerError
 from service.terminal.commands import add_commands as add_terminal_commands
+from service.workers.roles import Quantization
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it.")
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+app = typer.Typer(
+    name="reeltalk", no_args_is_help=True, pretty_exceptions_enable=False, help="Upload a video, then talk about it."
+)
 _T = TypeVar("_T")
 _console = Console()
 _errors = Console(stderr=True)
@@ -32,7 +38,23 @@ WorkersOption = Annotated[
 QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
 
 
-@app.command()
+def _print_version(is_asked: bool) -> None:  # noqa: FBT001  typer calls it so
+    if is_asked:
+        typer.echo(f"reeltalk {importlib.metadata.version('reeltalk')}")
+        raise typer.Exit
+
+
+@app.callback()
+def reeltalk(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which Reeltalk this is.")
+    ] = False,
+) -> None:
+    """Upload a video, then talk about it."""
+
+
+@app.command(rich_help_panel="The service")
 def serve(
     *,
     host: HostOption = None,
@@ -44,7 +66,8 @@ def serve(
     workers: WorkersOption = None,
 ) -> None:
     """Run the service in the foreground; Ctrl-C stops it and everything it started."""
-    from service.server import serve as run  # imports the whole service: not for `--help`
+    from service.logging import configure_logging
+    from service.server import serve as run
 
     settings = _settings(
         host=host,
@@ -60,7 +83,7 @@ def serve(
     sys.exit(run(settings, console=_console))
 
 
-@app.command()
+@app.command(rich_help_panel="The service")
 def demo() -> None:
     """Start a service, upload a bundled clip over HTTP, ask two questions, stop."""
     from service.demo import run
@@ -68,25 +91,33 @@ def demo() -> None:
     sys.exit(run(console=_console))
 
 
-@app.command()
+@app.command(rich_help_panel="The service")
 def settings() -> None:
     """List every setting with its default; set them as environment variables."""
+    from service.settings import PREFIX, Settings
+
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else field.default
         _console.print(f"{PREFIX}{name.upper()}={default}", markup=False, highlight=False, soft_wrap=True)
 
 
-add_terminal_commands(app)
-add_commands(app)
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_app, name="keys", rich_help_panel="The service")
+add_terminal_commands(app, panel="Talk to a service")
+add_checkpoint_commands(app, panel="Checkpoints")
 
 
-def _settings(**overrides: object) -> Settings:
+def _settings(**overrides: object) -> "Settings":
+    from service.settings import load_settings
+
     return _give_up_on(lambda: load_settings(overrides))
 
 
 def _give_up_on(step: Callable[[], _T]) -> _T:
     """Take a step towards serving, or end with a sentence that says why it cannot be taken."""
+    from service.errors import Unavailable
+    from service.settings import SettingsError
+    from service.store.redis_server import RedisServerError
+
     try:
         return step()
     except (SettingsError, RedisServerError, Unavailable) as error:
@@ -96,7 +127,7 @@ def _give_up_on(step: Callable[[], _T]) -> _T:
 
 def main() -> None:
     """The entry point of the `reeltalk` command."""
-    app()
+    app(prog_name="reeltalk")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""`reeltalk keys`: makes, lists and revokes API keys, also while the service runs."""
+"""`reeltalk keys`: makes, lists and revokes API keys, also while the service runs. Imports Redis when it is run."""
 
-import asyncio
 import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Never, TypeVar
+from typing import TYPE_CHECKING, Annotated, Never, TypeVar
 
 import typer
 from rich.console import Console
 
-from service.access import LOCAL, MAX_PRIORITY, TENANT_NAME, new_key
-from service.errors import Unavailable
-from service.logging import configure_logging
-from service.settings import Settings, SettingsError, load_settings
-from service.store.api_keys import ApiKeyRecord, ApiKeyStore, Scope
-from service.store.connection import connect
-from service.store.redis_server import RedisServerError, found_redis
+from service.scopes import LOCAL, MAX_PRIORITY, TENANT_NAME, Scope
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+    from service.store.api_keys import ApiKeyRecord, ApiKeyStore
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
 
@@ -48,6 +45,8 @@ def add(
     data_dir: DataDirOption = None,
 ) -> None:
     """Make a key. It is shown this once: only its hash is kept."""
+    from service.access import new_key
+
     if not TENANT_NAME.fullmatch(tenant):
         _give_up("A tenant's name has small letters, digits, `-` and `_`, 63 at most.")
     if days is not None and not 0 < days < 100 * 365:
@@ -92,7 +91,7 @@ def clear(*, data_dir: DataDirOption = None) -> None:
     _with_store(data_dir, lambda store: store.clear())
 
 
-def check_door(settings: Settings) -> None:
+def check_door(settings: "Settings") -> None:
     """Refuse to open a service to others as long as nobody could prove who they are.
 
     Raises:
@@ -100,6 +99,8 @@ def check_door(settings: Settings) -> None:
         RedisServerError: there is no redis-server to ask for keys.
         Unavailable: it does not answer.
     """
+    from service.settings import SettingsError
+
     if not settings.may_be_open and not _ask(settings, lambda store: store.any()):
         raise SettingsError(
             f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Make a key with "
@@ -108,7 +109,12 @@ def check_door(settings: Settings) -> None:
         )
 
 
-def _with_store(data_dir: Path | None, action: Callable[[ApiKeyStore], Awaitable[_T]]) -> _T:
+def _with_store(data_dir: Path | None, action: "Callable[[ApiKeyStore], Awaitable[_T]]") -> _T:
+    from service.errors import Unavailable
+    from service.logging import configure_logging
+    from service.settings import SettingsError, load_settings
+    from service.store.redis_server import RedisServerError
+
     configure_logging(level="error", style="text")
     try:
         return _ask(load_settings({"data_dir": data_dir}), action)
@@ -116,7 +122,12 @@ def _with_store(data_dir: Path | None, action: Callable[[ApiKeyStore], Awaitable
         _give_up(str(error))
 
 
-def _ask(settings: Settings, action: Callable[[ApiKeyStore], Awaitable[_T]]) -> _T:
+def _ask(settings: "Settings", action: "Callable[[ApiKeyStore], Awaitable[_T]]") -> _T:
+    import asyncio
+
+    from service.store.api_keys import ApiKeyStore
+    from service.store.connection import connect
+
     async def ask(url: str) -> _T:
         async with contextlib.aclosing(connect(url)) as redis:
             return await action(ApiKeyStore(redis))
@@ -126,7 +137,9 @@ def _ask(settings: Settings, action: Callable[[ApiKeyStore], Awaitable[_T]]) -> 
 
 
 @contextlib.contextmanager
-def _redis(settings: Settings) -> Iterator[str]:
+def _redis(settings: "Settings") -> Iterator[str]:
+    from service.store.redis_server import found_redis
+
     if settings.redis_url is not None:
         yield settings.redis_url.get_secret_value()
         return
@@ -143,7 +156,7 @@ def _day(seconds: float | None) -> str:
     return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def _state(record: ApiKeyRecord) -> str:
+def _state(record: "ApiKeyRecord") -> str:
     if record.revoked_at is not None:
         return "revoked"
     return "valid" if record.is_valid() else "expired"

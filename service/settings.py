@@ -12,12 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from model.video import MAX_FRAME_COUNT, VideoLimits
 from service.fetching import FetchPolicy
-from service.workers.roles import Place, parse_places
+from service.workers.roles import Place, Quantization, parse_places
 
 PREFIX = "REELTALK_"
-Quantization = Literal["int8", "int4"]
-"""As `model.quantization.Quantization`, which this side of the pipe cannot import."""
-_FOREIGN = {"REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN"}  # read by the test suite, not by the service
+_FOREIGN = {"REELTALK_API_KEY", "REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN", "REELTALK_URL"}
+"""Read by the commands that talk to a service, and by the test suite; not by the service."""
 
 
 class SettingsError(Exception):

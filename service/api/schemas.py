@@ -9,7 +9,6 @@ from model.video import MAX_FRAME_COUNT
 from service.chat import Question
 from service.drain import State
 from service.fetching import MAX_URL
-from service.settings import Quantization
 from service.store.records import (
     AnswerRecord,
     FinishReason,
@@ -24,6 +23,7 @@ from service.store.records import (
     VideoRecord,
     VideoStatus,
 )
+from service.workers.roles import Quantization
 
 # JSON has one kind of number, in which 8.0 is the integer 8
 WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)

@@ -2,9 +2,9 @@
 
 import math
 import time
-from enum import StrEnum
 from typing import cast
 
+from service.scopes import Scope
 from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.records import AnswerRecord, Record
@@ -27,15 +27,6 @@ redis.call('expire', KEYS[1], 86400)
 return redis.call('zadd', KEYS[1], ARGV[3], ARGV[2]) and 1
 """
 _ARRIVAL = 60.0  # seconds in which an answer that was given a place gets a record
-
-
-class Scope(StrEnum):
-    """What a key is for."""
-
-    USE = "use"
-    """Videos, sessions and answers of its tenant."""
-    METRICS = "metrics"
-    ADMIN = "admin"
 
 
 class ApiKeyRecord(Record):

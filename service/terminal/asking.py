@@ -6,19 +6,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.terminal.client import Document
+from service.terminal.connection import Document
 from service.terminal.events import Event
-from service.terminal.failures import Failure
+from service.terminal.failures import Failure, misused
 from service.terminal.printing import complain, harmless, numbers_of, progress, remark, say, say_json
 from service.terminal.talks import Talk
 
-_HELP = "/new begins anew about the same video, /quit or Ctrl-D ends, Ctrl-C stops an answer."
+_HELP = "/frames lists the frames that were looked at, /quit or Ctrl-D ends, Ctrl-C stops an answer."
 _HISTORY_LENGTH = 1000
 
 
-def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool = False) -> None:
+def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool) -> None:
     """Print the answer to a question: its text as it comes, its document, or its events, one a line."""
-    with _stopped_by_ctrl_c(talk):
+    with _stopped_when_unread(talk):
         if as_events:
             for event in _answer(talk, question):
                 say_json({"id": event.number, "event": event.name, "data": event.data}, indent=None)
@@ -26,6 +26,8 @@ def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool = F
             say_json(_whole_answer(talk, question))
         else:
             _print_text(_answer(talk, question))
+    if talk.way_back:
+        remark(f'To go on: reeltalk ask {talk.way_back} "…"')
 
 
 def chat(talk: Talk, *, as_json: bool) -> None:
@@ -33,6 +35,7 @@ def chat(talk: Talk, *, as_json: bool) -> None:
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     if is_terminal:
         remark(_HELP)
+    seen: list[Document] = []
     with _line_editing() if is_terminal else contextlib.nullcontext():
         for line in _lines("> " if is_terminal else ""):
             match line.strip():
@@ -40,30 +43,44 @@ def chat(talk: Talk, *, as_json: bool) -> None:
                     continue
                 case "/quit" | "/exit":
                     break
-                case "/new":
-                    talk.renew()
-                    remark("A new conversation about the same video.")
                 case "/help":
                     remark(_HELP)
+                case "/frames":
+                    remark(_frames_of(seen))
+                case command if is_terminal and command.startswith("/"):
+                    complain(f"There is no command {command}. {_HELP}")
                 case question:
-                    _answer_in_chat(talk, question, as_json=as_json, is_terminal=is_terminal)
+                    seen = _answer_in_chat(talk, question, as_json=as_json, is_terminal=is_terminal) or seen
     if talk.way_back:
-        remark(f"To go on: {talk.way_back}")
+        remark(f"To go on: reeltalk chat {talk.way_back}")
 
 
 def question_of(argument: str) -> str:
     """The question that a user gives; `-` stands for what comes on stdin."""
-    return sys.stdin.read().strip() if argument == "-" else argument
+    question = sys.stdin.read().strip() if argument == "-" else argument.strip()
+    if not question:
+        raise misused("The question is empty.")
+    return question
 
 
-def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bool) -> None:
-    """One answer; to somebody at a terminal neither Ctrl-C nor an error is the end of the conversation."""
+def print_history(messages: list[Document]) -> None:
+    """What was said before, as the conversation would have shown it."""
+    for message in messages:
+        mark = "> " if message.get("role") == "user" else ""
+        remark(mark + harmless(str(message.get("content", ""))))
+
+
+def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bool) -> list[Document]:
+    """One answer; to somebody at a terminal neither Ctrl-C nor an error is the end of the conversation.
+
+    Returns the frames that it was given from, where it got to its end.
+    """
     try:
-        with _stopped_by_ctrl_c(talk):
+        with _stopped_when_unread(talk):
             if as_json:
                 say_json(_whole_answer(talk, question), indent=None)
-            else:
-                _print_text(_answer(talk, question))
+                return []
+            return _print_text(_answer(talk, question))
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -73,6 +90,7 @@ def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bo
         if not is_terminal:
             raise
         complain(failure.message)
+    return []
 
 
 def _answer(talk: Talk, question: str) -> Iterator[Event]:
@@ -91,11 +109,11 @@ def _whole_answer(talk: Talk, question: str) -> Document:
 
 
 @contextlib.contextmanager
-def _stopped_by_ctrl_c(talk: Talk) -> Iterator[None]:
-    """Ctrl-C in the block stops the answer where it is made."""
+def _stopped_when_unread(talk: Talk) -> Iterator[None]:
+    """Stop the answer where it is made, when Ctrl-C or the end of a pipe leaves nobody to read it."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         with contextlib.suppress(Failure):  # it stops by itself when nobody reads it
             talk.stop()
         raise
@@ -108,19 +126,32 @@ def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
         for event in events:
             if event.name == "progress":
                 show = show or bars.enter_context(progress())
-                show(str(event.data.get("stage")), float(event.data.get("fraction", 0)))
+                show(str(event.data.get("stage")), float(event.data.get("fraction", 0)), 1)
             else:
                 bars.close()
             yield event
 
 
-def _print_text(events: Iterator[Event]) -> None:
+def _print_text(events: Iterator[Event]) -> list[Document]:
+    """Print an answer's text as it comes. Returns the frames that it was given from."""
+    frames: list[Document] = []
     for event in events:
         if event.name == "delta":
             say(str(event.data.get("text", "")), end="")
         elif event.name == "done":
             say("")
             remark(numbers_of(event.data))
+            frames = event.data.get("frames") or []
+    return frames
+
+
+def _frames_of(videos: list[Document]) -> str:
+    """When the frames are shown that an answer was given from; a line a video."""
+    lines = []
+    for video in videos:
+        times = ", ".join(f"{float(frame.get('timestamp', 0)):.2f}" for frame in video.get("frames") or ())
+        lines.append(f"{video.get('video_id') or 'The video'} at {times} s")
+    return "\n".join(lines) or "Ask something first."
 
 
 def _lines(prompt: str) -> Iterator[str]:
@@ -158,10 +189,3 @@ def _line_editing() -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             readline.write_history_file(history)
-
-
-def print_history(messages: list[Document]) -> None:
-    """What was said before, as the conversation would have shown it."""
-    for message in messages:
-        mark = "> " if message.get("role") == "user" else ""
-        remark(mark + harmless(str(message.get("content", ""))))

@@ -1,110 +1,98 @@
 """A client of the service: one method a thing to do. What was lost on the way is asked for again, and told once."""
 
-import contextlib
-import json
-import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import httpx2
 
-from service.terminal.events import Event, parse_events
-from service.terminal.failures import Exit, Failure, misused
+from service.terminal.connection import Connection, Document
+from service.terminal.events import Event, EventReader
+from service.terminal.failures import Exit, Failure
+from service.terminal.retries import Retries, until_done
+from service.terminal.uploading import PREPARING, OnSent, is_large, send_resumably, send_whole
 
-Document = dict[str, Any]
-Connect = Callable[[int], AbstractContextManager[httpx2.Response]]
+_Connect = Callable[[int], AbstractContextManager[httpx2.Response]]
 
-_SILENCE = 25.0  # seconds; the service gives a sign of life every ten, so a longer silence is a dead connection
-_PREPARING = 600.0  # a file is probed, or fetched from its URL, before the reply comes
-_LOSSES = 8  # in a row, without one event between them
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-_CHUNK = 64 * 1024
+_SILENCE = httpx2.Timeout(25.0, connect=10.0)
+"""The service gives a sign of life every ten seconds, so a longer silence is a dead connection."""
 _PAGE = 100
 
 
 class Client:
-    """Speaks to the service at `url`; every method raises `Failure` where it cannot do what it says."""
+    """Speaks to the service at `url`; every method raises `Failure` where it cannot do what it says.
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise misused(f"{url} is not the address of a service; one looks like http://127.0.0.1:8000.")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise misused("The API key has characters that no key has.")
-        self.url = url.rstrip("/")
-        headers = {} if not api_key else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=httpx2.Timeout(60.0, connect=10.0))
+    `tell` gets a sentence when the service asks for patience; `sleep` is what passes the time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._connection = Connection(url, api_key=api_key, transport=transport)
+        self._tell = tell
+        self._sleep = sleep
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._connection.close()
 
     # -- videos
 
-    def upload(self, path: Path, *, on_sent: Callable[[int], None]) -> Document:
+    def upload(self, path: Path, *, on_sent: OnSent = lambda _: None) -> Document:
         """Send a file; `on_sent` gets how many bytes have left. The same bytes again are the same video."""
-        kind = mimetypes.guess_type(path.name)[0] or ""
-        headers = {
-            "Content-Type": kind if kind.startswith("video/") else "application/octet-stream",
-            "Content-Length": str(path.stat().st_size),
-        }
-
-        def send() -> Document:
-            return self._document(
-                "POST",
-                "/v1/videos",
-                params={"filename": path.name},
-                headers=headers,
-                content=_chunks(path, on_sent),
-                timeout=httpx2.Timeout(60.0, connect=10.0, read=_PREPARING),
-            )
-
-        return _again_if_lost(send)
+        if is_large(path):
+            return self.get("videos", send_resumably(self._connection, path, on_sent, self._retries()))
+        return send_whole(self._connection, path, on_sent, self._retries())
 
     def add_url(self, url: str) -> Document:
         """Have the service fetch a video."""
-        timeout = httpx2.Timeout(60.0, connect=10.0, read=_PREPARING)
-        return _again_if_lost(lambda: self._document("POST", "/v1/videos", json={"url": url}, timeout=timeout))
+        return self._create("/v1/videos", {"url": url}, timeout=PREPARING)
 
     def follow_video(self, video_id: str) -> Iterator[Event]:
         """How its preparation goes; the last event is `ready` or `failed`."""
-        return _follow(lambda after: self._events(f"/v1/videos/{video_id}/events", after), ends={"ready", "failed"})
+        return self._follow(
+            lambda after: self._events(f"/v1/videos/{video_id}/events", after), ends={"ready", "failed"}
+        )
 
     # -- sessions and answers
 
     def open_session(self, video_ids: list[str], **fields: object) -> Document:
         """Begin a conversation about these videos."""
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
-        body = {"video_ids": video_ids, **fields}
-        return _again_if_lost(lambda: self._document("POST", "/v1/sessions", json=body, headers=headers))
+        return self._create("/v1/sessions", {"video_ids": video_ids, **fields})
 
     def ask(self, session_id: str, content: str, **fields: object) -> Iterator[Event]:
         """An answer's events: `answer` with its id first, `done` or `error` last."""
-        body = {"content": content, "stream": True, **fields}
-        key = {"Idempotency-Key": uuid.uuid4().hex}
+        request = {
+            "json": {"content": content, "stream": True, **fields},
+            "headers": {"Idempotency-Key": uuid.uuid4().hex},
+            "timeout": _SILENCE,
+        }
         answer_id: str | None = None
 
         def connect(after: int) -> AbstractContextManager[httpx2.Response]:
             if answer_id is not None:
                 return self._events(f"/v1/answers/{answer_id}/events", after)
-            timeout = httpx2.Timeout(_SILENCE, connect=10.0)
-            return self._stream("POST", f"/v1/sessions/{session_id}/messages", json=body, headers=key, timeout=timeout)
+            return self._connection.reply("POST", f"/v1/sessions/{session_id}/messages", **request)
 
-        for event in _follow(connect, ends={"done", "error"}):
+        for event in self._follow(connect, ends={"done", "error"}):
             if event.name == "answer":
                 answer_id = str(event.data.get("id"))
             yield event
 
     def answer(self, answer_id: str) -> Document:
         """An answer as it is now."""
-        return _again_if_lost(lambda: self._document("GET", f"/v1/answers/{answer_id}"))
+        return self._document("GET", f"/v1/answers/{answer_id}")
 
     def cancel(self, answer_id: str) -> None:
         """Stop an answer; what it said is kept."""
@@ -135,118 +123,77 @@ class Client:
         return {"object": "list", "data": records, "has_more": has_more}
 
     def delete(self, kind: str, record_id: str) -> Document:
-        """Erase a record and what belongs to it."""
-        return self._document("DELETE", f"/v1/{kind}/{record_id}")
+        """Erase a record and what belongs to it. One whose reply was lost may be gone by the second try."""
+        retries = self._retries()
+        num_tries = 0
 
-    # -- the wire
+        def erase() -> Document:
+            nonlocal num_tries
+            num_tries += 1
+            try:
+                return self._connection.document("DELETE", f"/v1/{kind}/{record_id}")
+            except Failure as failure:
+                if num_tries > 1 and failure.status is Exit.NOT_FOUND:
+                    return {"id": record_id, "object": kind.removesuffix("s"), "deleted": True}
+                raise
+
+        return until_done(erase, retries)
+
+    # -- trying
+
+    def _retries(self) -> Retries:
+        return Retries(sleep=self._sleep, tell=self._tell)
 
     def _document(self, method: str, path: str, **request: Any) -> Document:
-        with self._stream(method, path, **request) as reply:
-            found = _parsed(reply.read())
-        if found is None:
-            raise self._stranger()
-        return found
+        """A reply to what may be sent as often as one likes."""
+        return until_done(lambda: self._connection.document(method, path, **request), self._retries())
+
+    def _create(self, path: str, body: Document, **request: Any) -> Document:
+        """A reply to what is done once, however often it is sent."""
+        return self._document("POST", path, json=body, headers={"Idempotency-Key": uuid.uuid4().hex}, **request)
 
     def _events(self, path: str, after: int) -> AbstractContextManager[httpx2.Response]:
         headers = {"Last-Event-ID": str(after)} if after else {}
-        return self._stream("GET", path, headers=headers, timeout=httpx2.Timeout(_SILENCE, connect=10.0))
+        return self._connection.reply("GET", path, headers=headers, timeout=_SILENCE)
 
-    @contextlib.contextmanager
-    def _stream(self, method: str, path: str, **request: Any) -> Iterator[httpx2.Response]:
-        """A reply that is no error, still to be read; what goes wrong in the block is a `Failure` too."""
+    def _follow(self, connect: _Connect, *, ends: set[str]) -> Iterator[Event]:
+        """A log's events up to one of `ends`, each once and in order, over as many connections as it takes."""
+        after, retries = 0, self._retries()
+        while True:
+            try:
+                with connect(after) as reply:
+                    retries.has_begun = True
+                    for event in _read(reply):
+                        if event.number is not None and event.number > after:
+                            after = event.number
+                            retries.gained()
+                            yield event
+                            if event.name in ends:
+                                return
+                message = "The service closed the stream too early."
+                failure = Failure(Exit.UNREACHABLE, message, code="connection_lost")
+            except Failure as error:
+                failure = error
+            retries.wait(failure)
+
+
+def _read(reply: httpx2.Response) -> Iterator[Event]:
+    """A reply's events.
+
+    Raises:
+        Failure: an error that is about this connection, or what comes is no stream of events.
+    """
+    reader = EventReader()
+    for line in reply.iter_lines():
         try:
-            with self._http.stream(method, path, **request) as reply:
-                if not reply.is_success:
-                    raise self._refusal(reply)
-                yield reply
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            message = f"No service answers at {self.url}. Start one with `reeltalk serve`, or name one with --url."
-            raise Failure(Exit.UNREACHABLE, message, code="unreachable") from error
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            message = f"The connection to {self.url} was lost."
-            raise Failure(Exit.UNREACHABLE, message, code="connection_lost", is_passing=True) from error
-        except httpx2.InvalidURL as error:
-            raise misused(f"{self.url} is not the address of a service.") from error
-
-    def _refusal(self, reply: httpx2.Response) -> Failure:
-        document = _parsed(reply.read())
-        if document is not None and "error" in document:
-            return Failure.of_envelope(document, retry_after=reply.headers.get("retry-after", ""))
-        if reply.status_code in {502, 503, 504}:
-            message = f"{self.url} answers with status {reply.status_code}: the service behind it is away."
-            return Failure(Exit.NOT_NOW, message, code="bad_gateway", is_passing=True)
-        return self._stranger()
-
-    def _stranger(self) -> Failure:
-        return Failure(Exit.UNREACHABLE, f"What answers at {self.url} is not Reeltalk.", code="not_reeltalk")
-
-
-def _follow(connect: Connect, *, ends: set[str]) -> Iterator[Event]:
-    """A log's events up to one of `ends`, each once and in order, over as many connections as it takes."""
-    after = losses = 0
-    has_begun = False
-    while True:
-        try:
-            with connect(after) as reply:
-                has_begun = True
-                for event in parse_events(reply.iter_lines()):
-                    if event.number is None:  # not of the log: this reading of it has failed
-                        raise Failure.of_envelope(event.data)
-                    if event.number <= after:
-                        continue
-                    after, losses = event.number, 0
-                    yield event
-                    if event.name in ends:
-                        return
-            failure = Failure(Exit.UNREACHABLE, "The service closed the stream too early.", code="connection_lost")
+            event = reader.feed(line)
         except ValueError as error:
-            raise Failure(
-                Exit.UNREACHABLE, "What the service sends is no stream of events.", code="bad_stream"
-            ) from error
-        except Failure as error:
-            is_lost = error.code in {"connection_lost", "request_in_progress"}
-            if not (is_lost or (has_begun and (error.is_passing or error.code == "unreachable"))):
-                raise
-            failure = error
-        losses += 1
-        _pause(losses, failure)
-
-
-def _again_if_lost(send: Callable[[], Document]) -> Document:
-    """What is safe to repeat, sent again where no reply came."""
-    losses = 0
-    while True:
-        try:
-            return send()
-        except Failure as failure:
-            is_lost = failure.code in {"connection_lost", "request_in_progress"}
-            if not (is_lost or (losses and failure.code == "unreachable")):
-                raise
-            losses += 1
-            _pause(losses, failure)
-
-
-def _pause(losses: int, failure: Failure) -> None:
-    if losses > _LOSSES:
-        raise failure
-    time.sleep(min(_FIRST_PAUSE * 2 ** (losses - 1), _LONGEST_PAUSE))
-
-
-def _chunks(path: Path, on_sent: Callable[[int], None]) -> Iterator[bytes]:
-    num_sent = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-            num_sent += len(chunk)
-            on_sent(num_sent)
-
-
-def _parsed(body: bytes) -> Document | None:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+            message = "What the service sends is no stream of events."
+            raise Failure(Exit.UNREACHABLE, message, code="bad_stream") from error
+        if event is not None:
+            if event.number is None:
+                raise Failure.of_envelope(event.data)
+            yield event
 
 
 def _items(page: Mapping[str, Any]) -> list[Document]:

@@ -1,233 +1,304 @@
-"""The commands `ask`, `chat`, `videos`, `sessions` and `completion`, as they are typed."""
+"""The commands `ask`, `chat`, `videos`, `sessions` and `bench`, as they are typed; each imports what it needs."""
 
 import re
-from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.completion import get_completion_script  # type: ignore[attr-defined]  # there, if not exported
+from typer.core import TyperGroup
 
-from service.terminal.failures import misused
+from service.terminal.failures import Exit, misused
+from service.terminal.options import (
+    HERE,
+    CheckpointOption,
+    DeviceOption,
+    EndOption,
+    FamilyOption,
+    FramesOption,
+    IdArgument,
+    IdsArgument,
+    JsonLinesOption,
+    JsonOption,
+    KeyOption,
+    LimitOption,
+    LocalOption,
+    MaxTokensOption,
+    SeedOption,
+    ServerOption,
+    SessionOption,
+    StartOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    VideoArgument,
+)
 
 if TYPE_CHECKING:
     from service.terminal.client import Client
     from service.terminal.talks import Talk
 
-_PROGRAM = "reeltalk"
-
-VideoArgument = Annotated[str, typer.Argument(help="A file, an id (vid_…), or a URL that the service may fetch.")]
-UrlOption = Annotated[str, typer.Option(envvar="REELTALK_URL", help="Where the service is.")]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(envvar="REELTALK_API_KEY", show_default=False, help="If it asks for one. Better as the variable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-SystemOption = Annotated[str, typer.Option(help="A text before the conversation.", show_default=False)]
-FramesOption = Annotated[int | None, typer.Option(min=1, help="How many frames to look at.")]
-StartOption = Annotated[float | None, typer.Option(min=0, help="From this second of the video on.")]
-EndOption = Annotated[float | None, typer.Option(min=0, help="Up to this second.")]
-MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="The answer's greatest length.")]
-TemperatureOption = Annotated[float | None, typer.Option(min=0, max=5, help="0 always says the likeliest.")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="The same seed, the same answer.")]
-LocalOption = Annotated[bool, typer.Option("--local", help="Run the model here, without a service.")]
-FamilyOption = Annotated[str, typer.Option(help="With --local: the model family.")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="With --local: a folder with weights.")]
-DeviceOption = Annotated[str, typer.Option(help="With --local: cpu, cuda, cuda:1 …")]
-LimitOption = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
-IdArgument = Annotated[str, typer.Argument(help="As `list` shows it.")]
-IdsArgument = Annotated[list[str], typer.Argument(help="As `list` shows them.")]
-
-_HERE = "http://127.0.0.1:8000"
-
-
-class Shell(StrEnum):
-    """The shells that commands can be completed in."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
+_STATUSES = "Exit status: 0 if it was answered, " + ", ".join(
+    f"{status.value} {meaning}"
+    for status, meaning in (
+        (Exit.FAILED, "if the service failed"),
+        (Exit.USAGE, "wrong usage"),
+        (Exit.UNREACHABLE, "no service"),
+        (Exit.REFUSED, "refused"),
+        (Exit.NO_KEY, "API key"),
+        (Exit.NOT_FOUND, "not found"),
+        (Exit.NOT_NOW, "busy"),
+        (Exit.INTERRUPTED, "Ctrl-C"),
+    )
+)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 def ask(
     video: VideoArgument,
-    question: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
+    question: Annotated[
+        str | None, typer.Argument(help="The question; - reads it from stdin.", show_default=False)
+    ] = None,
     *,
-    url: UrlOption = _HERE,
+    session: SessionOption = None,
+    server: ServerOption = HERE,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
     as_events: Annotated[bool, typer.Option("--events", help="Print the answer's events, a JSON line each.")] = False,
-    system: SystemOption = "",
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
     frames: FramesOption = None,
     start: StartOption = None,
     end: EndOption = None,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
     local: LocalOption = False,
     family: FamilyOption = "videochat",
     checkpoint: CheckpointOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Ask a question about a video and print the answer as it comes."""
     from service.terminal.asking import answer_once, question_of
     from service.terminal.printing import failures_told
 
     with failures_told(as_json=as_json or as_events):
-        text = question_of(question)
-        if not text.strip():
-            raise misused("The question is empty.")
-        fields = _given(system=system or None, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        told_video, told_question = _video_and_question(video, question, session)
+        text = question_of(told_question)
+        fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        opening = _given(system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
-            _check_local(frames, start, end)
-            talk = _local_talk(video, family=family, checkpoint=checkpoint, device=device, fields=fields)
+            talk = _local_talk(told_video, opening, fields, family=family, checkpoint=checkpoint, device=device)
             answer_once(talk, text, as_json=as_json, as_events=as_events)
             return
-        with _client(url, api_key) as client:
-            chosen = _given(count=frames, start=start, end=end)
-            talk = _session_talk(client, video, session=None, frames=chosen, fields=fields)
+        with _client(server, api_key) as client:
+            talk = _service_talk(client, told_video, session, opening, fields)
             answer_once(talk, text, as_json=as_json, as_events=as_events)
+
+
+ask.__doc__ = f"{ask.__doc__}\n\n{_STATUSES}."
 
 
 def chat(
-    video: Annotated[str | None, typer.Argument(help="As for `ask`; not with --session.")] = None,
+    video: Annotated[str | None, typer.Argument(help="As for `ask`.", show_default=False)] = None,
     *,
-    session: Annotated[str | None, typer.Option(help="Go on with this session (ses_…).")] = None,
-    url: UrlOption = _HERE,
+    session: SessionOption = None,
+    server: ServerOption = HERE,
     api_key: KeyOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as one line of JSON.")] = False,
-    system: SystemOption = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON.")] = False,
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
     frames: FramesOption = None,
     start: StartOption = None,
     end: EndOption = None,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
     local: LocalOption = False,
     family: FamilyOption = "videochat",
     checkpoint: CheckpointOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Talk about a video; a question a line."""
+    """Talk about a video, a question a line. Ctrl-C stops an answer, Ctrl-D ends."""
     from service.terminal.asking import chat as converse
+    from service.terminal.asking import print_history
     from service.terminal.printing import failures_told
 
     with failures_told(as_json=as_json):
         if (video is None) == (session is None):
             raise misused("Name a VIDEO to begin with, or a --session to go on with; one of the two.")
-        fields = _given(system=system or None, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        opening = _given(system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
-            _check_local(frames, start, end, session)
-            talk = _local_talk(str(video), family=family, checkpoint=checkpoint, device=device, fields=fields)
+            talk = _local_talk(video, opening, fields, family=family, checkpoint=checkpoint, device=device)
             converse(talk, as_json=as_json)
             return
-        with _client(url, api_key) as client:
-            chosen = _given(count=frames, start=start, end=end)
-            converse(_session_talk(client, video, session=session, frames=chosen, fields=fields), as_json=as_json)
+        with _client(server, api_key) as client:
+            talk = _service_talk(client, video, session, opening, fields)
+            if session is not None:
+                print_history(client.messages(session))
+            converse(talk, as_json=as_json)
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="The shell to complete commands in.")]) -> None:
-    """Print a script that has a shell complete these commands: eval "$(reeltalk completion bash)"."""
-    variable = f"_{_PROGRAM}_COMPLETE".upper()
-    typer.echo(get_completion_script(prog_name=_PROGRAM, complete_var=variable, shell=shell.value))
+def bench(
+    video: Annotated[
+        str | None, typer.Argument(help="As for `ask`.", show_default="a clip of four seconds that comes along")
+    ] = None,
+    *,
+    streams: Annotated[str, typer.Option(help="How many answers at once, by commas: one load after the other.")] = (
+        "1,4,16"
+    ),
+    answers: Annotated[int, typer.Option(min=1, max=1000, help="Answers of each stream.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=2, max=8192, help="Tokens of each answer.")] = 64,
+    question: Annotated[str, typer.Option(help="What is asked.")] = "What happens in the video?",
+    server: ServerOption = HERE,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a load on a service and say how long its users wait.
+
+    Every answer has a session of its own on one video, temperature 0, and goes on to exactly --max-tokens. The sessions
+    are erased afterwards.
+    """
+    from service.demo import SAMPLE
+    from service.terminal.bench import Load
+    from service.terminal.measuring import measure
+    from service.terminal.printing import failures_told
+
+    with failures_told(as_json=as_json), _client(server, api_key) as client:
+        loads = [
+            Load(num_streams=number, num_answers=number * answers, num_tokens=max_tokens, question=question)
+            for number in _numbers(streams)
+        ]
+        measure(client, video or str(SAMPLE), loads, url=server.rstrip("/"), api_key=api_key, as_json=as_json)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Give `app` these commands."""
-    for command in (ask, chat, completion):
-        app.command()(command)
-    app.add_typer(_records("videos", "The uploaded videos."), name="videos")
-    app.add_typer(_records("sessions", "The conversations."), name="sessions")
+def add_commands(app: typer.Typer, *, panel: str) -> None:
+    """Give `app` these commands, under the heading `panel` of its help."""
+    for command in (ask, chat):
+        app.command(rich_help_panel=panel)(command)
+    app.add_typer(_records("videos", "The uploaded videos"), name="videos", rich_help_panel=panel)
+    app.add_typer(_records("sessions", "The conversations"), name="sessions", rich_help_panel=panel)
+    app.command(rich_help_panel=panel)(bench)
+
+
+class _ListByDefault(TyperGroup):
+    """`reeltalk videos` is `reeltalk videos list`, options and all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Add what was left out, unless a shell only asks how the line could go on."""
+        if not ctx.resilient_parsing and (not args or args[0].startswith("-")) and "--help" not in args:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def _records(kind: str, about: str) -> typer.Typer:
     """The commands for one kind of record: list, show, delete."""
-    group = typer.Typer(no_args_is_help=True, help=f"{about} List them, show one, delete some.")
+    group = typer.Typer(cls=_ListByDefault, help=f"{about}: list them, show one, delete some.")
 
     @group.command("list")
     def list_newest(
-        *, limit: LimitOption = 20, url: UrlOption = _HERE, api_key: KeyOption = None, as_json: JsonOption = False
+        *, limit: LimitOption = 20, server: ServerOption = HERE, api_key: KeyOption = None, as_json: JsonOption = False
     ) -> None:
-        """The newest first."""
+        """The newest first; this is done where no command is named."""
         from service.terminal.printing import failures_told
         from service.terminal.records import print_newest
 
-        with failures_told(as_json=as_json), _client(url, api_key) as client:
+        with failures_told(as_json=as_json), _client(server, api_key) as client:
             print_newest(client, kind, limit=limit, as_json=as_json)
 
     @group.command()
     def show(
-        record_id: IdArgument, *, url: UrlOption = _HERE, api_key: KeyOption = None, as_json: JsonOption = False
+        record_id: IdArgument, *, server: ServerOption = HERE, api_key: KeyOption = None, as_json: JsonOption = False
     ) -> None:
         """All about one."""
         from service.terminal.printing import failures_told
         from service.terminal.records import print_one
+        from service.terminal.talks import checked_id
 
-        with failures_told(as_json=as_json), _client(url, api_key) as client:
-            print_one(client, kind, _id(kind, record_id), as_json=as_json)
+        with failures_told(as_json=as_json), _client(server, api_key) as client:
+            print_one(client, kind, checked_id(kind, record_id), as_json=as_json)
 
     @group.command()
     def delete(
         record_ids: IdsArgument,
         *,
-        url: UrlOption = _HERE,
+        server: ServerOption = HERE,
         api_key: KeyOption = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each.")] = False,
+        as_json: JsonLinesOption = False,
     ) -> None:
         """Erase them, with all that belongs to them; a video's sessions too."""
         from service.terminal.printing import failures_told
         from service.terminal.records import erase
+        from service.terminal.talks import checked_id
 
-        with failures_told(as_json=as_json), _client(url, api_key) as client:
-            erase(client, kind, [_id(kind, record_id) for record_id in record_ids], as_json=as_json)
+        with failures_told(as_json=as_json), _client(server, api_key) as client:
+            erase(client, kind, [checked_id(kind, record_id) for record_id in record_ids], as_json=as_json)
 
     return group
 
 
-def _client(url: str, api_key: str | None) -> "Client":
+def _video_and_question(first: str, second: str | None, session: str | None) -> tuple[str | None, str]:
+    """What the one or two words of `ask` are: a video and a question, or in a session the question alone."""
+    if session is not None:
+        if second is not None:
+            raise misused("A session has its video; with --session give the question alone.")
+        return None, first
+    if second is None:
+        raise misused("Give a VIDEO and a QUESTION, or a --session and a QUESTION.")
+    return first, second
+
+
+def _client(server: str, api_key: str | None) -> "Client":
     from service.terminal.client import Client
+    from service.terminal.printing import remark
 
-    return Client(url, api_key=api_key)
+    return Client(server, api_key=api_key, tell=remark)
 
 
-def _session_talk(
-    client: "Client", video: str | None, *, session: str | None, frames: dict[str, Any], fields: dict[str, Any]
+def _service_talk(
+    client: "Client", video: str | None, session: str | None, opening: dict[str, Any], fields: dict[str, Any]
 ) -> "Talk":
-    from service.terminal.asking import print_history
     from service.terminal.printing import progress
-    from service.terminal.talks import ServiceTalk
+    from service.terminal.talks import ServiceTalk, checked_id, prepare
 
     if session is not None:
-        if frames or "system" in fields:
+        if opening:
             raise misused("--frames, --start, --end and --system are chosen when a session begins.")
-        talk = ServiceTalk.resume(client, _id("sessions", session), fields)
-        print_history(talk.history())
-        return talk
+        return ServiceTalk(client, str(client.get("sessions", checked_id("sessions", session))["id"]), fields)
     with progress() as show:
-        return ServiceTalk.begin(client, str(video), frames=frames, fields=fields, show=show)
+        video_id = str(prepare(client, str(video), show)["id"])
+    return ServiceTalk(client, str(client.open_session([video_id], **opening)["id"]), fields)
 
 
-def _local_talk(video: str, *, family: str, checkpoint: Path | None, device: str, fields: dict[str, Any]) -> "Talk":
-    from service.terminal.local import LocalTalk
+def _local_talk(
+    video: str | None, opening: dict[str, Any], fields: dict[str, Any], *, family: str, checkpoint: Any, device: str
+) -> "Talk":
     from service.terminal.printing import progress
     from service.terminal.talks import file_of
 
+    if video is None:
+        raise misused("A --session is kept by a service; it does not go with --local.")
+    if not _DEVICE.fullmatch(device):
+        raise misused(f"{device} is no device; there are auto, cpu, cuda, and cuda:1 and so on.")
     path = file_of(video)
     with progress() as show:
-        return LocalTalk(path, family=family, checkpoint=checkpoint, device=device, fields=fields, show=show)
+        show("load")
+        from service.terminal.local import LocalTalk  # takes seconds: it imports torch
+
+        frames = opening.pop("frames", {})
+        return LocalTalk(
+            path, family=family, checkpoint=checkpoint, device=device, frames=frames, fields=opening | fields, show=show
+        )
 
 
-def _check_local(*only_with_a_service: object) -> None:
-    if any(option is not None for option in only_with_a_service):
-        raise misused("--session, --frames, --start and --end need a service; they do not go with --local.")
-
-
-def _id(kind: str, text: str) -> str:
-    """An id that can stand in a path."""
-    prefix = {"videos": "vid", "sessions": "ses"}[kind]
-    if not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text):
-        raise misused(f"{text} is no id; one looks like {prefix}_ and 32 digits from 0 to f.")
-    return text
+def _numbers(text: str) -> list[int]:
+    """Positive numbers by commas."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 4096 for word in words):
+        raise misused(f"--streams takes numbers by commas, as 1,4,16; not {text!r}.")
+    return [int(word) for word in words]
 
 
 def _given(**fields: object) -> dict[str, Any]:

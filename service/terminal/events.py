@@ -1,7 +1,6 @@
 """Server-Sent Events out of lines of text; no I/O."""
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,30 +14,39 @@ class Event:
     data: dict[str, Any]
 
 
-def parse_events(lines: Iterable[str]) -> Iterator[Event]:
-    """The events that came whole: one that breaks off before its blank line is none.
+class EventReader:
+    """Takes a stream's lines one by one. What breaks off before its blank line is no event."""
 
-    Raises:
-        ValueError: an event's number or data is not what the service sends.
-    """
-    number, name, data = None, "message", ""
-    for line in lines:
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._name = "message"
+        self._data: list[str] = []
+
+    def feed(self, line: str) -> Event | None:
+        """The event that this line completes, if it completes one.
+
+        Raises:
+            ValueError: an event's number or data is not what the service sends.
+        """
+        if not line:
+            return self._complete()
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield Event(number=number, name=name, data=_document(data))
-            number, name, data = None, "message", ""
-        elif field == "id":
-            number = int(value)
-        elif field == "event":
-            name = value
-        elif field == "data":
-            data = f"{data}\n{value}" if data else value
+        match field:
+            case "id":
+                self._number = int(value)
+            case "event":
+                self._name = value
+            case "data":
+                self._data.append(value)
+        return None
 
-
-def _document(text: str) -> dict[str, Any]:
-    document = json.loads(text)
-    if not isinstance(document, dict):
-        raise ValueError("an event's data is an object")
-    return document
+    def _complete(self) -> Event | None:
+        number, name, data = self._number, self._name, "\n".join(self._data)
+        self._number, self._name, self._data = None, "message", []
+        if not data:
+            return None
+        document = json.loads(data)
+        if not isinstance(document, dict):
+            raise ValueError("an event's data is an object")
+        return Event(number=number, name=name, data=document)

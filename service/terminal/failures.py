@@ -37,33 +37,37 @@ _STATUS_OF_TYPE = {
     "overloaded_error": Exit.NOT_NOW,
     "unavailable_error": Exit.NOT_NOW,
 }
+_ABOUT_THE_REQUEST = {"fetch_disabled", "url_not_allowed", "foreign_host", "priority_too_high"}
+"""Codes that another key would not help against, though their type is that of permissions."""
 
 
 class Failure(Exception):
     """What ends a command: a sentence for people, a code for programs, an exit status for scripts."""
 
-    def __init__(self, status: Exit, message: str, *, code: str, is_passing: bool = False) -> None:
+    def __init__(
+        self, status: Exit, message: str, *, code: str, is_passing: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
         self.is_passing = is_passing
         """Whether what has begun may be gone on with after a moment."""
+        self.retry_after = retry_after
+        """Seconds after which the service wants to be asked again."""
 
     @classmethod
-    def of_envelope(cls, envelope: Mapping[str, Any], *, retry_after: str = "") -> "Failure":
+    def of_envelope(cls, envelope: Mapping[str, Any], *, retry_after: float | None = None) -> "Failure":
         """The service's own error, as a reply's body or an event's data has it."""
         found = envelope.get("error")
         error = found if isinstance(found, Mapping) else {}
-        kind = str(error.get("type", ""))
-        message = str(error.get("message") or "The service failed without saying why.")
-        if retry_after.isdecimal():
-            message += f" Try again in {retry_after} s."
+        kind, code = str(error.get("type", "")), str(error.get("code") or "unknown")
         return cls(
-            _STATUS_OF_TYPE.get(kind, Exit.FAILED),
-            message,
-            code=str(error.get("code") or "unknown"),
+            Exit.REFUSED if code in _ABOUT_THE_REQUEST else _STATUS_OF_TYPE.get(kind, Exit.FAILED),
+            str(error.get("message") or "The service failed without saying why."),
+            code=code,
             is_passing=kind in {"server_error", "overloaded_error", "unavailable_error"},
+            retry_after=retry_after,
         )
 
     def envelope(self) -> dict[str, dict[str, str]]:

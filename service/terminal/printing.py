@@ -2,20 +2,47 @@
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from service.terminal.failures import Exit, Failure
 
-ShowProgress = Callable[[str, float], None]
-"""Takes what is being done and how much of it is, from 0 to 1."""
+
+class ShowProgress(Protocol):
+    """Takes what is being done and how far it is."""
+
+    def __call__(self, what: str, done: float = 0, total: float | None = None) -> None:
+        """`done` of `total`: bytes if that is more than 1. Without a total nobody knows how long it takes."""
+
+
+class _Amount(ProgressColumn):
+    """Bytes, or how much of the whole."""
+
+    _bytes = DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        """One bar's figure."""
+        if task.total is None:
+            return Text("")
+        return self._bytes.render(task) if task.total > 1 else Text(f"{task.percentage:.0f}%")
+
 
 _TABLE_WIDTH = 1000  # where nobody looks, a line is never cut
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
@@ -46,7 +73,7 @@ def remark(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One sentence on stderr."""
+    """One sentence on stderr, whoever reads it."""
     sentence = Text(f"reeltalk: {harmless(text)}", style="red")
     Console(stderr=True).print(sentence, soft_wrap=True)
 
@@ -75,14 +102,14 @@ def moment(seconds: object) -> str:
 @contextlib.contextmanager
 def progress() -> Iterator[ShowProgress]:
     """Bars on stderr, one for each thing that is done; they are gone after the block."""
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), _Amount(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(what: str, fraction: float) -> None:
+        def show(what: str, done: float = 0, total: float | None = None) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=fraction)
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield show
 
@@ -99,6 +126,9 @@ def failures_told(*, as_json: bool) -> Iterator[None]:
         sys.exit(int(failure.status))
     except KeyboardInterrupt:
         sys.exit(int(Exit.INTERRUPTED))
+    except BrokenPipeError:  # whoever read the result has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(Exit.FAILED))
 
 
 def numbers_of(done: dict[str, Any]) -> str:

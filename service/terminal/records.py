@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from service.terminal.client import Client, Document
+from service.terminal.client import Client
+from service.terminal.connection import Document
 from service.terminal.printing import moment, say, say_json, say_table
 
 _Row = Callable[[Document], tuple[str, ...]]

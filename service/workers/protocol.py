@@ -6,8 +6,7 @@ from model.conversation import Conversation
 from model.engine.sampling_params import SamplingParams
 from model.pixels import PixelSpec
 from model.video import FrameSpec
-from service.settings import Quantization
-from service.workers.roles import Place
+from service.workers.roles import Place, Quantization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,9 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from model.role import Role
+
+Quantization = Literal["int8", "int4"]
+"""As `model.quantization.Quantization`, which this side of the pipe cannot import."""
 
 MAX_WORKERS = 64
 _ENCODER_SHARE = 0.25

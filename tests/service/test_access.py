@@ -9,8 +9,9 @@ from service import access as access_module
 from service.access import ANYBODY, Access, Caller, needed, new_key
 from service.errors import Forbidden, LimitExceeded, ServiceError, Unauthenticated, Unavailable
 from service.metrics import Metrics
+from service.scopes import Scope
 from service.settings import Settings
-from service.store.api_keys import ApiKeyStore, Scope
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import StoreClient
 from service.store.keys import answers_of_key
 

@@ -11,8 +11,9 @@ from fastapi.routing import iter_route_contexts
 from service.access import Access, new_key
 from service.app import create_app
 from service.metrics import Metrics
+from service.scopes import Scope
 from service.settings import Settings
-from service.store.api_keys import ApiKeyStore, Scope
+from service.store.api_keys import ApiKeyStore
 from service.store.connection import StoreClient
 
 PUBLIC = {"/healthz", "/readyz", "/", "/static/app.js"}

@@ -1,0 +1,72 @@
+"""When something is tried again: after a lost connection, and when the service says so. No request is made here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from service.terminal.failures import Failure
+
+_T = TypeVar("_T")
+
+_LOSSES = 8  # in a row, with nothing gained between them
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+_LONGEST_WAIT = 60.0  # seconds in a row in which the service says "later"
+_LASTING = {"storage_full"}
+"""Refusals that no waiting ends, although they come with a time to ask again."""
+
+
+@dataclass
+class Retries:
+    """How often one thing was tried in vain; `wait` comes between two tries."""
+
+    sleep: Callable[[float], None]
+    tell: Callable[[str], None]
+    """Gets a sentence for whoever sits there, when the wait is not a short one."""
+    has_begun: bool = False
+    """Whether the service is known to be there and at work on it."""
+    _losses: int = field(default=0, init=False)
+    _waited: float = field(default=0.0, init=False)
+
+    def gained(self) -> None:
+        """Something came: whatever was lost before it does not count any more."""
+        self.has_begun = True
+        self._losses, self._waited = 0, 0.0
+
+    def wait(self, failure: Failure) -> None:
+        """Pause before the next try.
+
+        Raises:
+            Failure: this one, where another try is of no use.
+        """
+        if failure.retry_after is not None and failure.code not in _LASTING:
+            self._wait_as_told(failure, failure.retry_after)
+        elif self._is_lost(failure):
+            self._losses += 1
+            if self._losses > _LOSSES:
+                raise failure
+            self.sleep(min(_FIRST_PAUSE * 2 ** (self._losses - 1), _LONGEST_PAUSE))
+        else:
+            raise failure
+
+    def _wait_as_told(self, failure: Failure, seconds: float) -> None:
+        seconds = max(seconds, _FIRST_PAUSE)
+        self._waited += seconds
+        if self._waited > _LONGEST_WAIT:
+            raise failure
+        self.tell(f"{failure.message} Trying again in {seconds:.0f} s.")
+        self.sleep(seconds)
+
+    def _is_lost(self, failure: Failure) -> bool:
+        """Whether the connection is what failed. A service that never answered is not waited for."""
+        if failure.code == "unreachable":
+            return self.has_begun or self._losses > 0
+        return failure.code == "connection_lost" or (self.has_begun and failure.is_passing)
+
+
+def until_done(send: Callable[[], _T], retries: Retries) -> _T:
+    """The result of what is safe to repeat, tried as often as it is worth it."""
+    while True:
+        try:
+            return send()
+        except Failure as failure:
+            retries.wait(failure)
