@@ -17,10 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from service.demo import SAMPLE, running_service
+from service.terminal import bench
 
 ROUNDS = 5
 NUM_TOKENS = 64
 STREAMS = (1, 4, 16)
+LOAD = bench.Load(num_streams=1, num_answers=1, num_tokens=NUM_TOKENS, question="What happens?")
 
 
 def main() -> None:
@@ -79,16 +81,10 @@ async def upload(client: httpx2.AsyncClient, body: bytes) -> str:
 async def answer(client: httpx2.AsyncClient, video_id: str) -> tuple[float, int]:
     """Seconds to the first text, and tokens in all, of one answer in a session of its own."""
     session = (await client.post("/v1/sessions", json={"video_ids": [video_id]})).raise_for_status().json()
-    body = {"content": "What happens?", "stream": True, "temperature": 0, "max_tokens": NUM_TOKENS, "ignore_eos": True}
-    start, first, num_tokens = time.perf_counter(), 0.0, 0
-    async with client.stream("POST", f"/v1/sessions/{session['id']}/messages", json=body) as reply:
-        reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if line == "event: delta" and not first:
-                first = time.perf_counter() - start
-            if line.startswith("data: ") and '"usage"' in line:
-                num_tokens = json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]
-    return first, num_tokens
+    answered = await bench.answer(client, session["id"], LOAD.message)
+    if answered.failure is not None:
+        raise SystemExit(f"An answer failed: {answered.failure}.")
+    return answered.first, answered.num_tokens
 
 
 async def timed(work: Awaitable[object]) -> float:

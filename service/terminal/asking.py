@@ -124,7 +124,7 @@ def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
     with contextlib.ExitStack() as bars:
         show = None
         for event in events:
-            if event.name == "progress":
+            if event.name == "progress" and event.data.get("stage") != "ready":
                 show = show or bars.enter_context(progress())
                 show(str(event.data.get("stage")), float(event.data.get("fraction", 0)), 1)
             else:

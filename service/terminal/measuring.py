@@ -36,9 +36,7 @@ def measure(
         say_json({"object": "benchmark", "server": url, "model": model, "tokens": loads[0].num_tokens, "loads": rows})
     else:
         say_table(_TITLES, [_cells(row) for row in rows])
-        remark(
-            f"Model {model}, {loads[0].num_tokens} tokens an answer. Times in ms; between: from one piece of text to the next."
-        )
+        remark(f"Model {model}, {loads[0].num_tokens} tokens an answer. Times in ms; between two pieces of text.")
     if not any(row["answers"] for row in rows):
         codes = ", ".join(sorted({code for row in rows for code in row["failed"]}))
         raise Failure(Exit.FAILED, f"No answer came to its end: {codes}.", code="nothing_measured")

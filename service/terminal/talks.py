@@ -75,7 +75,8 @@ def prepare(client: Client, video: str, show: ShowProgress) -> Document:
         for event in client.follow_video(str(record.get("id"))):
             if event.name == "failed":
                 raise Failure.of_envelope(event.data)
-            show(event.name, float(event.data.get("fraction", 0)), 1)
+            if event.name != "ready":
+                show(event.name, float(event.data.get("fraction", 0)), 1)
     return record
 
 

@@ -1,0 +1,88 @@
+"""A pseudo terminal for tests: what a command shows somebody who sits there, and what they type."""
+
+import codecs
+import contextlib
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_TIMEOUT = 60.0
+_START = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes a signal
+runpy.run_module("service.cli", run_name="__main__")
+"""
+
+
+@dataclass
+class Terminal:
+    """A command that believes it talks to a person."""
+
+    process: subprocess.Popen[bytes]
+    screen: int
+    raw: str = ""
+    """All that was shown so far, control characters and all."""
+    _position: int = 0
+    _decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
+
+    @property
+    def shown(self) -> str:
+        """All that was shown so far, as text."""
+        return _CONTROL.sub("", self.raw)
+
+    def expect(self, text: str) -> None:
+        """Wait until this is shown, behind what was expected before."""
+        deadline = time.monotonic() + _TIMEOUT
+        while (found := self.raw.find(text, self._position)) < 0:
+            assert time.monotonic() < deadline, f"{text!r} was not shown:\n{self.shown}"
+            assert self._read(), f"it ended without {text!r}:\n{self.shown}"
+        self._position = found + len(text)
+
+    def type(self, text: str) -> None:
+        """Press keys; a line ends with a return."""
+        os.write(self.screen, text.encode())
+
+    def wait(self) -> int:
+        """Read to the end. Returns the exit status."""
+        while self._read():
+            pass
+        return self.process.wait(_TIMEOUT)
+
+    def _read(self) -> bool:
+        """Take what is shown next; false when there will be nothing more."""
+        if not select.select([self.screen], [], [], _TIMEOUT)[0]:
+            raise TimeoutError(f"nothing is shown any more:\n{self.shown}")
+        try:
+            data = os.read(self.screen, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            return False
+        self.raw += self._decoder.decode(data)
+        return bool(data)
+
+
+@contextlib.contextmanager
+def reeltalk_at_a_terminal(arguments: Sequence[str], environ: Mapping[str, str]) -> Iterator[Terminal]:
+    """`reeltalk` in a terminal of its own; killed with the block if it has not ended."""
+    screen, other_side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, *arguments],
+        stdin=other_side,
+        stdout=other_side,
+        stderr=other_side,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "100", "TERM": "xterm", **environ},
+    )
+    os.close(other_side)
+    try:
+        yield Terminal(process, screen)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
