@@ -42,7 +42,7 @@ class Terminal:
         deadline = time.monotonic() + _TIMEOUT
         while (found := self.raw.find(text, self._position)) < 0:
             assert time.monotonic() < deadline, f"{text!r} was not shown:\n{self.shown}"
-            assert self._read(), f"it ended without {text!r}:\n{self.shown}"
+            assert self.read(), f"it ended without {text!r}:\n{self.shown}"
         self._position = found + len(text)
 
     def type(self, text: str) -> None:
@@ -51,11 +51,11 @@ class Terminal:
 
     def wait(self) -> int:
         """Read to the end. Returns the exit status."""
-        while self._read():
+        while self.read():
             pass
         return self.process.wait(_TIMEOUT)
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
         """Take what is shown next; false when there will be nothing more."""
         if not select.select([self.screen], [], [], _TIMEOUT)[0]:
             raise TimeoutError(f"nothing is shown any more:\n{self.shown}")

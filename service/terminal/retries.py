@@ -8,9 +8,9 @@ from service.terminal.failures import Failure
 
 _T = TypeVar("_T")
 
-_LOSSES = 8  # in a row, with nothing gained between them
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-_LONGEST_WAIT = 60.0  # seconds in a row in which the service says "later"
+_LONGEST_WAIT = 60.0  # seconds of pauses with nothing gained between them: a service may start anew meanwhile
+_WORTH_TELLING = 1.0  # seconds
 _LASTING = {"storage_full"}
 """Refusals that no waiting ends, although they come with a time to ask again."""
 
@@ -39,22 +39,18 @@ class Retries:
             Failure: this one, where another try is of no use.
         """
         if failure.retry_after is not None and failure.code not in _LASTING:
-            self._wait_as_told(failure, failure.retry_after)
+            pause = max(failure.retry_after, _FIRST_PAUSE)
         elif self._is_lost(failure):
+            pause = min(_FIRST_PAUSE * 2**self._losses, _LONGEST_PAUSE)
             self._losses += 1
-            if self._losses > _LOSSES:
-                raise failure
-            self.sleep(min(_FIRST_PAUSE * 2 ** (self._losses - 1), _LONGEST_PAUSE))
         else:
             raise failure
-
-    def _wait_as_told(self, failure: Failure, seconds: float) -> None:
-        seconds = max(seconds, _FIRST_PAUSE)
-        self._waited += seconds
+        self._waited += pause
         if self._waited > _LONGEST_WAIT:
             raise failure
-        self.tell(f"{failure.message} Trying again in {seconds:.0f} s.")
-        self.sleep(seconds)
+        if pause >= _WORTH_TELLING:
+            self.tell(f"{failure.message} Trying again in {pause:.0f} s.")
+        self.sleep(pause)
 
     def _is_lost(self, failure: Failure) -> bool:
         """Whether the connection is what failed. A service that never answered is not waited for."""

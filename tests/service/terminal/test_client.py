@@ -60,11 +60,11 @@ def test_a_service_that_is_away_in_mid_answer_is_waited_for() -> None:
 
 
 def test_a_service_that_stays_away_in_mid_answer_is_given_up() -> None:
-    stub = Stub([breaks_off(ACCEPTED, RED), *[unreachable] * 8])
+    stub = Stub([breaks_off(ACCEPTED, RED), *[unreachable] * 15])
     with pytest.raises(Failure) as failed:
         text_of(stub)
     assert failed.value.status is Exit.UNREACHABLE
-    assert sum(stub.slept) < 30
+    assert 50 < sum(stub.slept) <= 60
 
 
 def test_a_service_that_was_never_there_is_not_waited_for() -> None:
