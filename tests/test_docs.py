@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -248,6 +249,28 @@ def programs(name: str, kind: str) -> list[tuple[str, str]]:
     """Every program of a page in one language, with the text it prints."""
     found = _BLOCK.findall(page(name))
     return [(body, found[place + 1][1]) for place, (told, body) in enumerate(found) if told == kind]
+
+
+def test_the_commands_of_the_terminal_s_description_print_what_is_printed(served: str, tmp_path: Path) -> None:
+    told = programs("terminal.md", "bash")
+    assert len(told) > 3
+    (tmp_path / "service").symlink_to(ROOT / "service")
+    command = tmp_path / "bin" / "reeltalk"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
+    command.chmod(0o755)
+    environ = {
+        **os.environ,
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "REELTALK_URL": served,
+    }
+    for program, printed in told:
+        script = ["bash", "-euo", "pipefail", "-c", program]
+        ran = subprocess.run(
+            script, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (ran.returncode, ran.stdout) == (0, printed), ran.stderr
 
 
 @pytest.mark.parametrize("name", ["openai.md", "api.md"])
