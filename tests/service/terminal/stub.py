@@ -45,8 +45,9 @@ def refuses(code: str, kind: str, status: int, **headers: str) -> Reply:
 
 def events(*told: tuple[int | None, str, dict[str, Any]]) -> str:
     """A body of events."""
-    number = {True: lambda _: "", False: lambda number: f"id: {number}\n"}
-    return "".join(f"{number[n is None](n)}event: {name}\ndata: {json.dumps(data)}\n\n" for n, name, data in told)
+    heads = ("" if number is None else f"id: {number}\n" for number, _, _ in told)
+    bodies = (f"event: {name}\ndata: {json.dumps(data)}\n\n" for _, name, data in told)
+    return "".join(head + body for head, body in zip(heads, bodies, strict=True))
 
 
 def streams(*told: tuple[int | None, str, dict[str, Any]]) -> Reply:
