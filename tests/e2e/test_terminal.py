@@ -264,9 +264,7 @@ def test_a_conversation_is_typed_remembered_and_gone_on_with(service: RunningSer
         terminal.expect("The red circle is large.")
         terminal.expect("Ctrl-C stops an answer.")
         terminal.expect("> ")
-        terminal.type("\x1b[A\x1b[A\x1b[A")  # three lines up
-        terminal.expect("How big is it?")
-        terminal.type("\n")
+        terminal.type("\x1b[A\x1b[A\x1b[A\n")  # three lines up
         terminal.expect("The red circle is large.")
         terminal.expect("> ")
         terminal.type("/quit\n")
