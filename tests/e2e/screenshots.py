@@ -31,6 +31,7 @@ def main() -> None:
             page.wait_for("document.querySelector('#start-problem').checkVisibility()")
             take(page, "error")
             page.open(f"{service.url}/")
+            talk_before(page)
             page.click("[data-sample='shapes.mp4']")
             page.wait_for(IS_READY)
             for question in QUESTIONS:
@@ -41,6 +42,18 @@ def main() -> None:
             take(page, "dark")
             show(page, width=390, height=844)
             take(page, "phone")
+            page.click("#new-video")
+            take(page, "phone-start")
+
+
+def talk_before(page: Page) -> None:
+    """Leave conversations for the side bar."""
+    for clip, question in (("farewell.webm", "What disappears?"), ("arrival.mp4", "When does the triangle appear?")):
+        page.click(f"[data-sample='{clip}']")
+        page.wait_for(IS_READY)
+        ask(page, question)
+        page.wait_for(HAS_ENDED)
+        page.click("#new-video")
 
 
 def show(page: Page, *, width: int, height: int, scheme: str = "light") -> None:

@@ -73,7 +73,7 @@ def test_a_chosen_clip_is_shown_and_talked_about(page: Page, service: RunningSer
     times = page.evaluate("[...document.querySelectorAll('.frames time')].map(time => time.textContent)")
     assert times == ["0:00.6", "0:01.8", "0:03.1", "0:04.3", "0:05.6", "0:06.8", "0:08.0", "0:09.3"]
     page.wait_for("[...document.querySelectorAll('.frames img')].every(image => image.naturalWidth > 0)")
-    page.wait_for("document.querySelector('video').readyState >= 2")
+    page.wait_for("document.querySelector('.clip video').readyState >= 2")
 
     ask(page, "What happens?")
     page.wait_for(HAS_ENDED)
@@ -91,7 +91,7 @@ def test_a_frame_s_time_moves_the_player(page: Page, yoga: Path) -> None:
     page.choose("#file", yoga)
     page.wait_for(IS_READY)
     page.click(".frames li:nth-child(5) button")
-    page.wait_for("Math.abs(document.querySelector('video').currentTime - 5.6) < 0.05")
+    page.wait_for("Math.abs(document.querySelector('.clip video').currentTime - 5.6) < 0.05")
     assert page.text(".frames [aria-current]") == "0:05.6"
 
 
@@ -198,7 +198,7 @@ def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: Runn
     long_page.wait_for(HAS_ENDED)
     seen = long_page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
     assert seen == history(long_page, talkative)
-    long_page.wait_for("document.querySelector('video').readyState >= 2")  # the file now comes from the service
+    long_page.wait_for("document.querySelector('.clip video').readyState >= 2")  # the file now comes from the service
 
 
 def test_a_lost_connection_costs_no_word_of_the_answer(

@@ -184,7 +184,7 @@ def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, 
         page.reload()
         page.wait_for(IS_READY)
         page.wait_for("[...document.querySelectorAll('.frames img')].every(image => image.naturalWidth > 0)")
-        page.wait_for("document.querySelector('video').readyState >= 2")
+        page.wait_for("document.querySelector('.clip video').readyState >= 2")
         page.wait_for("document.querySelectorAll('.turn').length === 1")
         assert page.complaints == []
         assert locked.token not in page.evaluate("document.documentElement.outerHTML + location.href")
