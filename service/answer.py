@@ -203,10 +203,13 @@ class LiveAnswer:
 
     def observe(self, metrics: Metrics) -> None:
         """Count the ended answer."""
-        metrics.request_success.labels(self._finish_reason or "error").inc()
-        metrics.e2e_request_latency.observe(time.monotonic() - self._started_at)
-        metrics.prompt_tokens.inc(self._num_prompt_tokens)
-        metrics.generation_tokens.inc(self._num_tokens - len(self._taken_token_ids))
+        metrics.show_end(
+            finish_reason=self._finish_reason or "error",
+            seconds=time.monotonic() - self._started_at,
+            decode_seconds=self._decode_seconds,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens=self._num_tokens - len(self._taken_token_ids),
+        )
 
     def _event(self, name: str, data: Mapping[str, object], *, token_ids: tuple[int, ...] = ()) -> LogEvent:
         self._num_events += 1
@@ -233,10 +236,15 @@ class LiveAnswer:
             frames=self._frames,
         )
 
+    @property
+    def _decode_seconds(self) -> float | None:
+        """From the first token that this replica has seen to the last."""
+        first, last = self._first_token_at, self._last_token_at
+        return None if first is None or last is None else last - first
+
     def _timings(self) -> Timings:
         now = time.monotonic()
-        first, last = self._first_token_at, self._last_token_at
-        generating = (last - first) if first is not None and last is not None else 0.0
+        first, generating = self._first_token_at, self._decode_seconds or 0.0
         gaps = self._num_tokens - len(self._taken_token_ids) - 1  # what we have not seen we do not measure
         return Timings(
             time_to_first_token_ms=None if first is None or self._taken_token_ids else _ms(first - self._started_at),

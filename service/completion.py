@@ -122,6 +122,7 @@ class _Choice:
     num_tokens: int = 0
     finish_reason: str | None = None
     _told: ToldTokens = field(default_factory=ToldTokens)
+    _first_token_at: float | None = None
     _last_token_at: float | None = None
 
     def gain(self, delta: Delta | Refused, metrics: Metrics) -> Gained:
@@ -139,6 +140,7 @@ class _Choice:
         if delta.token_ids:
             now = time.monotonic()
             if self._last_token_at is None:
+                self._first_token_at = now
                 metrics.time_to_first_token.observe(now - self.started_at)
             else:
                 metrics.inter_token_latency.observe((now - self._last_token_at) / len(delta.token_ids))
@@ -157,10 +159,14 @@ class _Choice:
 
     def observe(self, metrics: Metrics) -> None:
         """Count the choice when it has ended or was left."""
-        metrics.request_success.labels(self.finish_reason or "abort").inc()
-        metrics.e2e_request_latency.observe(time.monotonic() - self.started_at)
-        metrics.prompt_tokens.inc(self.num_prompt_tokens)
-        metrics.generation_tokens.inc(self.num_tokens)
+        first, last = self._first_token_at, self._last_token_at
+        metrics.show_end(
+            finish_reason=self.finish_reason or "abort",
+            seconds=time.monotonic() - self.started_at,
+            decode_seconds=None if first is None or last is None else last - first,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_tokens=self.num_tokens,
+        )
 
 
 class Completions:

@@ -102,6 +102,8 @@ class DecodedVideo:
     """A JPEG of each frame, whole and upright."""
     seconds: float
     """How long decoding took."""
+    preprocess_seconds: float
+    """How much of that the child says went into resizing; never more than all."""
 
 
 class Decoder:
@@ -185,6 +187,7 @@ class Decoder:
                 raise await _autopsy(child) from None
             finally:
                 await self._end(child)
+        seconds = time.monotonic() - started
         return DecodedVideo(
             facts=facts,
             indices=sampled.indices,
@@ -192,7 +195,8 @@ class Decoder:
             frames=sampled.frames,
             shape=(len(sampled.indices), *request.shape[1:]),
             thumbnails=sampled.thumbnails,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
+            preprocess_seconds=min(seconds, sampled.preprocess_seconds),
         )
 
     def _request(self, path: Path, frame_spec: FrameSpec, pixel_spec: PixelSpec) -> DecodeRequest:

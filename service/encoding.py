@@ -287,6 +287,7 @@ class Encoding:
             if pending:
                 await asyncio.wait(pending)
         self._metrics.video_decode.observe(decoded.seconds)
+        self._metrics.video_preprocess.observe(decoded.preprocess_seconds)
         return decoded
 
     async def _encode(self, flight: Flight, decoded: DecodedVideo) -> PackedFeatures:
@@ -334,6 +335,7 @@ class Encoding:
             flight.probed.set_result(flight.record)
 
     async def _fail(self, flight: Flight, error: ServiceError) -> None:
+        self._metrics.video_failures.labels(error.code).inc()
         if flight.is_default:
             problem = Problem(code=error.code, message=error.message)
             flight.record = flight.record.model_copy(update={"status": "failed", "error": problem})

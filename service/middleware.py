@@ -29,6 +29,7 @@ class ObserveRequests:
             await self._app(scope, receive, send)
             return
         request_id, status, start = new_id("req"), 500, time.perf_counter()
+        self._metrics.http_requests_active.inc()
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -42,7 +43,9 @@ class ObserveRequests:
                 await self._app(scope, receive, observed)
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
-                self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+                seconds = time.perf_counter() - start
+                self._metrics.http_requests_active.dec()
+                self._metrics.show_response(method=scope["method"], route=route, status=status, seconds=seconds)
                 if scope["path"] not in _QUIET:
                     caller = scope.get("state", {}).get("caller")
                     asked_by = {} if caller is None or caller.key_id is None else {"key": caller.key_id}
@@ -51,7 +54,7 @@ class ObserveRequests:
                         method=scope["method"],
                         route=route,
                         status=status,
-                        ms=round((time.perf_counter() - start) * 1000, 1),
+                        ms=round(seconds * 1000, 1),
                         **asked_by,
                     )
 

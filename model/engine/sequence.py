@@ -77,6 +77,8 @@ class Sequence:
     """Higher goes first."""
     arrival: int = 0
     """Its number in the order of arrival."""
+    admitted_at: float | None = None
+    """When it first got a place in the batch, by the monotonic clock."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ class Sequence:
             output_token_ids=list(self.output_token_ids),
             priority=self.priority,
             arrival=self.arrival,
+            admitted_at=self.admitted_at,
             _block_keys=list(self._block_keys),
         )
 

@@ -174,6 +174,10 @@ class Delta:
     num_cached_tokens: int
     """Of the prompt, how many the KV cache had already."""
     num_output_tokens: int
+    running_seconds: float = 0.0
+    """Since it got a place in the batch."""
+    queue_seconds: float | None = None
+    """With its first tokens, filled in by the pool: how long it had waited for that place."""
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
@@ -201,7 +205,11 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """The process lives."""
+    """The process lives, and this is how much memory it has."""
+
+    resident_bytes: int
+    device_bytes: int
+    """Of a GPU, held by this process for tensors."""
 
 
 Command = Encode | CheckPrompt | Generate | Abort | Ping | Stop

@@ -112,7 +112,7 @@ class Worker:
             if isinstance(command, CheckPrompt):
                 self._report(self._check(command))  # here, so that it waits for no step
             elif isinstance(command, Ping):
-                self._report(Pong())
+                self._report(self._pong())
             else:
                 self._inbox.put(command)
 
@@ -254,9 +254,24 @@ class Worker:
         stop = () if params.ignore_eos else self._family.template.stop
         return replace(params, stop=tuple(dict.fromkeys((*stop, *params.stop))))
 
+    def _pong(self) -> Pong:
+        device = self._family.device
+        return Pong(
+            resident_bytes=_resident_bytes(),
+            device_bytes=torch.cuda.memory_reserved(device) if device.type == "cuda" else 0,
+        )
+
     def _report(self, report: Report) -> None:
         with self._send_lock:
             self._connection.send(report)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _frames(clip: Encode) -> Frames | None:
@@ -277,6 +292,7 @@ def _delta(output: Output, spell: Callable[[int], bytes]) -> Delta:
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=min(output.num_cached_tokens, output.num_prompt_tokens),
         num_output_tokens=output.num_output_tokens,
+        running_seconds=output.running_seconds,
         logprobs=tuple(_spelled(logprobs, spell) for logprobs in output.logprobs),
     )
 
