@@ -46,6 +46,8 @@ class LiveAnswer:
     """The token under which this replica may write the answer; also the name of its job, so that an answer that comes
     back to a replica is not taken for what a worker still does of it."""
 
+    ids: dict[str, str] = field(default_factory=dict)
+    """What its log lines carry."""
     place: Place = field(default_factory=Place)
     """What it takes of the queue while it waits."""
     work: "asyncio.Task[None] | None" = None
@@ -64,6 +66,9 @@ class LiveAnswer:
     _num_prompt_tokens: int = 0
     _num_cached_tokens: int = 0
     _started_at: float = field(default_factory=time.monotonic)
+    _queue_seconds: float | None = None
+    _prefill_seconds: float | None = None
+    _error_code: str | None = None
     _first_token_at: float | None = None
     _last_token_at: float | None = None
 
@@ -146,6 +151,10 @@ class LiveAnswer:
             self._unwritten.append(self._event("delta", {"text": text}, token_ids=self._held_token_ids))
             self._held_token_ids = ()
 
+    def admitted(self, *, queue_seconds: float, prefill_seconds: float) -> None:
+        """Its first token came, after waiting so long for a place in the batch, and so long in it."""
+        self._queue_seconds, self._prefill_seconds = queue_seconds, prefill_seconds
+
     def finish(self, finish_reason: str, *, num_prompt_tokens: int, num_cached_tokens: int = 0) -> None:
         """The answer ends; its turn enters the history, unless it was stopped before its first word."""
         self._num_prompt_tokens, self._num_cached_tokens = num_prompt_tokens, num_cached_tokens
@@ -175,7 +184,7 @@ class LiveAnswer:
 
     def fail(self, error: ServiceError) -> None:
         """The answer ends without one: the log says why, and the history stays as it was."""
-        self._finish_reason = "error"
+        self._finish_reason, self._error_code = "error", error.code
         problem = Problem(code=error.code, message=error.message)
         record = self.record.model_copy(update={"status": "failed", "error": problem})
         self._unwritten.append(self._event("error", error.envelope()))
@@ -210,6 +219,23 @@ class LiveAnswer:
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens=self._num_tokens - len(self._taken_token_ids),
         )
+
+    def summary(self) -> dict[str, object]:
+        """The ended answer in numbers, for the log; none of its words."""
+        timings = self._timings()
+        told = {
+            "finish_reason": self._finish_reason,
+            "error": self._error_code,
+            "num_prompt_tokens": self._num_prompt_tokens,
+            "num_cached_tokens": self._num_cached_tokens,
+            "num_output_tokens": self._num_tokens,
+            "queue_ms": None if self._queue_seconds is None else _ms(self._queue_seconds),
+            "prefill_ms": None if self._prefill_seconds is None else _ms(self._prefill_seconds),
+            "time_to_first_token_ms": timings.time_to_first_token_ms,
+            "decode_ms": timings.generation_time_ms,
+            "duration_ms": timings.total_time_ms,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
     def _event(self, name: str, data: Mapping[str, object], *, token_ids: tuple[int, ...] = ()) -> LogEvent:
         self._num_events += 1

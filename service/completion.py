@@ -7,6 +7,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import structlog
+from structlog.contextvars import bind_contextvars
+
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
@@ -25,6 +28,8 @@ from service.settings import Settings
 from service.store.records import SampledFrame, VideoFrames, VideoRecord
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
+
+_log = structlog.get_logger(__name__)
 
 _IDLE = 1.0  # seconds between two signs of life
 _MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while others wait for it
@@ -158,7 +163,7 @@ class _Choice:
         )
 
     def observe(self, metrics: Metrics) -> None:
-        """Count the choice when it has ended or was left."""
+        """Count the choice when it has ended or was left, and log it."""
         first, last = self._first_token_at, self._last_token_at
         metrics.show_end(
             finish_reason=self.finish_reason or "abort",
@@ -166,6 +171,16 @@ class _Choice:
             decode_seconds=None if first is None or last is None else last - first,
             num_prompt_tokens=self.num_prompt_tokens,
             num_tokens=self.num_tokens,
+        )
+        _log.info(
+            "answer_ended",
+            choice=self.index,
+            finish_reason=self.finish_reason or "abort",
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_output_tokens=self.num_tokens,
+            time_to_first_token_ms=None if first is None else round((first - self.started_at) * 1000, 1),
+            duration_ms=round((time.monotonic() - self.started_at) * 1000, 1),
         )
 
 
@@ -206,6 +221,7 @@ class Completions:
         timeout = request.question.timeout
         deadline = time.time() + min(self._settings.answer_timeout, math.inf if timeout is None else timeout)
         completion_id = new_id("chatcmpl")
+        bind_contextvars(completion_id=completion_id)
         async with contextlib.AsyncExitStack() as places:
             waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
             for index in range(request.num_choices):

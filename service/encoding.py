@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures, fingerprint
 from model.pixels import PREPROCESSING_VERSION
@@ -213,11 +214,12 @@ class Encoding:
         del self._flights[flight.key]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ServiceError):
-            _log.error("video_failed_unexpectedly", video=flight.record.id, exc_info=error)
+            _log.error("video_failed_unexpectedly", video_id=flight.record.id, tenant=flight.tenant, exc_info=error)
 
     # -- one filling
 
     async def _fill(self, flight: Flight) -> PackedFeatures:
+        bind_contextvars(tenant=flight.tenant, video_id=flight.record.id)  # of this task; it outlives who began it
         while True:
             async with self._leases.hold(keys.fill_lease(flight.key), self._replica) as is_ours:
                 if is_ours:
@@ -303,6 +305,14 @@ class Encoding:
             )
         )
         self._metrics.video_encode.observe(encoded.seconds)
+        _log.info(
+            "video_encoded",
+            num_frames=len(decoded.indices),
+            num_batched_clips=encoded.num_batched_clips,
+            decode_ms=round(decoded.seconds * 1000, 1),
+            preprocess_ms=round(decoded.preprocess_seconds * 1000, 1),
+            encode_ms=round(encoded.seconds * 1000, 1),
+        )
         packed = PackedFeatures.checked(encoded.blob, key=flight.key, shape=flight.info.feature_shape)
         if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):
             raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
@@ -336,6 +346,7 @@ class Encoding:
 
     async def _fail(self, flight: Flight, error: ServiceError) -> None:
         self._metrics.video_failures.labels(error.code).inc()
+        _log.warning("video_failed", error=error.code)
         if flight.is_default:
             problem = Problem(code=error.code, message=error.message)
             flight.record = flight.record.model_copy(update={"status": "failed", "error": problem})

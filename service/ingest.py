@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from structlog.contextvars import bind_contextvars
+
 from service import uploads
 from service.access import Caller
 from service.drain import Drain
@@ -184,6 +186,7 @@ class Ingest:
             created_at=now,
             expires_at=None if ttl is None else now + ttl,
         )
+        bind_contextvars(video_id=record.id)
         if await self._videos.create(tenant, record):
             return record, True
         known = await self._videos.get(tenant, record.id)

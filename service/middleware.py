@@ -48,13 +48,13 @@ class ObserveRequests:
                 self._metrics.show_response(method=scope["method"], route=route, status=status, seconds=seconds)
                 if scope["path"] not in _QUIET:
                     caller = scope.get("state", {}).get("caller")
-                    asked_by = {} if caller is None or caller.key_id is None else {"key": caller.key_id}
+                    asked_by = {} if caller is None or caller.key_id is None else {"key_id": caller.key_id}
                     _log.info(
                         "request",
                         method=scope["method"],
                         route=route,
                         status=status,
-                        ms=round(seconds * 1000, 1),
+                        duration_ms=round(seconds * 1000, 1),
                         **asked_by,
                     )
 

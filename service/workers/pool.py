@@ -15,6 +15,7 @@ import structlog
 from model.conversation import Conversation
 from service.errors import InternalError, from_code
 from service.ids import new_id
+from service.logging import bound_ids
 from service.metrics import Metrics
 from service.workers.process import WorkerProcess
 from service.workers.protocol import (
@@ -26,6 +27,7 @@ from service.workers.protocol import (
     Generate,
     ModelInfo,
     NotLoaded,
+    Origin,
     Ping,
     Pong,
     PromptChecked,
@@ -263,6 +265,8 @@ class Pool:
     def _submit(self, job: _Job) -> None:
         if self._closing:
             raise InternalError("worker_lost", "The service is shutting down.")
+        if not isinstance(job.command, CheckPrompt):
+            job.command = replace(job.command, origin=Origin(ids=bound_ids()))
         self._jobs[job.command.job_id] = job
         self._dispatch(job)
 

@@ -1,11 +1,13 @@
 """What the API process and a worker say to each other: frozen dataclasses over a pipe, errors as code and message."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from model.conversation import Conversation
 from model.engine.sampling_params import SamplingParams
 from model.pixels import PixelSpec
 from model.video import FrameSpec
+from service.logging import Style
 from service.settings import Quantization
 from service.workers.roles import Place
 
@@ -28,6 +30,8 @@ class WorkerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_batched_frames: int
+    log_level: str = "info"
+    log_format: Style = "text"
 
     @property
     def place(self) -> Place:
@@ -59,6 +63,13 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Whose job it is: the ids that the worker's log lines about it carry."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encode:
     """Compute the features of one clip: frames uint8 [T, S, S, 3], row-major."""
 
@@ -68,6 +79,7 @@ class Encode:
     shape: tuple[int, int, int, int]
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +104,7 @@ class Generate:
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
     priority: int = 0
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

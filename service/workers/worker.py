@@ -6,13 +6,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 
 from model.clip_encoder import Frames, encode_clips
@@ -27,6 +27,7 @@ from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
 from model.memory import within_share
 from model.weights import WeightsError
+from service.logging import configure_logging
 from service.workers.protocol import (
     Abort,
     CheckPrompt,
@@ -38,6 +39,7 @@ from service.workers.protocol import (
     LikelyToken,
     ModelInfo,
     NotLoaded,
+    Origin,
     Ping,
     Pong,
     PromptChecked,
@@ -50,6 +52,8 @@ from service.workers.protocol import (
     WorkerConfig,
 )
 from service.workers.roles import check_device, resolve, share
+
+_log = structlog.get_logger(__name__)
 
 _PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 24}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
@@ -90,6 +94,7 @@ class Worker:
             within = within_share(self._engine_config, language_model, share=share(places, config.number))
             self._engine = Engine(language_model, self._family.tokenizer, within)
         self._clips: list[Encode] = []
+        self._origins: dict[str, Origin] = {}
 
     def run(self) -> None:
         """Serve until the pipe ends or a `Stop` comes."""
@@ -146,7 +151,7 @@ class Worker:
         except PromptTooLong as error:
             return Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error))
         except Exception:  # noqa: BLE001  it would end the one thread that takes commands, and the worker would go deaf
-            traceback.print_exc()
+            _log.exception("question_refused")
             return Refused(job_id=command.job_id, code="engine_error", message="The model cannot take this question.")
         return PromptChecked(job_id=command.job_id, num_prompt_tokens=num_tokens)
 
@@ -164,12 +169,13 @@ class Worker:
                 output_token_ids=command.output_token_ids,
                 priority=command.priority,
             )
+            self._origins[command.job_id] = command.origin
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))
         except InvalidSampling as error:
             self._report(Refused(job_id=command.job_id, code="invalid_value", message=str(error)))
         except Exception:  # noqa: BLE001  one bad question must not end the worker
-            traceback.print_exc()
+            _log.exception("question_refused", **command.origin.ids)
             message = "The model cannot take this question."
             self._report(Refused(job_id=command.job_id, code="engine_error", message=message))
 
@@ -203,6 +209,7 @@ class Worker:
                 continue
             blob = pack(encoded, key=clip.key, frame_indices=clip.frame_indices, timestamps=clip.timestamps)
             self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds, num_batched_clips=len(batch)))
+            _log.info("clip_encoded", **clip.origin.ids, encode_ms=_ms(seconds), num_batched_clips=len(batch))
 
     def _step(self, engine: Engine) -> None:
         deltas = tuple(_delta(output, self._family.tokenizer.token_bytes) for output in engine.step())
@@ -215,6 +222,21 @@ class Worker:
                 num_preemptions=engine.num_preemptions,
             )
         )
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._log_end(delta)
+
+    def _log_end(self, delta: Delta) -> None:
+        origin = self._origins.pop(delta.job_id, None)
+        if origin is not None:
+            _log.info(
+                "answer_generated",
+                **origin.ids,
+                finish_reason=delta.finish_reason,
+                num_prompt_tokens=delta.num_prompt_tokens,
+                num_output_tokens=delta.num_output_tokens,
+                running_ms=_ms(delta.running_seconds),
+            )
 
     def work_once(self) -> None:
         """Encode a black clip, answer a question about it: after this, real ones work, and caches are warm.
@@ -279,8 +301,12 @@ def _frames(clip: Encode) -> Frames | None:
     try:
         return np.frombuffer(clip.frames, dtype=np.uint8).reshape(clip.shape)
     except ValueError:
-        traceback.print_exc()
+        _log.exception("clip_refused", **clip.origin.ids)
         return None
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def _delta(output: Output, spell: Callable[[int], bytes]) -> Delta:
@@ -327,6 +353,7 @@ def main() -> None:
     connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
+    configure_logging(level=config.log_level, style=config.log_format, process=f"worker-{config.number}")
     torch.set_num_threads(config.threads)
     try:
         worker = Worker(connection, config)

@@ -35,7 +35,11 @@ REQUEST = DecodeRequest(
 )
 FACTS = VideoFacts(duration=2.5, width=320, height=240, fps=24.0, num_frames=60, codec="h264", rotation=90)
 SAMPLED = Sampled(
-    indices=(3, 9), timestamps=(0.125, 0.375), frames=bytes(range(96)), thumbnails=(b"first", b"and second"), preprocess_seconds=0.25
+    indices=(3, 9),
+    timestamps=(0.125, 0.375),
+    frames=bytes(range(96)),
+    thumbnails=(b"first", b"and second"),
+    preprocess_seconds=0.25,
 )
 
 
@@ -70,7 +74,13 @@ def test_lengths_that_no_answer_has_are_not_waited_for(header: int, payload: int
         read_lengths(PREFIX.pack(header, payload), REQUEST)
 
 
-SAMPLED_HEADER = {"kind": "Sampled", "indices": [3, 9], "timestamps": [0.1, 0.3], "thumbnail_sizes": [5, 10], "preprocess_seconds": 0.1}
+SAMPLED_HEADER = {
+    "kind": "Sampled",
+    "indices": [3, 9],
+    "timestamps": [0.1, 0.3],
+    "thumbnail_sizes": [5, 10],
+    "preprocess_seconds": 0.1,
+}
 FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_frames": 60, "codec": "h264", "rotation": 0}
 
 
