@@ -1,4 +1,4 @@
-"""docker/prometheus and docker/grafana: they ask only for series that are served, and each alert is explained and tried."""
+"""docker/prometheus and docker/grafana ask only for series that are served; each alert is explained and tried."""
 
 import json
 import re

@@ -108,6 +108,8 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         (SAMPLED_HEADER | {"indices": [], "timestamps": [], "thumbnail_sizes": []}, b""),
         (SAMPLED_HEADER | {"indices": [3]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"indices": [3, "9"]}, bytes(96 + 15)),
+        (SAMPLED_HEADER | {"preprocess_seconds": float("nan")}, bytes(96 + 15)),
+        (SAMPLED_HEADER | {"preprocess_seconds": -1}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"timestamps": [0.1, None]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"thumbnail_sizes": [-5, 20]}, bytes(96 + 15)),
     ],
