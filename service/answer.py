@@ -28,6 +28,7 @@ from service.store.records import (
     VideoFrames,
     VideoRecord,
 )
+from service.tracing import Trace
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -48,6 +49,7 @@ class LiveAnswer:
 
     ids: dict[str, str] = field(default_factory=dict)
     """What its log lines carry."""
+    trace: Trace = field(default_factory=Trace)
     place: Place = field(default_factory=Place)
     """What it takes of the queue while it waits."""
     work: "asyncio.Task[None] | None" = None
@@ -206,6 +208,15 @@ class LiveAnswer:
 
     def close(self) -> None:
         """Let go of timers and tasks."""
+        self.trace.end(
+            {
+                "gen_ai.usage.input_tokens": self._num_prompt_tokens,
+                "gen_ai.usage.output_tokens": self._num_tokens,
+                "gen_ai.response.finish_reasons": [self._finish_reason or "handed_over"],
+                "error.type": self._error_code,
+            },
+            failed=self._error_code is not None,
+        )
         for handle in (self.work, self.absence, self.deadline):
             if handle is not None:
                 handle.cancel()

@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 
 from model.conversation import Clip, Conversation
 from model.features import PackedFeatures
+from service import tracing
 from service.admission import Admission, Load, Place
 from service.answer import LiveAnswer
 from service.encoding import Encoding, Progress
@@ -156,7 +157,8 @@ class Answering:
             "video_id": ",".join(live.session.video_ids),
             "answer_id": live.id,
         }
-        with bound_contextvars(**live.ids):
+        live.trace = tracing.begin(f"chat {live.session.model}", _asked(live))
+        with bound_contextvars(**live.ids), live.trace.current():
             live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
         live.deadline = asyncio.get_running_loop().call_later(self._time_left(live.record), self._expire, live)
         self._watch_absence(live, grace=max(self._settings.disconnect_grace, _ARRIVAL))
@@ -484,6 +486,18 @@ class Answering:
                     )
                     if not live.ended:  # meanwhile it may have, and its lease was given back with the last write
                         await self._learn(live, hold)
+
+
+def _asked(live: LiveAnswer) -> tracing.Attributes:
+    """What a question's span tells of it, by the conventions for generative models."""
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "reeltalk",
+        "gen_ai.request.model": live.session.model,
+        "gen_ai.conversation.id": live.session.id,
+        "gen_ai.response.id": live.id,
+        **tracing.sampling(live.params),
+    }
 
 
 async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -61,6 +61,8 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         summary="Upload a video, then talk about it.",
         version=importlib.metadata.version("reeltalk"),
         lifespan=lifespan,
+        # `service.tracing` makes the spans; FastAPI's own would carry the text of exceptions.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Tus, path="/v1/uploads")
     app.add_middleware(

@@ -13,6 +13,7 @@ from structlog.contextvars import bind_contextvars
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
+from service import tracing
 from service.access import Access, Caller
 from service.admission import Place
 from service.answering import Answering, deadline_exceeded
@@ -126,6 +127,7 @@ class _Choice:
     num_cached_tokens: int = 0
     num_tokens: int = 0
     finish_reason: str | None = None
+    trace: tracing.Trace = field(default_factory=tracing.Trace)
     _told: ToldTokens = field(default_factory=ToldTokens)
     _first_token_at: float | None = None
     _last_token_at: float | None = None
@@ -171,6 +173,15 @@ class _Choice:
             decode_seconds=None if first is None or last is None else last - first,
             num_prompt_tokens=self.num_prompt_tokens,
             num_tokens=self.num_tokens,
+        )
+        self.trace.end(
+            {
+                "gen_ai.provider.name": "reeltalk",
+                "gen_ai.usage.input_tokens": self.num_prompt_tokens,
+                "gen_ai.usage.output_tokens": self.num_tokens,
+                "gen_ai.response.finish_reasons": [self.finish_reason or "abort"],
+            },
+            failed=self.finish_reason == "error",
         )
         _log.info(
             "answer_ended",
@@ -333,7 +344,9 @@ class Completions:
             for job_id, choice in choices.items():
                 seed = (command.params.seed + choice.index) & MAX_SEED  # or all choices would say the same
                 params = replace(command.params, seed=seed)
-                self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
+                choice.trace = tracing.begin("chat", {"gen_ai.operation.name": "chat", "gen_ai.response.id": job_id})
+                with choice.trace.current():
+                    self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
             while running:
                 output = await _next(outputs, timeout=_wait(deadline))
                 if output is None:

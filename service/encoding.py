@@ -13,6 +13,7 @@ from structlog.contextvars import bind_contextvars
 from model.features import PackedFeatures, fingerprint
 from model.pixels import PREPROCESSING_VERSION
 from model.video import FrameSpec, VideoFacts
+from service import tracing
 from service.decode_protocol import Probed
 from service.decoding import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
 from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
@@ -282,7 +283,8 @@ class Encoding:
             async with self._media.local(flight.tenant, flight.record.sha256) as path:
                 if path is None:
                     raise _gone()
-                decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
+                with tracing.span("decode", {"reeltalk.video.id": flight.record.id}):
+                    decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
         except (VideoRejected, DecodeFailed) as error:
             raise from_code(error.code, str(error)) from None
         finally:
@@ -294,16 +296,17 @@ class Encoding:
 
     async def _encode(self, flight: Flight, decoded: DecodedVideo) -> PackedFeatures:
         await self._tell(flight, "encode", 0.0)
-        encoded = await self._pool.encode(
-            Encode(
-                job_id=new_id("req"),
-                key=flight.key,
-                frames=decoded.frames,
-                shape=decoded.shape,
-                frame_indices=decoded.indices,
-                timestamps=decoded.timestamps,
+        with tracing.span("encode", {"reeltalk.video.id": flight.record.id}):
+            encoded = await self._pool.encode(
+                Encode(
+                    job_id=new_id("req"),
+                    key=flight.key,
+                    frames=decoded.frames,
+                    shape=decoded.shape,
+                    frame_indices=decoded.indices,
+                    timestamps=decoded.timestamps,
+                )
             )
-        )
         self._metrics.video_encode.observe(encoded.seconds)
         _log.info(
             "video_encoded",

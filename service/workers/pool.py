@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from model.conversation import Conversation
+from service import tracing
 from service.errors import InternalError, from_code
 from service.ids import new_id
 from service.logging import bound_ids
@@ -266,7 +267,7 @@ class Pool:
         if self._closing:
             raise InternalError("worker_lost", "The service is shutting down.")
         if not isinstance(job.command, CheckPrompt):
-            job.command = replace(job.command, origin=Origin(ids=bound_ids()))
+            job.command = replace(job.command, origin=Origin(ids=bound_ids(), traceparent=tracing.traceparent()))
         self._jobs[job.command.job_id] = job
         self._dispatch(job)
 
@@ -367,6 +368,9 @@ class Pool:
             queue_seconds = max(0.0, time.monotonic() - job.submitted_at - delta.running_seconds)
             self._metrics.request_queue_time.observe(queue_seconds)
             self._metrics.request_prefill_time.observe(delta.running_seconds)
+            parent = None if isinstance(job.command, CheckPrompt) else job.command.origin.traceparent
+            if parent is not None:
+                tracing.record("queue", seconds=queue_seconds, ended_ago=delta.running_seconds, parent=parent)
             delta = replace(delta, queue_seconds=queue_seconds)
         job.output_token_ids.extend(delta.token_ids)
         was_suspect = job.is_suspect

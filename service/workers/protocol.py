@@ -64,9 +64,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Whose job it is: the ids that the worker's log lines about it carry."""
+    """Whose job it is: the ids that the worker's log lines about it carry, and the span that its own are under."""
 
     ids: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
 from model.memory import within_share
 from model.weights import WeightsError
+from service import tracing
 from service.logging import configure_logging
 from service.workers.protocol import (
     Abort,
@@ -95,6 +96,7 @@ class Worker:
             self._engine = Engine(language_model, self._family.tokenizer, within)
         self._clips: list[Encode] = []
         self._origins: dict[str, Origin] = {}
+        self._prefilled: dict[str, float] = {}
 
     def run(self) -> None:
         """Serve until the pipe ends or a `Stop` comes."""
@@ -209,6 +211,9 @@ class Worker:
                 continue
             blob = pack(encoded, key=clip.key, frame_indices=clip.frame_indices, timestamps=clip.timestamps)
             self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds, num_batched_clips=len(batch)))
+            if clip.origin.traceparent is not None:
+                numbers = {"reeltalk.batched_clips": len(batch)}
+                tracing.record("encoder", numbers, seconds=seconds * len(batch), parent=clip.origin.traceparent)
             _log.info("clip_encoded", **clip.origin.ids, encode_ms=_ms(seconds), num_batched_clips=len(batch))
 
     def _step(self, engine: Engine) -> None:
@@ -223,8 +228,28 @@ class Worker:
             )
         )
         for delta in deltas:
+            self._trace(delta)
             if delta.finish_reason is not None:
                 self._log_end(delta)
+
+    def _trace(self, delta: Delta) -> None:
+        """Prefill is over with the first token, decode with the last."""
+        origin = self._origins.get(delta.job_id)
+        if origin is None or origin.traceparent is None:
+            return
+        if delta.token_ids and delta.job_id not in self._prefilled:
+            self._prefilled[delta.job_id] = delta.running_seconds
+            numbers = {
+                "reeltalk.prompt_tokens": delta.num_prompt_tokens,
+                "reeltalk.cached_tokens": delta.num_cached_tokens,
+            }
+            tracing.record("prefill", numbers, seconds=delta.running_seconds, parent=origin.traceparent)
+        if delta.finish_reason is not None:
+            prefill_seconds = self._prefilled.pop(delta.job_id, None)
+            if prefill_seconds is not None:
+                numbers = {"reeltalk.output_tokens": delta.num_output_tokens}
+                seconds = delta.running_seconds - prefill_seconds
+                tracing.record("decode", numbers, seconds=seconds, parent=origin.traceparent)
 
     def _log_end(self, delta: Delta) -> None:
         origin = self._origins.pop(delta.job_id, None)

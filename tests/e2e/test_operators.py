@@ -1,16 +1,80 @@
 """What an operator sees of one upload and one question: series, log lines, spans, from all processes of a replica."""
 
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.running import Event, RunningService, eventually, running
 
 QUESTION = "Which colour has the walrus?"
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""The span of whoever asks."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span, as a collector gets it."""
+
+    name: str
+    trace_id: str
+    id: str
+    parent_id: str
+    pid: int
+    start: int
+    end: int
+    attributes: dict[str, Any]
+
+
+class Collector(ThreadingHTTPServer):
+    """What OTLP over HTTP is sent to."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.spans: list[Span] = []
+
+    def take(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            told = {each.key: each.value for each in resource.resource.attributes}
+            assert told["service.name"].string_value == "reeltalk"
+            for span in (span for scope in resource.scope_spans for span in scope.spans):
+                attributes = {a.key: getattr(a.value, str(a.value.WhichOneof("value"))) for a in span.attributes}
+                ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+                times = (span.start_time_unix_nano, span.end_time_unix_nano)
+                self.spans.append(Span(span.name, *ids, told["process.pid"].int_value, *times, attributes))
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        assert self.path == "/v1/traces"
+        self.server.take(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    with Collector() as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        yield collector
+        collector.shutdown()
+        thread.join()
 
 
 @dataclass
@@ -22,6 +86,7 @@ class Watched:
     session_id: str
     answer_id: str
     usage: dict[str, Any]
+    spans: list[Span]
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -39,14 +104,25 @@ class Watched:
 def watched(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[Watched]:
     environment = {"REELTALK_LOG_FORMAT": "json", "REELTALK_WORKER_TIMEOUT": "30"}
     data_dir = tmp_path_factory.mktemp("data")
-    with running(data_dir, "--workers", "encode,generate", **environment) as service:
+    environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+    with (
+        collecting() as collector,
+        running(
+            data_dir,
+            "--workers",
+            "encode,generate",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}",
+            **environment,
+        ) as service,
+    ):
+        service.client.headers["traceparent"] = CALLER
         video_id = service.upload(drawn)["id"]
         session_id = service.open_session(video_id)
         with service.stream(session_id, QUESTION, max_tokens=8, ignore_eos=True) as events:
             told: list[Event] = list(events)
         assert told[-1].name == "done"
         answer_id = told[0].data["id"]
-        yield Watched(service, video_id, session_id, answer_id, told[-1].data["usage"])
+        yield Watched(service, video_id, session_id, answer_id, told[-1].data["usage"], collector.spans)
 
 
 def counted(watched: Watched, histogram: str, labels: str = "") -> tuple[float, float]:
@@ -139,3 +215,48 @@ def test_no_line_has_a_users_words(watched: Watched, drawn: Path) -> None:
     log = json.dumps(watched.lines)
     assert QUESTION.rsplit(maxsplit=1)[-1] not in log
     assert drawn.name not in log
+
+
+def test_spans_of_all_processes_are_one_tree_from_the_upload_to_the_last_token(watched: Watched) -> None:
+    chat, asked = "chat tiny", "POST /v1/sessions/{session_id}/messages"
+    wanted = {chat, asked, "queue", "prefill", "decode", "upload", "encode", "encoder", "POST /v1/videos"}
+    eventually(lambda: wanted <= {span.name for span in watched.spans})
+    spans = list(watched.spans)
+    _, trace_id, caller_id, _ = CALLER.split("-")
+    assert {span.trace_id for span in spans} == {trace_id}
+    names = {span.id: span.name for span in spans} | {caller_id: "caller"}
+    parents = {(names[span.parent_id], span.name) for span in spans}
+    assert parents >= {
+        ("caller", "POST /v1/videos"),
+        ("POST /v1/videos", "upload"),
+        ("POST /v1/videos", "decode"),
+        ("POST /v1/videos", "encode"),
+        ("encode", "encoder"),
+        ("caller", asked),
+        (asked, chat),
+        (chat, "queue"),
+        (chat, "prefill"),
+        (chat, "decode"),
+    }
+    found = {(names[span.parent_id], span.name): span for span in spans}
+    answer, first, rest = found[asked, chat], found[chat, "prefill"], found[chat, "decode"]
+    encoder = found["encode", "encoder"]
+    assert watched.service.process.pid == answer.pid
+    assert len({answer.pid, encoder.pid, rest.pid}) == 3
+    assert first.pid == rest.pid
+    assert answer.start <= first.start < first.end <= rest.start + 10_000_000
+    assert rest.start < rest.end <= answer.end
+    assert answer.attributes["gen_ai.response.id"] == watched.answer_id
+    assert answer.attributes["gen_ai.usage.output_tokens"] == watched.usage["completion_tokens"]
+    assert QUESTION not in str(spans)
+
+
+def test_without_a_collector_nothing_is_imported() -> None:
+    program = (
+        "import sys; from service import tracing\n"
+        "with tracing.span('a'): tracing.record('b', seconds=1)\n"
+        "assert tracing.traceparent() is None\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
