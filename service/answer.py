@@ -28,6 +28,7 @@ from service.store.records import (
     VideoFrames,
     VideoRecord,
 )
+from service.tracing import Trace
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -46,6 +47,9 @@ class LiveAnswer:
     """The token under which this replica may write the answer; also the name of its job, so that an answer that comes
     back to a replica is not taken for what a worker still does of it."""
 
+    ids: dict[str, str] = field(default_factory=dict)
+    """What its log lines carry."""
+    trace: Trace = field(default_factory=Trace)
     place: Place = field(default_factory=Place)
     """What it takes of the queue while it waits."""
     work: "asyncio.Task[None] | None" = None
@@ -64,6 +68,9 @@ class LiveAnswer:
     _num_prompt_tokens: int = 0
     _num_cached_tokens: int = 0
     _started_at: float = field(default_factory=time.monotonic)
+    _queue_seconds: float | None = None
+    _prefill_seconds: float | None = None
+    _error_code: str | None = None
     _first_token_at: float | None = None
     _last_token_at: float | None = None
 
@@ -146,6 +153,10 @@ class LiveAnswer:
             self._unwritten.append(self._event("delta", {"text": text}, token_ids=self._held_token_ids))
             self._held_token_ids = ()
 
+    def admitted(self, *, queue_seconds: float, prefill_seconds: float) -> None:
+        """Its first token came, after waiting so long for a place in the batch, and so long in it."""
+        self._queue_seconds, self._prefill_seconds = queue_seconds, prefill_seconds
+
     def finish(self, finish_reason: str, *, num_prompt_tokens: int, num_cached_tokens: int = 0) -> None:
         """The answer ends; its turn enters the history, unless it was stopped before its first word."""
         self._num_prompt_tokens, self._num_cached_tokens = num_prompt_tokens, num_cached_tokens
@@ -175,7 +186,7 @@ class LiveAnswer:
 
     def fail(self, error: ServiceError) -> None:
         """The answer ends without one: the log says why, and the history stays as it was."""
-        self._finish_reason = "error"
+        self._finish_reason, self._error_code = "error", error.code
         problem = Problem(code=error.code, message=error.message)
         record = self.record.model_copy(update={"status": "failed", "error": problem})
         self._unwritten.append(self._event("error", error.envelope()))
@@ -197,16 +208,45 @@ class LiveAnswer:
 
     def close(self) -> None:
         """Let go of timers and tasks."""
+        self.trace.end(
+            {
+                "gen_ai.usage.input_tokens": self._num_prompt_tokens,
+                "gen_ai.usage.output_tokens": self._num_tokens,
+                "gen_ai.response.finish_reasons": [self._finish_reason or "handed_over"],
+                "error.type": self._error_code,
+            },
+            failed=self._error_code is not None,
+        )
         for handle in (self.work, self.absence, self.deadline):
             if handle is not None:
                 handle.cancel()
 
     def observe(self, metrics: Metrics) -> None:
         """Count the ended answer."""
-        metrics.request_success.labels(self._finish_reason or "error").inc()
-        metrics.e2e_request_latency.observe(time.monotonic() - self._started_at)
-        metrics.prompt_tokens.inc(self._num_prompt_tokens)
-        metrics.generation_tokens.inc(self._num_tokens - len(self._taken_token_ids))
+        metrics.show_end(
+            finish_reason=self._finish_reason or "error",
+            seconds=time.monotonic() - self._started_at,
+            decode_seconds=self._decode_seconds,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens=self._num_tokens - len(self._taken_token_ids),
+        )
+
+    def summary(self) -> dict[str, object]:
+        """The ended answer in numbers, for the log; none of its words."""
+        timings = self._timings()
+        told = {
+            "finish_reason": self._finish_reason,
+            "error": self._error_code,
+            "num_prompt_tokens": self._num_prompt_tokens,
+            "num_cached_tokens": self._num_cached_tokens,
+            "num_output_tokens": self._num_tokens,
+            "queue_ms": None if self._queue_seconds is None else _ms(self._queue_seconds),
+            "prefill_ms": None if self._prefill_seconds is None else _ms(self._prefill_seconds),
+            "time_to_first_token_ms": timings.time_to_first_token_ms,
+            "decode_ms": timings.generation_time_ms,
+            "duration_ms": timings.total_time_ms,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
     def _event(self, name: str, data: Mapping[str, object], *, token_ids: tuple[int, ...] = ()) -> LogEvent:
         self._num_events += 1
@@ -233,10 +273,15 @@ class LiveAnswer:
             frames=self._frames,
         )
 
+    @property
+    def _decode_seconds(self) -> float | None:
+        """From the first token that this replica has seen to the last."""
+        first, last = self._first_token_at, self._last_token_at
+        return None if first is None or last is None else last - first
+
     def _timings(self) -> Timings:
         now = time.monotonic()
-        first, last = self._first_token_at, self._last_token_at
-        generating = (last - first) if first is not None and last is not None else 0.0
+        first, generating = self._first_token_at, self._decode_seconds or 0.0
         gaps = self._num_tokens - len(self._taken_token_ids) - 1  # what we have not seen we do not measure
         return Timings(
             time_to_first_token_ms=None if first is None or self._taken_token_ids else _ms(first - self._started_at),

@@ -15,13 +15,16 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TypeVar
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from model.conversation import Clip, Conversation
 from model.features import PackedFeatures
+from service import tracing
 from service.admission import Admission, Load, Place
 from service.answer import LiveAnswer
 from service.encoding import Encoding, Progress
 from service.errors import InternalError, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.logging import bound_ids
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.answers import AnswerStore, AnswerWrite, Hold
@@ -148,7 +151,15 @@ class Answering:
         """Work on an admitted answer until it ends, whoever asks for it or leaves."""
         self._live[live.id] = live
         self._jobs[live.owner] = live
-        live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
+        live.ids = bound_ids() | {
+            "tenant": live.tenant,
+            "session_id": live.session.id,
+            "video_id": ",".join(live.session.video_ids),
+            "answer_id": live.id,
+        }
+        live.trace = tracing.begin(f"chat {live.session.model}", _asked(live))
+        with bound_contextvars(**live.ids), live.trace.current():
+            live.work = asyncio.create_task(self._prepare(live), name=f"prepare {live.id}")
         live.deadline = asyncio.get_running_loop().call_later(self._time_left(live.record), self._expire, live)
         self._watch_absence(live, grace=max(self._settings.disconnect_grace, _ARRIVAL))
 
@@ -246,7 +257,7 @@ class Answering:
             await asyncio.wait_for(self._changed.join(), _CLOSE_TIMEOUT)
         for live in list(self._live.values()):
             if not live.ended:
-                _log.info("answer_handed_over", answer=live.id)
+                _log.info("answer_handed_over", **live.ids)
             self._drop(live)
             with contextlib.suppress(ServiceError):  # then its lease runs out
                 await self._answers.release(live.tenant, live.id, live.owner)
@@ -284,7 +295,7 @@ class Answering:
         except ServiceError as error:
             self._end_with_error(live, error)
         except Exception:  # noqa: BLE001  a reader waits: whatever happened, the answer must end
-            _log.exception("answer_failed_unexpectedly", answer=live.id)
+            _log.exception("answer_failed_unexpectedly")
             self._end_with_error(live, InternalError("internal_error", "Something went wrong on our side."))
 
     async def _features(
@@ -324,6 +335,8 @@ class Answering:
                 self._gain(live, output)
 
     def _gain(self, live: LiveAnswer, delta: Delta) -> None:
+        if delta.queue_seconds is not None:
+            live.admitted(queue_seconds=delta.queue_seconds, prefill_seconds=delta.running_seconds)
         live.add_delta(delta.text, token_ids=delta.token_ids, metrics=self._metrics)
         if delta.finish_reason == "error":
             self._end_with_error(live, InternalError("engine_error", "The model failed on this question."))
@@ -366,7 +379,7 @@ class Answering:
     async def _learn(self, live: LiveAnswer, hold: Hold) -> None:
         """What the store said of an answer of ours."""
         if hold is Hold.BROKEN:  # what readers have read is no longer in the log: say it again, from there on
-            _log.warning("answer_log_broken", answer=live.id)
+            _log.warning("answer_log_broken", **live.ids)
             with contextlib.suppress(ServiceError):
                 await self._answers.release(live.tenant, live.id, live.owner)
         if hold in {Hold.LOST, Hold.BROKEN}:
@@ -374,6 +387,7 @@ class Answering:
         elif live.is_settled:
             if self._live.get(live.id) is live:
                 live.observe(self._metrics)
+                _log.info("answer_ended", **live.ids, **live.summary())
                 self._admission.answer_ended()
             self._drop(live)
         elif hold is Hold.CANCELLED:
@@ -455,7 +469,7 @@ class Answering:
             while seconds := await self._answers.wanted_for(live.tenant, live.id):  # noqa: ASYNC110  at another replica
                 await asyncio.sleep(seconds)
         live.absence = None
-        _log.info("answer_abandoned", answer=live.id)
+        _log.info("answer_abandoned", **live.ids)
         self._abort(live)
 
     async def _beat(self) -> None:
@@ -469,6 +483,18 @@ class Answering:
                     )
                     if not live.ended:  # meanwhile it may have, and its lease was given back with the last write
                         await self._learn(live, hold)
+
+
+def _asked(live: LiveAnswer) -> tracing.Attributes:
+    """What a question's span tells of it, by the conventions for generative models."""
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "reeltalk",
+        "gen_ai.request.model": live.session.model,
+        "gen_ai.conversation.id": live.session.id,
+        "gen_ai.response.id": live.id,
+        **tracing.sampling(live.params),
+    }
 
 
 async def _for_ever(loop: Callable[[], Coroutine[None, None, None]]) -> None:

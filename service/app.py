@@ -11,7 +11,7 @@ from service.access import Access
 from service.answering import Answering
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
-from service.api.dependencies import BEARER, Service
+from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import documented, install_error_handlers
 from service.chat import Chat
 from service.completion import Completions
@@ -61,6 +61,8 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         summary="Upload a video, then talk about it.",
         version=importlib.metadata.version("reeltalk"),
         lifespan=lifespan,
+        # `service.tracing` makes the spans; FastAPI's own would carry the text of exceptions.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Tus, path="/v1/uploads")
     app.add_middleware(
@@ -73,7 +75,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
     app.add_middleware(ObserveRequests, metrics=metrics)
     install_error_handlers(app)
     for part in (videos, sessions, answers, chat_completions, files, uploads):
-        app.include_router(part.router, dependencies=[BEARER], responses=documented(401, 403, 429))
+        app.include_router(part.router, dependencies=[BEARER, LOGGED], responses=documented(401, 403, 429))
     app.include_router(admin.router, dependencies=[BEARER], responses=documented(401))
     for part in (health, page):
         app.include_router(part.router)
@@ -235,5 +237,7 @@ def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         cuda_graphs=settings.cuda_graphs,
         max_num_batched_frames=settings.max_num_batched_frames,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )
     return tuple(replace(config, number=number) for number in range(len(places)))

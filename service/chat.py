@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from structlog.contextvars import bind_contextvars
+
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
 from service.access import Access, Caller
@@ -193,6 +195,7 @@ class Chat:
             answer_id = await self._idempotency.claim(caller.tenant, repeatable, result_id=answer_id)
             if known := await self._answers.get(caller.tenant, answer_id):
                 return known
+        bind_contextvars(answer_id=answer_id)
         with self._answering.place(question.num_beams or 1) as place:
             async with self._access.answer_place(caller, answer_id):
                 live = await self._accept(

@@ -7,9 +7,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import structlog
+from structlog.contextvars import bind_contextvars
+
 from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
+from service import tracing
 from service.access import Access, Caller
 from service.admission import Place
 from service.answering import Answering, deadline_exceeded
@@ -25,6 +29,8 @@ from service.settings import Settings
 from service.store.records import SampledFrame, VideoFrames, VideoRecord
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
+
+_log = structlog.get_logger(__name__)
 
 _IDLE = 1.0  # seconds between two signs of life
 _MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while others wait for it
@@ -121,7 +127,9 @@ class _Choice:
     num_cached_tokens: int = 0
     num_tokens: int = 0
     finish_reason: str | None = None
+    trace: tracing.Trace = field(default_factory=tracing.Trace)
     _told: ToldTokens = field(default_factory=ToldTokens)
+    _first_token_at: float | None = None
     _last_token_at: float | None = None
 
     def gain(self, delta: Delta | Refused, metrics: Metrics) -> Gained:
@@ -139,6 +147,7 @@ class _Choice:
         if delta.token_ids:
             now = time.monotonic()
             if self._last_token_at is None:
+                self._first_token_at = now
                 metrics.time_to_first_token.observe(now - self.started_at)
             else:
                 metrics.inter_token_latency.observe((now - self._last_token_at) / len(delta.token_ids))
@@ -156,11 +165,34 @@ class _Choice:
         )
 
     def observe(self, metrics: Metrics) -> None:
-        """Count the choice when it has ended or was left."""
-        metrics.request_success.labels(self.finish_reason or "abort").inc()
-        metrics.e2e_request_latency.observe(time.monotonic() - self.started_at)
-        metrics.prompt_tokens.inc(self.num_prompt_tokens)
-        metrics.generation_tokens.inc(self.num_tokens)
+        """Count the choice when it has ended or was left, and log it."""
+        first, last = self._first_token_at, self._last_token_at
+        metrics.show_end(
+            finish_reason=self.finish_reason or "abort",
+            seconds=time.monotonic() - self.started_at,
+            decode_seconds=None if first is None or last is None else last - first,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_tokens=self.num_tokens,
+        )
+        self.trace.end(
+            {
+                "gen_ai.provider.name": "reeltalk",
+                "gen_ai.usage.input_tokens": self.num_prompt_tokens,
+                "gen_ai.usage.output_tokens": self.num_tokens,
+                "gen_ai.response.finish_reasons": [self.finish_reason or "abort"],
+            },
+            failed=self.finish_reason == "error",
+        )
+        _log.info(
+            "answer_ended",
+            choice=self.index,
+            finish_reason=self.finish_reason or "abort",
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_output_tokens=self.num_tokens,
+            time_to_first_token_ms=None if first is None else round((first - self.started_at) * 1000, 1),
+            duration_ms=round((time.monotonic() - self.started_at) * 1000, 1),
+        )
 
 
 class Completions:
@@ -200,6 +232,7 @@ class Completions:
         timeout = request.question.timeout
         deadline = time.time() + min(self._settings.answer_timeout, math.inf if timeout is None else timeout)
         completion_id = new_id("chatcmpl")
+        bind_contextvars(completion_id=completion_id)
         async with contextlib.AsyncExitStack() as places:
             waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
             for index in range(request.num_choices):
@@ -312,7 +345,9 @@ class Completions:
             for job_id, choice in choices.items():
                 seed = (command.params.seed + choice.index) & MAX_SEED  # or all choices would say the same
                 params = replace(command.params, seed=seed)
-                self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
+                choice.trace = tracing.begin("chat", {"gen_ai.operation.name": "chat", "gen_ai.response.id": job_id})
+                with choice.trace.current():
+                    self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
             while running:
                 output = await _next(outputs, timeout=_wait(deadline))
                 if output is None:

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -72,8 +73,11 @@ def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
             indices: list[int] = []
             timestamps: list[float] = []
             thumbnails: list[bytes] = []
+            preprocess_seconds = 0.0
             for frame in video.frames(request.frame_spec):
+                start = time.monotonic()
                 frames.append(resize(frame.rgb, request.pixel_spec))
+                preprocess_seconds += time.monotonic() - start
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)
                 timestamps.append(frame.timestamp)
@@ -83,6 +87,7 @@ def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
             timestamps=tuple(timestamps),
             frames=np.stack(frames).tobytes(),
             thumbnails=tuple(thumbnails),
+            preprocess_seconds=preprocess_seconds,
         )
     except VideoError as error:
         yield Rejected(code=error.code, message=str(error))

@@ -67,6 +67,8 @@ class Sampled:
     timestamps: tuple[float, ...]
     frames: bytes
     thumbnails: tuple[bytes, ...]
+    preprocess_seconds: float
+    """Of all the time it took, how much went into resizing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +165,7 @@ def _read_sampled(values: dict[str, Any], payload: bytes, request: DecodeRequest
         timestamps=tuple(_finite(timestamp) for timestamp in values["timestamps"]),
         frames=payload[:pixels],
         thumbnails=tuple(payload[end - size : end] for end, size in zip(ends, sizes, strict=True)),
+        preprocess_seconds=_finite(values["preprocess_seconds"]),
     )
 
 

@@ -116,6 +116,8 @@ class DecodedVideo:
     """A JPEG of each frame, whole and upright."""
     seconds: float
     """How long decoding took."""
+    preprocess_seconds: float
+    """How much of that the child says went into resizing; never more than all."""
 
 
 class Decoder:
@@ -203,6 +205,7 @@ class Decoder:
                     facts, sampled = await self._attempt(request, news)
                 except _ChildLost as lost_too:
                     raise lost_too.verdict from None
+        seconds = time.monotonic() - started
         return DecodedVideo(
             facts=facts,
             indices=sampled.indices,
@@ -210,7 +213,8 @@ class Decoder:
             frames=sampled.frames,
             shape=(len(sampled.indices), *request.shape[1:]),
             thumbnails=sampled.thumbnails,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
+            preprocess_seconds=min(seconds, sampled.preprocess_seconds),
         )
 
     async def _attempt(

@@ -8,10 +8,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures, fingerprint
 from model.pixels import PREPROCESSING_VERSION
 from model.video import FrameSpec, VideoFacts
+from service import tracing
 from service.decode_protocol import Probed
 from service.decoding import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
 from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
@@ -212,11 +214,12 @@ class Encoding:
         del self._flights[flight.key]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ServiceError):
-            _log.error("video_failed_unexpectedly", video=flight.record.id, exc_info=error)
+            _log.error("video_failed_unexpectedly", video_id=flight.record.id, tenant=flight.tenant, exc_info=error)
 
     # -- one filling
 
     async def _fill(self, flight: Flight) -> PackedFeatures:
+        bind_contextvars(tenant=flight.tenant, video_id=flight.record.id)  # of this task; it outlives who began it
         while True:
             async with self._leases.hold(keys.fill_lease(flight.key), self._replica) as is_ours:
                 if is_ours:
@@ -279,28 +282,39 @@ class Encoding:
             async with self._media.local(flight.tenant, flight.record.sha256) as path:
                 if path is None:
                     raise _gone()
-                decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
+                with tracing.span("decode", {"reeltalk.video.id": flight.record.id}):
+                    decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
         except (VideoRejected, DecodeFailed) as error:
             raise from_code(error.code, str(error)) from None
         finally:
             if pending:
                 await asyncio.wait(pending)
         self._metrics.video_decode.observe(decoded.seconds)
+        self._metrics.video_preprocess.observe(decoded.preprocess_seconds)
         return decoded
 
     async def _encode(self, flight: Flight, decoded: DecodedVideo) -> PackedFeatures:
         await self._tell(flight, "encode", 0.0)
-        encoded = await self._pool.encode(
-            Encode(
-                job_id=new_id("req"),
-                key=flight.key,
-                frames=decoded.frames,
-                shape=decoded.shape,
-                frame_indices=decoded.indices,
-                timestamps=decoded.timestamps,
+        with tracing.span("encode", {"reeltalk.video.id": flight.record.id}):
+            encoded = await self._pool.encode(
+                Encode(
+                    job_id=new_id("req"),
+                    key=flight.key,
+                    frames=decoded.frames,
+                    shape=decoded.shape,
+                    frame_indices=decoded.indices,
+                    timestamps=decoded.timestamps,
+                )
             )
-        )
         self._metrics.video_encode.observe(encoded.seconds)
+        _log.info(
+            "video_encoded",
+            num_frames=len(decoded.indices),
+            num_batched_clips=encoded.num_batched_clips,
+            decode_ms=round(decoded.seconds * 1000, 1),
+            preprocess_ms=round(decoded.preprocess_seconds * 1000, 1),
+            encode_ms=round(encoded.seconds * 1000, 1),
+        )
         packed = PackedFeatures.checked(encoded.blob, key=flight.key, shape=flight.info.feature_shape)
         if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):
             raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
@@ -333,6 +347,8 @@ class Encoding:
             flight.probed.set_result(flight.record)
 
     async def _fail(self, flight: Flight, error: ServiceError) -> None:
+        self._metrics.video_failures.labels(error.code).inc()
+        _log.warning("video_failed", error=error.code)
         if flight.is_default:
             problem = Problem(code=error.code, message=error.message)
             flight.record = flight.record.model_copy(update={"status": "failed", "error": problem})

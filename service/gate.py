@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from service.access import Access, Caller, needed
 from service.errors import Forbidden, ServiceError
@@ -35,6 +36,7 @@ class Gate:
             await reply(scope, receive, send)
             return
         if caller is not None:
+            bind_contextvars(tenant=caller.tenant)
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 

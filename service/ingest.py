@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import uploads
+from structlog.contextvars import bind_contextvars
+
+from service import tracing, uploads
 from service.access import Caller
 from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
@@ -190,8 +192,31 @@ class Ingest:
         purposes: frozenset[str] | None = None,
         idempotency_key: str | None = None,
     ) -> tuple[VideoRecord, bool]:
-        tenant = caller.tenant
         start = time.perf_counter()
+        with tracing.span("upload"):
+            kept = await self._to_disk(
+                caller,
+                room,
+                chunks,
+                content_type=content_type,
+                filename=filename,
+                purposes=purposes,
+                idempotency_key=idempotency_key,
+            )
+        self._metrics.video_upload.observe(time.perf_counter() - start)
+        return kept
+
+    async def _to_disk(
+        self,
+        caller: Caller,
+        room: Reservation,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        filename: str | None,
+        purposes: frozenset[str] | None,
+        idempotency_key: str | None,
+    ) -> tuple[VideoRecord, bool]:
         async with self._media.spool() as spool:
             header = await uploads.receive(
                 chunks,
@@ -203,12 +228,10 @@ class Ingest:
                 purposes=purposes,
             )
             if idempotency_key is not None:
-                known_id = video_id(tenant, spool.sha256)
+                known_id = video_id(caller.tenant, spool.sha256)
                 request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
-                await self._idempotency.claim(tenant, request, result_id=known_id)
-            kept = await self.keep(caller, spool, header, room)
-        self._metrics.video_upload.observe(time.perf_counter() - start)
-        return kept
+                await self._idempotency.claim(caller.tenant, request, result_id=known_id)
+            return await self.keep(caller, spool, header, room)
 
     async def keep(
         self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader, room: Reservation
@@ -233,6 +256,7 @@ class Ingest:
             created_at=now,
             expires_at=None if ttl is None else now + ttl,
         )
+        bind_contextvars(video_id=record.id)
         if await self._videos.create(tenant, record, reservation=room.name):
             return record, True
         known = await self._videos.get(tenant, record.id)

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
 from service.ids import new_id
 from service.metrics import Metrics
 
@@ -29,6 +30,7 @@ class ObserveRequests:
             await self._app(scope, receive, send)
             return
         request_id, status, start = new_id("req"), 500, time.perf_counter()
+        self._metrics.http_requests_active.inc()
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -37,23 +39,40 @@ class ObserveRequests:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        trace = _begin_trace(scope, request_id)
+        with structlog.contextvars.bound_contextvars(request_id=request_id), trace.current():
             try:
                 await self._app(scope, receive, observed)
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
-                self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+                seconds = time.perf_counter() - start
+                self._metrics.http_requests_active.dec()
+                self._metrics.show_response(method=scope["method"], route=route, status=status, seconds=seconds)
+                trace.end(
+                    {"http.route": route, "http.response.status_code": status},
+                    name=f"{scope['method']} {route}",
+                    failed=status >= 500,
+                )
                 if scope["path"] not in _QUIET:
                     caller = scope.get("state", {}).get("caller")
-                    asked_by = {} if caller is None or caller.key_id is None else {"key": caller.key_id}
+                    asked_by = {} if caller is None or caller.key_id is None else {"key_id": caller.key_id}
                     _log.info(
                         "request",
                         method=scope["method"],
                         route=route,
                         status=status,
-                        ms=round((time.perf_counter() - start) * 1000, 1),
+                        duration_ms=round(seconds * 1000, 1),
                         **asked_by,
                     )
+
+
+def _begin_trace(scope: Scope, request_id: str) -> tracing.Trace:
+    """The span of a request, under the caller's own if it has one."""
+    if scope["path"] in _QUIET:
+        return tracing.Trace()
+    method: str = scope["method"]
+    attributes = {"http.request.method": method, "reeltalk.request.id": request_id}
+    return tracing.begin(method, attributes, kind="server", parent=Headers(scope=scope).get("traceparent"))
 
 
 class LimitBodies:

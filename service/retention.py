@@ -106,5 +106,5 @@ class Retention:
             return False
         await self._media.erase(file.tenant, file.sha256)
         self._metrics.media_removed.labels(reason).inc()
-        _log.info("file_removed", video=video_id(file.tenant, file.sha256), reason=reason, num_bytes=file.num_bytes)
+        _log.info("file_removed", video_id=video_id(file.tenant, file.sha256), reason=reason, num_bytes=file.num_bytes)
         return True

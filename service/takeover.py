@@ -70,7 +70,13 @@ class Takeover:
         )
         live.take_up(await self._answers.whole_log(tenant, answer_id))
         self._metrics.answer_takeovers.inc()
-        _log.info("answer_taken_over", answer=answer_id, num_tokens=len(live.taken_token_ids), num_barren=num_barren)
+        _log.info(
+            "answer_taken_over",
+            answer_id=answer_id,
+            tenant=tenant,
+            num_tokens=len(live.taken_token_ids),
+            num_barren=num_barren,
+        )
         return live, _obstacle(num_barren, session.video_ids, videos)
 
 

@@ -1,5 +1,6 @@
 """The engine: many requests on one language model, a step at a time. No HTTP, no Redis, no asyncio."""
 
+import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ class _Answer:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=len(sequence.output_token_ids),
+            running_seconds=0.0 if sequence.admitted_at is None else time.monotonic() - sequence.admitted_at,
             logprobs=logprobs,
         )
 

@@ -32,5 +32,7 @@ class Output:
     num_cached_tokens: int
     """Tokens of the prompt, and of an answer that went on, that the KV cache already had."""
     num_output_tokens: int
+    running_seconds: float
+    """Since the request got a place in the batch; 0 if it has had none."""
     logprobs: tuple[Logprobs, ...] = ()
     """One for each of `token_ids`, where the request asked for them."""

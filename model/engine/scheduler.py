@@ -1,5 +1,6 @@
 """Who computes what in the next step, and in which blocks. Pure Python: it never knows of tensors or text."""
 
+import time
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -234,6 +235,7 @@ class Scheduler:
         sequence.home = self._pool.settle(self._config.blocks_for(longest) - len(found))
         self._extend(sequence, num_new)
         sequence.status = "running"
+        sequence.admitted_at = sequence.admitted_at or time.monotonic()
         insort(self._running, sequence, key=lambda each: each.rank)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:

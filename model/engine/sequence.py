@@ -79,6 +79,8 @@ class Sequence:
     """Its number in the order of arrival."""
     cache_salt: str = ""
     """Blocks are shared among sequences of equal salt, and with no other."""
+    admitted_at: float | None = None
+    """When it first got a place in the batch, by the monotonic clock."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -122,6 +124,7 @@ class Sequence:
             priority=self.priority,
             arrival=self.arrival,
             cache_salt=self.cache_salt,
+            admitted_at=self.admitted_at,
             _block_keys=list(self._block_keys),
         )
 

@@ -14,6 +14,7 @@ from service.completion import Completions
 from service.drain import Drain
 from service.encoding import Encoding
 from service.ingest import Ingest
+from service.logging import bind_path_ids
 from service.metrics import Metrics
 from service.resumable import Resumable
 from service.settings import Settings
@@ -72,6 +73,12 @@ async def _repeatable(request: Request, idempotency_key: IdempotencyKey = None) 
     return Repeatable.of(idempotency_key, method=request.method, path=request.url.path, body_sha256=body_sha256)
 
 
+async def _log_ids(request: Request) -> None:
+    bind_path_ids(request.path_params)
+
+
+LOGGED = Depends(_log_ids)
+"""The ids in a request's path, in every log line about it."""
 BEARER = Depends(HTTPBearer(scheme_name="API key", description="`reeltalk keys add` makes one.", auto_error=False))
 """For the contract alone: it is the gate that asks for the key."""
 RepeatableDep = Annotated[Repeatable | None, Depends(_repeatable)]

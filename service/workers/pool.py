@@ -6,14 +6,17 @@ it has already. A job under which a second worker dies is suspected to be the ca
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from model.conversation import Conversation
+from service import tracing
 from service.errors import InternalError, from_code
 from service.ids import new_id
+from service.logging import bound_ids
 from service.metrics import Metrics
 from service.workers.process import WorkerProcess
 from service.workers.protocol import (
@@ -25,6 +28,7 @@ from service.workers.protocol import (
     Generate,
     ModelInfo,
     NotLoaded,
+    Origin,
     Ping,
     Pong,
     PromptChecked,
@@ -63,6 +67,7 @@ class _Job:
     num_cached_tokens: int | None = None
     prefixes: tuple[bytes, ...] = ()
     outputs: "asyncio.Queue[Delta | Refused] | None" = None
+    submitted_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_suspect(self) -> bool:
@@ -129,6 +134,8 @@ class Pool:
         self._started.add_done_callback(
             lambda started: started.cancelled() or started.exception()
         )  # it may interest nobody
+        metrics.workers_configured.set(len(self._seats))
+        metrics.workers_ready.set_function(lambda: len(self._ready))
         self.outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
         """What the answers gain, in order; the reader takes all there is at once."""
 
@@ -259,6 +266,8 @@ class Pool:
     def _submit(self, job: _Job) -> None:
         if self._closing:
             raise InternalError("worker_lost", "The service is shutting down.")
+        if not isinstance(job.command, CheckPrompt):
+            job.command = replace(job.command, origin=Origin(ids=bound_ids(), traceparent=tracing.traceparent()))
         self._jobs[job.command.job_id] = job
         self._dispatch(job)
 
@@ -309,7 +318,7 @@ class Pool:
                 seat.told = report.reason
                 seat.num_failed_starts = max(seat.num_failed_starts, _MAX_FAILED_STARTS - 1)  # its end is one more
             case Encoded():
-                self._metrics.encode_batch_clips.observe(report.num_batched_clips)
+                self._on_encoded(report)
                 self._settle(report.job_id, report)
             case PromptChecked():
                 self._settle(report.job_id, report)
@@ -317,8 +326,10 @@ class Pool:
                 self._fail(report.job_id, report.code, report.message)
             case StepDone():
                 self._on_step(worker, report)
-            case Pong():
-                pass  # whatever comes shows that the worker lives
+            case Pong():  # whatever comes shows that the worker lives; this, how much room it takes
+                self._metrics.show_memory(
+                    worker.number, resident_bytes=report.resident_bytes, device_bytes=report.device_bytes
+                )
 
     def _on_ready(self, worker: WorkerProcess, info: ModelInfo) -> None:
         seat = self._seats[worker.number]
@@ -327,10 +338,18 @@ class Pool:
         seat.num_failed_starts = 0
         if not self._info.done():
             self._info.set_result(info)
+            self._metrics.show_model(info)
         if self.ready and not self._started.done():
             self._started.set_result(info)
         _log.info("worker_ready", worker=worker.number, role=worker.place.role, pid=worker.pid, model=info.name)
         self._dispatch_waiting()
+
+    def _on_encoded(self, encoded: Encoded) -> None:
+        self._metrics.encode_batch_clips.observe(encoded.num_batched_clips)
+        job = self._jobs.get(encoded.job_id)
+        if job is not None:
+            batch_seconds = encoded.seconds * encoded.num_batched_clips
+            self._metrics.video_encode_queue.observe(max(0.0, time.monotonic() - job.submitted_at - batch_seconds))
 
     def _on_step(self, worker: WorkerProcess, step: StepDone) -> None:
         if worker in self._ready:
@@ -346,6 +365,13 @@ class Pool:
             job.num_cached_tokens = delta.num_cached_tokens  # later it may have found what it had computed itself
             self._metrics.prefix_cache_queries.inc(delta.num_prompt_tokens)
             self._metrics.prefix_cache_hits.inc(delta.num_cached_tokens)
+            queue_seconds = max(0.0, time.monotonic() - job.submitted_at - delta.running_seconds)
+            self._metrics.request_queue_time.observe(queue_seconds)
+            self._metrics.request_prefill_time.observe(delta.running_seconds)
+            parent = None if isinstance(job.command, CheckPrompt) else job.command.origin.traceparent
+            if parent is not None:
+                tracing.record("queue", seconds=queue_seconds, ended_ago=delta.running_seconds, parent=parent)
+            delta = replace(delta, queue_seconds=queue_seconds)
         job.output_token_ids.extend(delta.token_ids)
         was_suspect = job.is_suspect
         job.num_deaths = 0  # what goes on is not what kills workers
@@ -388,6 +414,7 @@ class Pool:
         self._table.forget(worker)
         if (last := self._ready.pop(worker, None)) is not None:
             self._metrics.show_step(worker.number, _EMPTY, before=replace(last, num_preemptions=0))
+            self._metrics.show_memory(worker.number, resident_bytes=0, device_bytes=0)
         if self._closing:
             return
         if was_starting:

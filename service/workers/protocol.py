@@ -1,11 +1,13 @@
 """What the API process and a worker say to each other: frozen dataclasses over a pipe, errors as code and message."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from model.conversation import Conversation
 from model.engine.sampling_params import SamplingParams
 from model.pixels import PixelSpec
 from model.video import FrameSpec
+from service.logging import Style
 from service.workers.roles import Place, Quantization
 
 
@@ -28,6 +30,8 @@ class WorkerConfig:
     max_num_batched_tokens: int
     cuda_graphs: bool
     max_num_batched_frames: int
+    log_level: str = "info"
+    log_format: Style = "text"
 
     @property
     def place(self) -> Place:
@@ -59,6 +63,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Whose job it is: the ids that the worker's log lines about it carry, and the span that its own are under."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encode:
     """Compute the features of one clip: frames uint8 [T, S, S, 3], row-major."""
 
@@ -68,6 +80,7 @@ class Encode:
     shape: tuple[int, int, int, int]
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +107,7 @@ class Generate:
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
     priority: int = 0
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +190,10 @@ class Delta:
     num_cached_tokens: int
     """Of the prompt, how many the KV cache had already."""
     num_output_tokens: int
+    running_seconds: float = 0.0
+    """Since it got a place in the batch."""
+    queue_seconds: float | None = None
+    """With its first tokens, filled in by the pool: how long it had waited for that place."""
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
@@ -203,7 +221,11 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """The process lives."""
+    """The process lives, and this is how much memory it has."""
+
+    resident_bytes: int
+    device_bytes: int
+    """Of a GPU, held by this process for tensors."""
 
 
 Command = Encode | CheckPrompt | Generate | Abort | Ping | Stop

@@ -6,13 +6,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 
 from model.clip_encoder import Frames, encode_clips
@@ -27,6 +27,8 @@ from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
 from model.memory import within_share
 from model.weights import WeightsError
+from service import tracing
+from service.logging import configure_logging
 from service.workers.protocol import (
     Abort,
     CheckPrompt,
@@ -38,6 +40,7 @@ from service.workers.protocol import (
     LikelyToken,
     ModelInfo,
     NotLoaded,
+    Origin,
     Ping,
     Pong,
     PromptChecked,
@@ -50,6 +53,8 @@ from service.workers.protocol import (
     WorkerConfig,
 )
 from service.workers.roles import check_device, resolve, share
+
+_log = structlog.get_logger(__name__)
 
 _PREFILL_BESIDE_DECODE = {"cuda": 512, "cpu": 24}
 """Tokens of prompts in a step in which others get their next token, so that they get it soon."""
@@ -91,6 +96,8 @@ class Worker:
             within = within_share(self._engine_config, language_model, share=share(places, config.number))
             self._engine = Engine(language_model, self._family.tokenizer, within)
         self._clips: list[Encode] = []
+        self._origins: dict[str, Origin] = {}
+        self._prefilled: dict[str, float] = {}
 
     def run(self) -> None:
         """Serve until the pipe ends or a `Stop` comes."""
@@ -113,7 +120,7 @@ class Worker:
             if isinstance(command, CheckPrompt):
                 self._report(self._check(command))  # here, so that it waits for no step
             elif isinstance(command, Ping):
-                self._report(Pong())
+                self._report(self._pong())
             else:
                 self._inbox.put(command)
 
@@ -147,7 +154,7 @@ class Worker:
         except PromptTooLong as error:
             return Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error))
         except Exception:  # noqa: BLE001  it would end the one thread that takes commands, and the worker would go deaf
-            traceback.print_exc()
+            _log.exception("question_refused")
             return Refused(job_id=command.job_id, code="engine_error", message="The model cannot take this question.")
         return PromptChecked(job_id=command.job_id, num_prompt_tokens=num_tokens)
 
@@ -166,12 +173,13 @@ class Worker:
                 priority=command.priority,
                 cache_salt=command.cache_salt,
             )
+            self._origins[command.job_id] = command.origin
         except PromptTooLong as error:
             self._report(Refused(job_id=command.job_id, code="context_length_exceeded", message=str(error)))
         except InvalidSampling as error:
             self._report(Refused(job_id=command.job_id, code="invalid_value", message=str(error)))
         except Exception:  # noqa: BLE001  one bad question must not end the worker
-            traceback.print_exc()
+            _log.exception("question_refused", **command.origin.ids)
             message = "The model cannot take this question."
             self._report(Refused(job_id=command.job_id, code="engine_error", message=message))
 
@@ -205,6 +213,10 @@ class Worker:
                 continue
             blob = pack(encoded, key=clip.key, frame_indices=clip.frame_indices, timestamps=clip.timestamps)
             self._report(Encoded(job_id=clip.job_id, blob=blob, seconds=seconds, num_batched_clips=len(batch)))
+            if clip.origin.traceparent is not None:
+                numbers = {"reeltalk.batched_clips": len(batch)}
+                tracing.record("encoder", numbers, seconds=seconds * len(batch), parent=clip.origin.traceparent)
+            _log.info("clip_encoded", **clip.origin.ids, encode_ms=_ms(seconds), num_batched_clips=len(batch))
 
     def _step(self, engine: Engine) -> None:
         deltas = tuple(_delta(output, self._family.tokenizer.token_bytes) for output in engine.step())
@@ -217,6 +229,41 @@ class Worker:
                 num_preemptions=engine.num_preemptions,
             )
         )
+        for delta in deltas:
+            self._trace(delta)
+            if delta.finish_reason is not None:
+                self._log_end(delta)
+
+    def _trace(self, delta: Delta) -> None:
+        """Prefill is over with the first token, decode with the last."""
+        origin = self._origins.get(delta.job_id)
+        if origin is None or origin.traceparent is None:
+            return
+        if delta.token_ids and delta.job_id not in self._prefilled:
+            self._prefilled[delta.job_id] = delta.running_seconds
+            numbers = {
+                "reeltalk.prompt_tokens": delta.num_prompt_tokens,
+                "reeltalk.cached_tokens": delta.num_cached_tokens,
+            }
+            tracing.record("prefill", numbers, seconds=delta.running_seconds, parent=origin.traceparent)
+        if delta.finish_reason is not None:
+            prefill_seconds = self._prefilled.pop(delta.job_id, None)
+            if prefill_seconds is not None:
+                numbers = {"reeltalk.output_tokens": delta.num_output_tokens}
+                seconds = delta.running_seconds - prefill_seconds
+                tracing.record("decode", numbers, seconds=seconds, parent=origin.traceparent)
+
+    def _log_end(self, delta: Delta) -> None:
+        origin = self._origins.pop(delta.job_id, None)
+        if origin is not None:
+            _log.info(
+                "answer_generated",
+                **origin.ids,
+                finish_reason=delta.finish_reason,
+                num_prompt_tokens=delta.num_prompt_tokens,
+                num_output_tokens=delta.num_output_tokens,
+                running_ms=_ms(delta.running_seconds),
+            )
 
     def work_once(self) -> None:
         """Encode a black clip, answer a question about it: after this, real ones work, and caches are warm.
@@ -256,9 +303,24 @@ class Worker:
         stop = () if params.ignore_eos else self._family.template.stop
         return replace(params, stop=tuple(dict.fromkeys((*stop, *params.stop))))
 
+    def _pong(self) -> Pong:
+        device = self._family.device
+        return Pong(
+            resident_bytes=_resident_bytes(),
+            device_bytes=torch.cuda.memory_reserved(device) if device.type == "cuda" else 0,
+        )
+
     def _report(self, report: Report) -> None:
         with self._send_lock:
             self._connection.send(report)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _frames(clip: Encode) -> Frames | None:
@@ -266,8 +328,12 @@ def _frames(clip: Encode) -> Frames | None:
     try:
         return np.frombuffer(clip.frames, dtype=np.uint8).reshape(clip.shape)
     except ValueError:
-        traceback.print_exc()
+        _log.exception("clip_refused", **clip.origin.ids)
         return None
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def _delta(output: Output, spell: Callable[[int], bytes]) -> Delta:
@@ -279,6 +345,7 @@ def _delta(output: Output, spell: Callable[[int], bytes]) -> Delta:
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=min(output.num_cached_tokens, output.num_prompt_tokens),
         num_output_tokens=output.num_output_tokens,
+        running_seconds=output.running_seconds,
         logprobs=tuple(_spelled(logprobs, spell) for logprobs in output.logprobs),
     )
 
@@ -313,6 +380,7 @@ def main() -> None:
     connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
+    configure_logging(level=config.log_level, style=config.log_format, process=f"worker-{config.number}")
     torch.set_num_threads(config.threads)
     try:
         worker = Worker(connection, config)

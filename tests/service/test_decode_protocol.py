@@ -35,7 +35,11 @@ REQUEST = DecodeRequest(
 )
 FACTS = VideoFacts(duration=2.5, width=320, height=240, fps=24.0, num_frames=60, codec="h264", rotation=90)
 SAMPLED = Sampled(
-    indices=(3, 9), timestamps=(0.125, 0.375), frames=bytes(range(96)), thumbnails=(b"first", b"and second")
+    indices=(3, 9),
+    timestamps=(0.125, 0.375),
+    frames=bytes(range(96)),
+    thumbnails=(b"first", b"and second"),
+    preprocess_seconds=0.25,
 )
 
 
@@ -52,7 +56,7 @@ def test_a_request_arrives_as_it_was_sent_and_is_one_line() -> None:
         Progress(done=1, total=2),
         Progress(done=1, total=1),
         SAMPLED,
-        Sampled(indices=(0,), timestamps=(0.0,), frames=bytes(48), thumbnails=(b"only",)),
+        Sampled(indices=(0,), timestamps=(0.0,), frames=bytes(48), thumbnails=(b"only",), preprocess_seconds=0.0),
         Rejected(code="too_long", message="The video is longer than 60 seconds."),
     ],
 )
@@ -70,7 +74,13 @@ def test_lengths_that_no_answer_has_are_not_waited_for(header: int, payload: int
         read_lengths(PREFIX.pack(header, payload), REQUEST)
 
 
-SAMPLED_HEADER = {"kind": "Sampled", "indices": [3, 9], "timestamps": [0.1, 0.3], "thumbnail_sizes": [5, 10]}
+SAMPLED_HEADER = {
+    "kind": "Sampled",
+    "indices": [3, 9],
+    "timestamps": [0.1, 0.3],
+    "thumbnail_sizes": [5, 10],
+    "preprocess_seconds": 0.1,
+}
 FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_frames": 60, "codec": "h264", "rotation": 0}
 
 
@@ -98,6 +108,8 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         (SAMPLED_HEADER | {"indices": [], "timestamps": [], "thumbnail_sizes": []}, b""),
         (SAMPLED_HEADER | {"indices": [3]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"indices": [3, "9"]}, bytes(96 + 15)),
+        (SAMPLED_HEADER | {"preprocess_seconds": float("nan")}, bytes(96 + 15)),
+        (SAMPLED_HEADER | {"preprocess_seconds": -1}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"timestamps": [0.1, None]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"thumbnail_sizes": [-5, 20]}, bytes(96 + 15)),
     ],

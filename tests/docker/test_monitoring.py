@@ -1,0 +1,110 @@
+"""docker/prometheus and docker/grafana ask only for series that are served; each alert is explained and tried."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from service.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "docker" / "prometheus"
+DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "reeltalk.json"
+
+_SERIES = re.compile(r"\b((?:reeltalk|process)_\w+)(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
+_BY = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+_ADDED_BY_PROMETHEUS = {"instance", "job", "le"}
+
+
+def rules() -> list[dict[str, str]]:
+    [group] = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"]
+    found: list[dict[str, str]] = group["rules"]
+    return found
+
+
+def expressions() -> list[str]:
+    """Every PromQL expression of the dashboard and of the rules."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    drawn = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    variables = [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    return [*drawn, *variables, *(rule["expr"] for rule in rules())]
+
+
+def served() -> dict[str, set[str]]:
+    """Every name that /metrics can have, with the labels of its series."""
+    metrics = Metrics()
+    labels = {s._name: set(s._labelnames) for s in vars(metrics).values() if isinstance(s, MetricWrapperBase)}
+    found = {}
+    for family in metrics.registry.collect():
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+        found |= {family.name + suffix: labels.get(family.name, set()) for suffix in suffixes}
+    return found
+
+
+def strange(expression: str, known: dict[str, set[str]]) -> set[str]:
+    """The names and labels of an expression that no series has."""
+    named = _SERIES.findall(expression)
+    allowed = _ADDED_BY_PROMETHEUS.union(*(known.get(name, set()) for name, _ in named))
+    labels = {label for _, matchers in named for label in _MATCHER.findall(matchers)}
+    labels |= {label.strip() for grouped in _BY.findall(expression) for label in grouped.split(",")}
+    return {name for name, _ in named if name not in known} | (labels - allowed)
+
+
+def test_dashboard_and_rules_ask_only_for_what_is_served() -> None:
+    known, asked = served(), expressions()
+    assert len(asked) > 40
+    assert {expression: found for expression in asked if (found := strange(expression, known))} == {}
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["reeltalk_worker_restarts", 'reeltalk_kv_cache_usage_ratio{gpu="0"}', "sum by (model) (reeltalk_media_bytes)"],
+)
+def test_a_series_or_label_that_is_not_served_is_noticed(mistake: str) -> None:
+    assert strange(mistake, served())
+
+
+def test_every_alert_is_explained_and_tried() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    tried = (PROMETHEUS / "rules_test.yml").read_text()
+    alerts = [rule["alert"] for rule in rules()]
+    assert len(alerts) > 5
+    assert [alert for alert in alerts if f"| `{alert}` |" not in runbook or alert not in tried] == []
+
+
+# -- with promtool
+
+
+def promtool(*arguments: str | Path, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed; Debian's package `prometheus` has it")
+    return subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_rules_are_sound_and_rise_when_they_should() -> None:
+    for command in (("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")):
+        ran = promtool(*command)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_rule_that_never_rises_fails_its_test(tmp_path: Path) -> None:
+    shutil.copy(PROMETHEUS / "rules_test.yml", tmp_path)
+    for threshold in ("> 0.02", "> 0.95", "== 0"):
+        (tmp_path / "rules.yml").write_text((PROMETHEUS / "rules.yml").read_text().replace(threshold, "> 1e9"))
+        assert promtool("test", "rules", "rules_test.yml", folder=tmp_path).returncode != 0
+
+
+def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
+    shutil.copy(PROMETHEUS / "rules.yml", tmp_path)
+    (tmp_path / "key").touch()
+    config = (PROMETHEUS / "prometheus.yml").read_text().replace("/run/metrics.key", str(tmp_path / "key"))
+    (tmp_path / "prometheus.yml").write_text(config)
+    ran = promtool("check", "config", "prometheus.yml", folder=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
