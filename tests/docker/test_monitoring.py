@@ -40,7 +40,7 @@ def served() -> dict[str, set[str]]:
     """Every name that /metrics can have, with the labels of its series."""
     metrics = Metrics()
     labels = {s._name: set(s._labelnames) for s in vars(metrics).values() if isinstance(s, MetricWrapperBase)}
-    found = {}
+    found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         found |= {family.name + suffix: labels.get(family.name, set()) for suffix in suffixes}

@@ -244,7 +244,8 @@ async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tu
     Exact, since the kernel tells of the largest of one's children once it is reaped. The decoder is as a service has
     it, with its default limits. No other child of this process may have been larger.
     """
-    settings, peaks = Settings(), []
+    settings = Settings()
+    peaks: list[tuple[str, int]] = []
     decoder = Decoder(settings.video_limits, settings.decode_timeout, concurrency=1)
     path = folder / "upload"
     await decoder.start()
