@@ -4,6 +4,7 @@ In this process a filling is a shared task; across replicas a lease says who doe
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
@@ -384,4 +385,5 @@ def _gone() -> Gone:
 async def _after(previous: "asyncio.Task[None] | None", step: Coroutine[None, None, None]) -> None:
     if previous is not None:
         await asyncio.wait({previous})
-    await step
+    with contextlib.suppress(ServiceError):  # what is told next fails as well, or the record's next state says it too
+        await step

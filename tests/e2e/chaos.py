@@ -339,18 +339,18 @@ class Storm:
 
 
 def mistakes(lines: Iterable[str]) -> list[str]:
-    """The lines of a log that tell of a mistake of ours, each with its traceback."""
-    found: list[str] = []
+    """The lines of a log that tell of a mistake of ours, each with the last line of its traceback."""
+    found: list[list[str]] = []
     is_traced = False
     for line in lines:
         if any(mark in line for mark in _MISTAKES):
-            found.append(line)
+            found.append([line])
             is_traced = True
         elif is_traced and not _LOG_LINE.match(line):
-            found[-1] += line
+            found[-1][1:] = [line] if line.strip() else found[-1][1:]
         else:
             is_traced = False
-    return found
+    return ["".join(each) for each in found]
 
 
 def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[int]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.chaos import KINDS, Report, growth, peaks_by_half
+from tests.e2e.chaos import KINDS, Report, growth, mistakes, peaks_by_half
 from tests.e2e.fleet import NGINX
 from tests.e2e.soak import Soak, judge, soaked_fleet
 from tests.e2e.usage import Usage
@@ -67,3 +67,12 @@ def test_when_all_is_erased_nothing_is_left_of_many_visits(tmp_path: Path) -> No
     assert report.problems == []
     assert sum(report.visits.values()) >= 30
     assert soak.samples
+
+
+def test_a_storm_finds_what_the_log_tells_of_mistakes() -> None:
+    traced = ["2026-01-01T00:00:00Z [error] request_failed path=/\n", "Traceback\n", "ValueError: no\n", "\n"]
+    others = [
+        "2026-01-01T00:00:01Z [info] ready\n",
+        "2026-01-01T00:00:02Z [error] Task exception was never retrieved\n",
+    ]
+    assert mistakes([*others[:1], *traced, *others]) == [traced[0] + traced[2], others[1]]

@@ -1,20 +1,23 @@
 """Features are computed once, however many ask at however many replicas, and for nobody once the video is erased."""
 
 import asyncio
+import gc
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from service.decoding import Decoder
 from service.encoding import Encoding
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.ids import video_id
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.connection import StoreClient, connect
+from service.store.event_log import LogEvent
 from service.store.features import FeatureCache
 from service.store.leases import Leases
 from service.store.media import MediaStore
@@ -130,3 +133,34 @@ async def test_of_a_video_that_is_erased_meanwhile_nothing_is_kept(
         await asyncio.wait_for(flight.task, PATIENCE)
     assert await store.keys() == []
     assert [path for path in (tmp_path / "media").rglob("*") if record.sha256 in str(path)] == []
+
+
+async def test_progress_that_cannot_be_told_costs_the_video_nothing(
+    pool: Pool,
+    decoder: Decoder,
+    store: StoreClient,
+    media: MediaStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even a traceback in the log."""
+    tell = VideoStore.progress
+
+    async def refused(self: VideoStore, tenant: str, video_id: str, event: LogEvent) -> None:
+        if event.name == "decode":
+            raise Unavailable("store_unavailable", "Away for a moment.")
+        await tell(self, tenant, video_id, event)
+
+    monkeypatch.setattr(VideoStore, "progress", refused)
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    record = await uploaded(store, media, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    flight = await Replica(pool, decoder, store, media).encoding.begin(TENANT, record)
+    assert flight.task is not None
+    await asyncio.wait_for(flight.task, PATIENCE)
+    ready = await VideoStore(store).get(TENANT, record.id)
+    assert ready is not None
+    assert (ready.status, ready.num_frames) == ("ready", 30)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unheard == []
