@@ -16,7 +16,7 @@ from service.settings import load_settings
 
 NOWHERE = "http://127.0.0.1:9"
 VIDEO = "vid_" + "0" * 32
-HEAVY = {"torch", "transformers", "numpy", "fastapi", "starlette", "uvicorn", "redis", "pydantic"}
+HEAVY = {"torch", "transformers", "numpy", "fastapi", "starlette", "uvicorn", "redis"}
 
 
 def reeltalk(*arguments: str | Path, **environ: str) -> Result:
