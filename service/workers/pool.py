@@ -43,8 +43,8 @@ from service.workers.routing import SLACK, PrefixTable, prefixes
 
 _log = structlog.get_logger(__name__)
 
-_SUSPICIOUS = 2  # deaths of a worker under a job, no token in between
-_MAX_DEATHS = 3
+_SUSPICIOUS = 2  # deaths of a worker under a job, no token in between: from then on it goes alone
+_MAX_DEATHS = 3  # two may be an operator's or the kernel's, one after the other
 _MAX_FAILED_STARTS = 3  # in a row, before it is told that there is something to mend
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
 _CLIP_LOAD = 4.0  # sequences that an encode outweighs: all of its worker wait for it
@@ -468,9 +468,8 @@ class Pool:
             job.num_deaths += 1
             if job.aborted:
                 self._end_aborted(job_id, job)
-        suspects = [job_id for job_id, job in jobs.items() if job.is_suspect and not job.aborted]
-        for job_id in suspects:
-            if len(suspects) == 1 or jobs[job_id].num_deaths >= _MAX_DEATHS:
+        for job_id, job in jobs.items():
+            if job.num_deaths >= _MAX_DEATHS and not job.aborted:
                 self._fail(job_id, "worker_lost", "Workers died while they did this; it is not tried again.")
         self._dispatch_waiting()
 

@@ -204,9 +204,12 @@ async def test_a_worker_s_life() -> None:
         assert (await end_of(pool, "ans_4"))[1] == "abort", "what waits for a worker is aborted at once"
         again = asyncio.create_task(pool.check(conversation()))
 
-        # a job that sees a second one die is given up; what came later is not
+        # a job that sees a third one die is given up; what came later is not
         second = await until_ready(pool, but=first)
         os.kill(second, signal.SIGKILL)
+        third = await until_ready(pool, but=second)
+        assert not poison.done()
+        os.kill(third, signal.SIGKILL)
         with pytest.raises(InternalError) as lost:
             await poison
         assert lost.value.code == "worker_lost"
