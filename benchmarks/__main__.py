@@ -8,6 +8,7 @@ import sys
 
 BENCHMARKS = {
     "http": "benchmarks.http",
+    "overhead": "benchmarks.overhead",
     "engine": "benchmarks.engine",
     "decode": "benchmarks.decode",
     "answers": "model.tiny.evaluate",

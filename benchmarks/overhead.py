@@ -1,0 +1,130 @@
+"""`overhead`: what HTTP, the log in Redis and the pipe to the worker cost: tokens a second of 16 streams, by turns.
+
+Once over all of it, once from the engine by itself. The model is VideoChat with the default one's encoder and a LLaMA
+of 134 M random parameters: with the default one a step takes two milliseconds, and one would measure Python. Both sides
+have the same weights, threads, bounds and prompts, and both know the prompts' blocks after the first round, which does
+not count. Sessions are opened before the clock starts.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import torch
+from rich.console import Console
+
+from benchmarks.http import upload
+from benchmarks.published_size import write
+from benchmarks.table import show
+from model.conversation import Conversation, Turn
+from model.engine.engine import Engine, EngineConfig, Segment
+from model.engine.sampling_params import SamplingParams
+from model.families import load_family
+from model.families.videochat import DEFAULT_CHECKPOINT
+from model.family import build_prompt
+from model.networks.llama import DecoderConfig
+from model.networks.videochat import VideoChatConfig
+from model.offline import watch
+from service.demo import SAMPLE, running_service
+from service.settings import load_settings
+from service.terminal import bench
+
+GOAL = 0.9
+ROUNDS, NUM_STREAMS, NUM_TOKENS = 5, 16, 64
+LOAD = bench.Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
+DECODER = DecoderConfig(vocab_size=32_000, width=768, depth=12, num_heads=12, mlp_width=2048)
+PREFILL_BESIDE_DECODE = 24
+"""As a worker has it on a CPU."""
+
+
+def main() -> int:
+    """Measure and print; 1 if the share is below the goal."""
+    with tempfile.TemporaryDirectory(prefix="reeltalk-bench-") as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        sizes = VideoChatConfig.from_json(json.loads((DEFAULT_CHECKPOINT / "config.json").read_bytes()))
+        write(checkpoint, replace(sizes, decoder=DECODER), dtype=torch.bfloat16)
+        results = asyncio.run(_by_turns(Path(folder) / "data", checkpoint))
+    rows = [[name, f"{rate:.1f}"] for name, rate in results.items() if name != "share"]
+    show(f"{NUM_STREAMS} streams, medians of {ROUNDS} rounds", ("", "tokens/s"), rows)
+    print(f"over HTTP there is {results['share']:.1%} of it (median of the rounds' ratios)")
+    print(json.dumps({"benchmark": "overhead", "machine": platform.machine(), **results}))
+    return int(results["share"] < GOAL)
+
+
+async def _by_turns(data_dir: Path, checkpoint: Path) -> dict[str, float]:
+    torch.set_num_threads(load_settings().threads_per_worker)
+    engine, prompt = _engine(checkpoint)
+    environment = _environment(REELTALK_CHECKPOINT=str(checkpoint), REELTALK_DTYPE="bfloat16")
+    pairs = []
+    with environment, running_service(data_dir, Console(quiet=True)) as url:
+        async with httpx2.AsyncClient(base_url=url, timeout=300.0) as client:
+            video_id = await upload(client, SAMPLE.read_bytes())
+            for number in range(ROUNDS + 1):
+                pairs.append((await _over_http(client, video_id), _by_itself(engine, prompt)))
+                print(f"round {number}: {pairs[-1][0]:.1f} and {pairs[-1][1]:.1f} tokens/s", file=sys.stderr)
+    pairs = pairs[1:]  # the first one warms both
+    return {
+        "over HTTP": statistics.median(http for http, _ in pairs),
+        "the engine by itself": statistics.median(alone for _, alone in pairs),
+        "share": statistics.median(http / alone for http, alone in pairs),
+    }
+
+
+async def _over_http(client: httpx2.AsyncClient, video_id: str) -> float:
+    sessions = [
+        (await client.post("/v1/sessions", json={"video_ids": [video_id]})).raise_for_status().json()["id"]
+        for _ in range(NUM_STREAMS)
+    ]
+    start = time.perf_counter()
+    answers = await asyncio.gather(*(bench.answer(client, session, LOAD.message) for session in sessions))
+    took = time.perf_counter() - start
+    if failures := [answer.failure for answer in answers if answer.failure]:
+        raise SystemExit(f"Answers failed: {', '.join(failures)}.")
+    assert sum(answer.num_tokens for answer in answers) == NUM_STREAMS * NUM_TOKENS
+    return NUM_STREAMS * NUM_TOKENS / took
+
+
+def _engine(checkpoint: Path) -> tuple[Engine, tuple[Segment, ...]]:
+    """An engine as a worker makes it, and the prompt of every session."""
+    family = load_family("videochat", checkpoint=checkpoint, dtype=torch.bfloat16)
+    clip, encoded = watch(family, SAMPLE)
+    conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=LOAD.question),))
+    prompt = tuple(build_prompt(family, conversation, [encoded]))
+    config = EngineConfig(max_model_len=family.max_model_len, max_prefill_beside_decode=PREFILL_BESIDE_DECODE)
+    return Engine(family.language_model, family.tokenizer, config), prompt
+
+
+def _by_itself(engine: Engine, prompt: tuple[Segment, ...]) -> float:
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    for number in range(NUM_STREAMS):
+        engine.add_request(str(number), prompt, params)
+    start, num_tokens = time.perf_counter(), 0
+    while engine.has_work:
+        num_tokens += sum(len(output.token_ids) for output in engine.step())
+    assert num_tokens == NUM_STREAMS * NUM_TOKENS
+    return num_tokens / (time.perf_counter() - start)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
