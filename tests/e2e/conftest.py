@@ -12,6 +12,7 @@ from tests.running import RunningService, running
 from tests.talkative import talkative_checkpoint
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start services run one after the other, whatever runs beside them: they share some, and use time."""
     here = Path(__file__).parent
