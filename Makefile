@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## start the service, upload a clip, stream two answers, stop
 
 .PHONY: test
 test: $(INSTALLED) ## the whole suite
-	@OMP_NUM_THREADS=1 exec $(BIN)/pytest -n logical --maxprocesses=4 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 exec $(BIN)/pytest -n logical --maxprocesses=4 $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## style, types, import rules, Dockerfile and compose file

@@ -34,8 +34,6 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LIVING = [path for path in PAGES if path.parent.name != "decisions" and path.name != "log.md"]
 """Pages about the code as it is; records and the log tell of their day."""
-pytestmark = pytest.mark.xdist_group("e2e")  # they start services
-
 ROOMS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples")
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")

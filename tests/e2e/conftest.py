@@ -12,15 +12,6 @@ from tests.running import RunningService, running
 from tests.talkative import talkative_checkpoint
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start services run one after the other, whatever runs beside them: they share some, and use time."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("data"), REELTALK_DISCONNECT_GRACE="1") as service:

@@ -1,0 +1,20 @@
+"""Where tests run beside each other, those that start services go one after the other: they need time, and share some."""
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+SERVICES = ("tests/e2e/", "tests/test_docs.py")
+
+
+class ServicesInTurn(LoadScopeScheduling):  # type: ignore[misc]
+    """Each test is given to whoever is free; those with services all to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "services" if nodeid.startswith(SERVICES) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServicesInTurn:
+    """What `pytest -n` asks for."""
+    return ServicesInTurn(config, log)
