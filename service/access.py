@@ -162,6 +162,12 @@ class Access:
             await asyncio.shield(self._keys.leave_answer(caller.key_id, answer_id))
             raise
 
+    async def note_record(self, caller: Caller, answer_id: str) -> None:
+        """Say that an answer that was given a place has a record, which tells when it has ended."""
+        if caller.key_id is not None and caller.limits.concurrent_answers is not None:
+            with contextlib.suppress(Unavailable):  # then it counts for a minute, should it be erased
+                await self._keys.note_record(caller.key_id, answer_id)
+
     @contextlib.asynccontextmanager
     async def answer_place_to_the_end(self, caller: Caller, answer_id: str) -> AsyncIterator[None]:
         """Count an answer that has no record among its key's, until the block ends.

@@ -202,6 +202,7 @@ class Chat:
                     caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
                 )
                 self._answering.begin(live)
+        await self._access.note_record(caller, answer_id)
         return live.record
 
     async def _accept(

@@ -1,4 +1,4 @@
-"""Where tests run beside each other, those that start services go one after the other: they need time and share some."""
+"""Where tests run beside each other, those that start services go one after another: they need time and share some."""
 
 from typing import Any
 

@@ -27,6 +27,7 @@ redis.call('expire', KEYS[1], 86400)
 return redis.call('zadd', KEYS[1], ARGV[3], ARGV[2]) and 1
 """
 _ARRIVAL = 60.0  # seconds in which an answer that was given a place gets a record
+_HAS_RECORD = 0.0  # in the place of the time it was given one
 
 
 class ApiKeyRecord(Record):
@@ -111,6 +112,10 @@ class ApiKeyStore:
     async def keep_answer(self, key_id: str, answer_id: str) -> None:
         """Say that an answer without a record still runs; after `_ARRIVAL` of silence it loses its place."""
         await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: time.time()}, xx=True)
+
+    async def note_record(self, key_id: str, answer_id: str) -> None:
+        """Say that an answer has a record now: once that is erased, it has ended."""
+        await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: _HAS_RECORD}, xx=True)
 
     async def leave_answer(self, key_id: str, answer_id: str) -> None:
         """Give back the place of an answer that was refused, or that has ended and has no record."""

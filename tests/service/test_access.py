@@ -182,3 +182,16 @@ async def test_an_answer_without_a_record_keeps_its_place_for_as_long_as_it_runs
         async with door.answer_place_to_the_end(caller, "three"):
             raise RuntimeError
     assert await redis.zcard(places) == 0
+
+
+async def test_an_answer_whose_record_is_erased_has_ended(redis: StoreClient) -> None:
+    door = access(redis)
+    caller = await door.caller(f"Bearer {await make(redis, concurrent_answers=1)}")
+    async with door.answer_place(caller, "one"):
+        pass
+    with pytest.raises(LimitExceeded):  # its record may still come
+        async with door.answer_place(caller, "two"):
+            pass
+    await door.note_record(caller, "one")
+    async with door.answer_place(caller, "two"):
+        pass
