@@ -99,10 +99,10 @@ def record(
     parent: str | None = None,
 ) -> None:
     """A span that is over already: it took `seconds`, up to `ended_ago` before now."""
+    end = time.time_ns() - int(ended_ago * 1e9)  # before the first call loads the library
     tracer = _tracer()
     if tracer is None:
         return
-    end = time.time_ns() - int(ended_ago * 1e9)
     done = tracer.start_span(name, _context(parent), attributes=_known(attributes), start_time=end - int(seconds * 1e9))
     done.end(end)
 
