@@ -336,6 +336,7 @@ def test_an_answer_is_read_out_in_sentences_not_in_words(page: Page) -> None:
 
 FOCUSED = "document.activeElement"
 RING = f"""(() => {{
+    if ({FOCUSED} instanceof HTMLVideoElement) return true; // the browser's own controls, inside of it, show theirs
     const ring = {FOCUSED}.closest('.field, .drop') ?? {FOCUSED};
     const style = getComputedStyle(ring);
     return {FOCUSED}.checkVisibility() && (style.outlineStyle !== 'none' || style.boxShadow !== 'none');
