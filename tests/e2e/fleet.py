@@ -59,9 +59,13 @@ class RedisServer:
 
     def restart(self) -> None:
         """Kill it and start it again on its file."""
+        self.kill()
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
         self.process.kill()
         self.process.wait()
-        self.start()
 
     def _answers(self) -> bool:
         try:

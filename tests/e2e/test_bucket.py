@@ -1,7 +1,5 @@
 """Replicas with a bucket for their files and a Redis for their features alone: both are used, and one may go away."""
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         )
         s3.create_bucket(Bucket=BUCKET)
         cache = RedisServer(folder / "cache")
-        stack.callback(lambda: os.kill(cache.process.pid, signal.SIGKILL))
+        stack.callback(cache.kill)
         cache.wait_until_ready()
         shared = credentials | {
             "REELTALK_REDIS_URL": stack.enter_context(embedded_redis(folder / "shared")),
@@ -87,8 +85,7 @@ def test_without_the_cache_s_redis_answers_go_on_and_with_it_features_are_kept_a
     session_id = service.open_session(service.upload(h264_mp4(tmp_path / "cached.mp4", frames=52))["id"])
     said = service.ask(session_id, "What is it?", max_tokens=8)["content"]
     failed, before = service.metric(errors), service.metric(encoded)
-    site.cache.process.kill()
-    site.cache.process.wait()
+    site.cache.kill()
     assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == said
     assert service.metric(errors) > failed
     assert service.metric(encoded) == before + 1

@@ -297,7 +297,7 @@ def test_an_answer_goes_on_while_another_page_is_looked_at(
     long_page: Page, talkative: RunningService, drawn: Path
 ) -> None:
     long_page.choose("#file", drawn)
-    long_page.wait_for(IS_READY)
+    long_page.wait_for(f"{IS_READY} && location.hash")
     address = long_page.evaluate("location.hash")
 
     def go_elsewhere() -> bool:

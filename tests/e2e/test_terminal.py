@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.demo import SAMPLE
+from tests.clips import h264_mp4
 from tests.e2e.fleet import Replica
 from tests.running import RunningService, eventually, running
 from tests.talkative import talkative_checkpoint
@@ -100,14 +101,15 @@ def test_a_large_file_goes_the_way_that_can_be_gone_on_with(service: RunningServ
     assert any("/v1/uploads/{upload_id}" in line for line in service.output)
 
 
-def test_what_is_kept_is_listed_shown_and_erased(service: RunningService, drawn: Path) -> None:
-    video = json.loads(reeltalk(service.url, "ask", drawn, "What?", "--json").stdout)
+def test_what_is_kept_is_listed_shown_and_erased(service: RunningService, tmp_path: Path) -> None:
+    clip = h264_mp4(tmp_path / "kept.mp4", frames=48, width=96)
+    video = json.loads(reeltalk(service.url, "ask", clip, "What?", "--json").stdout)
     session = video["session_id"]
     [video_id] = json.loads(reeltalk(service.url, "sessions", "show", session, "--json").stdout)["video_ids"]
 
     listed = reeltalk(service.url, "videos").stdout.splitlines()
     assert listed[0].split() == ["id", "status", "length", "size", "uploaded", "name"]
-    assert any(line.startswith(f"{video_id}  ready") and line.endswith("drawn.mp4") for line in listed)
+    assert any(line.startswith(f"{video_id}  ready") and line.endswith("kept.mp4") for line in listed)
     newest = json.loads(reeltalk(service.url, "sessions", "list", "--limit", "1", "--json").stdout)["data"]
     assert [found["id"] for found in newest] == [session]
     assert "2.0" in reeltalk(service.url, "videos", "show", video_id).stdout
@@ -227,9 +229,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def test_somebody_at_a_terminal_sees_the_upload_the_answer_and_the_way_back(
-    service: RunningService, yoga: Path, environ: dict[str, str]
+    service: RunningService, yoga: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    with reeltalk_at_a_terminal(["ask", str(yoga), WHICH_WAY], {"REELTALK_URL": service.url, **environ}) as terminal:
+    unseen = tmp_path / "unseen.mp4"
+    unseen.write_bytes(yoga.read_bytes() + b"\0\0\0\x08free")  # an empty box at the end: other bytes, the same film
+    with reeltalk_at_a_terminal(["ask", str(unseen), WHICH_WAY], {"REELTALK_URL": service.url, **environ}) as terminal:
         assert terminal.wait() == 0
     assert "upload" in terminal.shown
     assert "/776.2 kB" in terminal.shown
