@@ -176,7 +176,13 @@ def test_uploads_at_once_store_no_more_than_one_after_the_other(
         yield content[1000:]
 
     def send(content: bytes | Iterator[bytes], **headers: str) -> httpx2.Response:
-        return limited.post("/v1/videos", content=content, headers={"Content-Type": "video/mp4"} | headers)
+        fresh = httpx2.Client(base_url=limited.base_url, headers=limited.headers, timeout=30)  # no idle connection
+        with fresh:
+            return fresh.post("/v1/videos", content=content, headers={"Content-Type": "video/mp4"} | headers)
+
+    def is_full() -> bool:
+        assert not first.done(), first.exception() or first.result().text
+        return send(bytes(room)).status_code == 429  # no video; while there is room, a 415
 
     length = {"Content-Length": str(len(contents[0]))}
     for whole in (False, True):
@@ -185,7 +191,7 @@ def test_uploads_at_once_store_no_more_than_one_after_the_other(
         with ThreadPoolExecutor(1) as thread:
             first = thread.submit(send, slowly(contents[0], whole=whole), **length)
             assert begun.wait(20)
-            eventually(lambda: send(bytes(room)).status_code == 429)  # no video; while there is room, a 415
+            eventually(is_full)
             assert refusal(send(iter([contents[1]])), 429) == "storage_full"
             go_on.set()
             if whole:
