@@ -24,8 +24,9 @@ import torch
 from rich.console import Console
 
 from benchmarks.http import upload
-from benchmarks.published_size import write
+from benchmarks.published_size import random_tensors
 from benchmarks.table import show
+from model.checkpoints.folder import Checkpoint, write_folder
 from model.conversation import Conversation, Turn
 from model.engine.engine import Engine, EngineConfig, Segment
 from model.engine.sampling_params import SamplingParams
@@ -43,6 +44,8 @@ GOAL = 0.9
 ROUNDS, NUM_STREAMS, NUM_TOKENS = 5, 16, 64
 LOAD = bench.Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
 DECODER = DecoderConfig(vocab_size=32_000, width=768, depth=12, num_heads=12, mlp_width=2048)
+PRINTABLE = range(819, 914)
+"""The pieces of the default model's tokenizer that are one character each."""
 PREFILL_BESIDE_DECODE = 24
 """As a worker has it on a CPU."""
 
@@ -52,13 +55,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="reeltalk-bench-") as folder:
         checkpoint = Path(folder) / "checkpoint"
         sizes = VideoChatConfig.from_json(json.loads((DEFAULT_CHECKPOINT / "config.json").read_bytes()))
-        write(checkpoint, replace(sizes, decoder=DECODER), dtype=torch.bfloat16)
+        write(checkpoint, replace(sizes, decoder=DECODER))
         results = asyncio.run(_by_turns(Path(folder) / "data", checkpoint))
     rows = [[name, f"{rate:.1f}"] for name, rate in results.items() if name != "share"]
     show(f"{NUM_STREAMS} streams, medians of {ROUNDS} rounds", ("", "tokens/s"), rows)
     print(f"over HTTP there is {results['share']:.1%} of it (median of the rounds' ratios)")
     print(json.dumps({"benchmark": "overhead", "machine": platform.machine(), **results}))
     return int(results["share"] < GOAL)
+
+
+def write(folder: Path, config: VideoChatConfig) -> None:
+    """A checkpoint of random weights that says letters, so that each token is an event of the stream."""
+    tensors = random_tensors(config)
+    head = tensors["llama_model.lm_head.weight"].clone()
+    head[: PRINTABLE.start] *= 0.01
+    head[PRINTABLE.stop :] *= 0.01
+    checkpoint = Checkpoint(
+        family="videochat",
+        sizes=config.to_json(),
+        tensors=tensors | {"llama_model.lm_head.weight": head},
+        dtype=torch.bfloat16,
+        beside={"tokenizer.model": DEFAULT_CHECKPOINT / "tokenizer.model"},
+    )
+    write_folder(folder, checkpoint, origin="random", report=lambda _done, _total: None)
 
 
 async def _by_turns(data_dir: Path, checkpoint: Path) -> dict[str, float]:
