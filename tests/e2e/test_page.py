@@ -12,7 +12,7 @@ from tests.e2e.browser import NAMES, Browser, Page, find_browser, running_browse
 from tests.e2e.wire import wire_to
 from tests.running import RunningService
 
-IS_READY = "document.querySelector('.frames')?.checkVisibility()"
+IS_READY = "location.hash && document.querySelector('.frames')?.checkVisibility()"
 LAST = "[...document.querySelectorAll('.turn')].at(-1)"
 IS_ANSWERING = f"{LAST}?.querySelector('.answer[aria-busy]')?.textContent.length > 10"
 HAS_ENDED = f"{LAST}?.querySelector('.figures')?.checkVisibility()"
@@ -297,7 +297,7 @@ def test_an_answer_goes_on_while_another_page_is_looked_at(
     long_page: Page, talkative: RunningService, drawn: Path
 ) -> None:
     long_page.choose("#file", drawn)
-    long_page.wait_for(f"{IS_READY} && location.hash")
+    long_page.wait_for(IS_READY)
     address = long_page.evaluate("location.hash")
 
     def go_elsewhere() -> bool:
