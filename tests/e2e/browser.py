@@ -39,6 +39,21 @@ _STARTER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
+# Where an element's middle is, once it has stayed there for two looks and a mouse would hit it; null until then.
+_MIDDLE_AT_REST = """async (selector) => {
+  const look = () => {
+    const element = document.querySelector(selector);
+    element.scrollIntoView({ block: "nearest" });
+    const { x, y, width, height } = element.getBoundingClientRect();
+    const middle = [x + width / 2, y + height / 2];
+    return element.contains(document.elementFromPoint(...middle)) ? middle : null;
+  };
+  const first = look();
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  const second = look();
+  return first && second && first.join() === second.join() ? second : null;
+}"""
+
 
 def find_browser() -> str | None:
     """The path of an installed Chromium."""
@@ -162,13 +177,13 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def point_at(self, selector: str) -> tuple[float, float]:
-        """Move the mouse to the middle of an element that is seen; returns where that is."""
+        """Move the mouse to the middle of an element that is seen; returns where that is.
+
+        Waits until the element keeps its place and nothing lies over it: what loads late still moves things.
+        """
         quoted = json.dumps(selector)
         self.wait_for(f"document.querySelector({quoted})?.checkVisibility()")
-        x, y = self.evaluate(
-            f"(e => (e.scrollIntoView({{block: 'nearest'}}), e = e.getBoundingClientRect(), "
-            f"[e.x + e.width / 2, e.y + e.height / 2]))(document.querySelector({quoted}))"
-        )
+        x, y = self.wait_for(f"({_MIDDLE_AT_REST})({quoted})")
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         return x, y
 
