@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from random import Random
 
 import av
 import numpy as np
@@ -275,3 +276,9 @@ def strangely_titled_mkv(path: Path) -> Path:
     assert b"Cafe" in data
     path.write_bytes(data.replace(b"Cafe", "Café".encode("latin-1")))
     return path
+
+
+def variant(clip: bytes, rng: Random) -> bytes:
+    """The same clip in other bytes: a `free` box at its end, which no reader looks into."""
+    payload = rng.randbytes(16)
+    return clip + (8 + len(payload)).to_bytes(4, "big") + b"free" + payload

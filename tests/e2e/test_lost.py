@@ -12,8 +12,9 @@ import pytest
 
 from service.demo import SAMPLE
 from tests.clips import h264_mp4
-from tests.e2e.chaos import Client, Question, Storm, schedule
+from tests.e2e.chaos import Storm, schedule
 from tests.e2e.fleet import NGINX, Fleet, running_fleet
+from tests.e2e.patient import Client, Question
 from tests.e2e.test_bad_input import refusal
 from tests.running import RunningService, eventually
 

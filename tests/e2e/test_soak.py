@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.chaos import KINDS, Report, growth, mistakes, peaks_by_half
 from tests.e2e.fleet import NGINX
-from tests.e2e.soak import Soak, judge, soaked_fleet
+from tests.e2e.level import judge
+from tests.e2e.soak import Soak, soaked_fleet
+from tests.e2e.storm_report import KINDS, Report, growth, mistakes, peaks_by_half
 from tests.e2e.usage import Usage
 
 MB = 1e6
