@@ -23,6 +23,7 @@ from service.gate import Gate
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.middleware import LimitBodies, ObserveRequests, Tus
+from service.quota import Quota
 from service.resumable import Resumable
 from service.retention import Retention
 from service.settings import Settings
@@ -171,11 +172,13 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             access=access,
             idempotency=idempotency,
         )
+        quota = Quota(videos_store, metrics)
         ingest = Ingest(
             settings=settings,
             drain=drain,
             fetcher=Fetcher(settings.fetch_policy),
             encoding=encoding,
+            quota=quota,
             videos=videos_store,
             media=media,
             idempotency=idempotency,
@@ -184,6 +187,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         resumable = Resumable(
             settings=settings,
             ingest=ingest,
+            quota=quota,
             uploads=UploadStore(redis),
             partial_files=partial_files,
             leases=leases,

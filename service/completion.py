@@ -27,6 +27,7 @@ from service.logprobs import ToldTokens
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.records import SampledFrame, VideoFrames, VideoRecord
+from service.uploads import UploadBody
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
 
@@ -308,13 +309,10 @@ class Completions:
                 case UploadedVideo(video_id=video_id):
                     record = await self._ingest.get(caller.tenant, video_id)
                 case InlineVideo(data=data, content_type=content_type, filename=filename):
-                    record, _ = await self._ingest.receive(
-                        caller,
-                        _chunks(data),
-                        content_type=content_type,
-                        content_length=len(data),
-                        filename=filename,
+                    body = UploadBody(
+                        chunks=_chunks(data), content_type=content_type, content_length=len(data), filename=filename
                     )
+                    record, _ = await self._ingest.receive(caller, body)
                 case RemoteVideo(url=url):
                     record, _ = await self._ingest.fetch(caller, url)
             check_usable(record)

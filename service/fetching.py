@@ -18,6 +18,7 @@ import httpcore2
 import httpx2
 
 from service.errors import Forbidden, InvalidRequest, TooLarge, UnsupportedMedia
+from service.uploads import UploadBody
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -60,16 +61,6 @@ class FetchPolicy:
     """For all of it, redirects and the last byte included."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteFile:
-    """An open response: what it says of itself, and its bytes as they come."""
-
-    filename: str
-    content_type: str
-    content_length: int | None
-    chunks: AsyncIterator[bytes]
-
-
 class Fetcher:
     """Opens URLs under a policy."""
 
@@ -81,7 +72,7 @@ class Fetcher:
         self._ssl_context = ssl_context
 
     @asynccontextmanager
-    async def open(self, url: str) -> AsyncIterator[RemoteFile]:
+    async def open(self, url: str) -> AsyncIterator[UploadBody]:
         """The file behind `url`; the time it may take ends with the block.
 
         Raises:
@@ -161,7 +152,7 @@ class Fetcher:
         plain = _plain(address)
         return is_public(plain) or any(plain in network for network in self._policy.networks)
 
-    def _file(self, url: httpx2.URL, response: httpcore2.Response) -> RemoteFile:
+    def _file(self, url: httpx2.URL, response: httpcore2.Response) -> UploadBody:
         headers = httpx2.Headers(response.headers)
         if response.status != 200:
             raise _failed(f"The URL's server answered with status {response.status}.")
@@ -173,7 +164,7 @@ class Fetcher:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in _UNTYPED and not kind.startswith("video/"):
             raise UnsupportedMedia("unsupported_media_type", "What the URL leads to is not a video.", param="url")
-        return RemoteFile(
+        return UploadBody(
             filename=unquote(url.path.rpartition("/")[2]),
             content_type=kind if kind.startswith("video/") else "application/octet-stream",
             content_length=int(length) if length.isdecimal() else None,

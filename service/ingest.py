@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from service import tracing, uploads
 from service.access import Caller
 from service.drain import Drain
 from service.encoding import Encoding, is_our_fault
-from service.errors import Gone, LimitExceeded, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.fetching import Fetcher
-from service.ids import new_id, video_id
+from service.ids import video_id
 from service.metrics import Metrics
+from service.quota import Quota, Reservation
 from service.settings import Settings
 from service.store import keys
 from service.store.event_log import LogEvent
@@ -26,19 +26,10 @@ from service.store.listing import Order, Page
 from service.store.media import MediaStore, RemoteContent, SpoolFile
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
+from service.uploads import UploadBody
 
 _PROBE_WAIT = 30.0  # seconds the reply to an upload waits for the file's facts
-_ROOM_SECONDS = 60  # for which bytes are reserved; so long after a process died they are free again
-_ROOM_RENEWAL = 15.0  # seconds between two signs of life of a reservation
 _IDLE = 1.0  # seconds between two signs of life of a progress stream
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Bytes set aside for a file that is coming in, under a name, until so long after the last sign of life."""
-
-    name: str
-    seconds: int
 
 
 class Ingest:
@@ -51,6 +42,7 @@ class Ingest:
         fetcher: Fetcher,
         drain: Drain,
         encoding: Encoding,
+        quota: Quota,
         videos: VideoStore,
         media: MediaStore,
         idempotency: IdempotencyStore,
@@ -60,6 +52,7 @@ class Ingest:
         self._fetcher = fetcher
         self._drain = drain
         self._encoding = encoding
+        self._quota = quota
         self._videos = videos
         self._media = media
         self._idempotency = idempotency
@@ -69,39 +62,21 @@ class Ingest:
     # -- uploads
 
     async def receive(
-        self,
-        caller: Caller,
-        chunks: AsyncIterator[bytes],
-        *,
-        content_type: str,
-        content_length: int | None,
-        filename: str | None,
-        purposes: frozenset[str] | None = None,
-        idempotency_key: str | None = None,
+        self, caller: Caller, body: UploadBody, *, idempotency_key: str | None = None
     ) -> tuple[VideoRecord, bool]:
         """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
 
-        With `purposes` the upload is a form that also says what the file is for, one of these. Without an
-        idempotency key an upload can be repeated, too: the same bytes are the same video.
+        Without an idempotency key an upload can be repeated, too: the same bytes are the same video.
 
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
         self._drain.check()
-        max_bytes = self._settings.max_upload_bytes
-        uploads.check_headers(content_type, content_length=content_length, max_bytes=max_bytes)
-        announced = (content_length or 0) if idempotency_key is None else None  # the bytes may be here already
-        async with self._room(caller, announced) as room:
+        uploads.check_headers(body, max_bytes=self._settings.max_upload_bytes)
+        announced = (body.content_length or 0) if idempotency_key is None else None  # the bytes may be here already
+        async with self._quota.hold(caller, announced) as room:
             with self.place():
-                record, is_new = await self._store(
-                    caller,
-                    room,
-                    chunks,
-                    content_type=content_type,
-                    filename=filename,
-                    purposes=purposes,
-                    idempotency_key=idempotency_key,
-                )
+                record, is_new = await self._store(caller, room, body, idempotency_key=idempotency_key)
         return await self.probed(caller.tenant, record), is_new
 
     async def fetch(self, caller: Caller, url: str) -> tuple[VideoRecord, bool]:
@@ -111,12 +86,10 @@ class Ingest:
             ServiceError: as `Fetcher.open` and `receive`.
         """
         self._drain.check()
-        async with self._room(caller, None) as room:
+        async with self._quota.hold(caller, None) as room:
             with self.place():
-                async with self._fetcher.open(url) as file:
-                    record, is_new = await self._store(
-                        caller, room, file.chunks, content_type=file.content_type, filename=file.filename
-                    )
+                async with self._fetcher.open(url) as body:
+                    record, is_new = await self._store(caller, room, body)
         return await self.probed(caller.tenant, record), is_new
 
     @contextlib.contextmanager
@@ -135,103 +108,22 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
-    async def reserve(self, caller: Caller, room: Reservation, num_bytes: int) -> None:
-        """Set bytes aside, at all replicas, for a file that is coming in; or so many instead of those before.
-
-        Raises:
-            LimitExceeded: erasing videos makes room.
-        """
-        limit = caller.limits.stored_bytes
-        if limit is not None and not await self._videos.reserve(
-            caller.tenant, room.name, num_bytes, limit=limit, seconds=room.seconds
-        ):
-            self._metrics.admission_rejections.labels("stored_bytes").inc()
-            raise LimitExceeded(
-                "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
-            )
-
-    async def prolong(self, tenant: str, room: Reservation) -> None:
-        """Give a sign of life of a reservation."""
-        await self._videos.prolong(tenant, room.name, seconds=room.seconds)
-
-    async def release(self, tenant: str, room: Reservation) -> None:
-        """Give reserved bytes back, if a record has not taken their place. Nothing happens while the store is away."""
-        with contextlib.suppress(Unavailable):  # they run out by themselves
-            await self._videos.release(tenant, room.name)
-
-    @contextlib.asynccontextmanager
-    async def _room(self, caller: Caller, num_bytes: int | None) -> AsyncIterator[Reservation]:
-        """A reservation that lasts as long as the block; None begins it with the file's own size, in `keep`."""
-        room = Reservation(new_id("req"), _ROOM_SECONDS)
-        if caller.limits.stored_bytes is None:
-            yield room
-            return
-        if num_bytes is not None:
-            await self.reserve(caller, room, num_bytes)
-        staying = asyncio.create_task(self._stay(caller.tenant, room))
-        try:
-            yield room
-        finally:
-            staying.cancel()
-            await asyncio.shield(self.release(caller.tenant, room))
-
-    async def _stay(self, tenant: str, room: Reservation) -> None:
-        while True:
-            await asyncio.sleep(_ROOM_RENEWAL)
-            with contextlib.suppress(Unavailable):  # the next one may be in time
-                await self.prolong(tenant, room)
-
     async def _store(
-        self,
-        caller: Caller,
-        room: Reservation,
-        chunks: AsyncIterator[bytes],
-        *,
-        content_type: str,
-        filename: str | None,
-        purposes: frozenset[str] | None = None,
-        idempotency_key: str | None = None,
+        self, caller: Caller, room: Reservation, body: UploadBody, *, idempotency_key: str | None = None
     ) -> tuple[VideoRecord, bool]:
-        start = time.perf_counter()
+        settings, start = self._settings, time.perf_counter()
         with tracing.span("upload"):
-            kept = await self._to_disk(
-                caller,
-                room,
-                chunks,
-                content_type=content_type,
-                filename=filename,
-                purposes=purposes,
-                idempotency_key=idempotency_key,
-            )
+            async with self._media.spool() as spool:
+                header = await uploads.receive(
+                    body, spool, max_bytes=settings.max_upload_bytes, idle_timeout=settings.upload_idle_timeout
+                )
+                if idempotency_key is not None:
+                    known_id = video_id(caller.tenant, spool.sha256)
+                    request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
+                    await self._idempotency.claim(caller.tenant, request, result_id=known_id)
+                kept = await self.keep(caller, spool, header, room)
         self._metrics.video_upload.observe(time.perf_counter() - start)
         return kept
-
-    async def _to_disk(
-        self,
-        caller: Caller,
-        room: Reservation,
-        chunks: AsyncIterator[bytes],
-        *,
-        content_type: str,
-        filename: str | None,
-        purposes: frozenset[str] | None,
-        idempotency_key: str | None,
-    ) -> tuple[VideoRecord, bool]:
-        async with self._media.spool() as spool:
-            header = await uploads.receive(
-                chunks,
-                spool,
-                content_type=content_type,
-                filename=filename,
-                max_bytes=self._settings.max_upload_bytes,
-                idle_timeout=self._settings.upload_idle_timeout,
-                purposes=purposes,
-            )
-            if idempotency_key is not None:
-                known_id = video_id(caller.tenant, spool.sha256)
-                request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
-                await self._idempotency.claim(caller.tenant, request, result_id=known_id)
-            return await self.keep(caller, spool, header, room)
 
     async def keep(
         self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader, room: Reservation
@@ -244,7 +136,7 @@ class Ingest:
         """
         tenant = caller.tenant
         if await self._videos.get(tenant, video_id(tenant, spool.sha256)) is None:
-            await self.reserve(caller, room, spool.num_bytes)
+            await self._quota.reserve(caller, room, spool.num_bytes)
         sha256 = await self._media.commit(spool, tenant)
         now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(

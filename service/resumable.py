@@ -23,7 +23,8 @@ from service.errors import (
     from_code,
 )
 from service.ids import new_id
-from service.ingest import Ingest, Reservation
+from service.ingest import Ingest
+from service.quota import Quota, Reservation
 from service.settings import Settings
 from service.store import keys
 from service.store.leases import Leases
@@ -51,12 +52,14 @@ class Resumable:
         *,
         settings: Settings,
         ingest: Ingest,
+        quota: Quota,
         uploads: UploadStore,
         partial_files: PartialFiles,
         leases: Leases,
     ) -> None:
         self._settings = settings
         self._ingest = ingest
+        self._quota = quota
         self._uploads = uploads
         self._partial_files = partial_files
         self._leases = leases
@@ -79,12 +82,12 @@ class Resumable:
             expires_at=time.time() + self._settings.upload_expiry,
         )
         room = self._room(record.id)
-        await self._ingest.reserve(caller, room, length)
+        await self._quota.reserve(caller, room, length)
         try:
             await self._partial_files.create(record.id)
             await self._uploads.create(caller.tenant, record)
         except BaseException:
-            await asyncio.shield(self._ingest.release(caller.tenant, room))
+            await asyncio.shield(self._quota.release(caller.tenant, room))
             raise
         return record
 
@@ -131,7 +134,7 @@ class Resumable:
         """
         if not await self._uploads.erase(tenant, upload_id):
             raise _not_found()
-        await self._ingest.release(tenant, self._room(upload_id))
+        await self._quota.release(tenant, self._room(upload_id))
         await self._partial_files.erase(upload_id)
 
     # -- what an upload becomes
@@ -143,7 +146,7 @@ class Resumable:
         header = UploadHeader(filename=record.filename, content_type=record.content_type)
         async with self._partial_files.whole(record.id) as spool:
             video, _ = await self._ingest.keep(caller, spool, header, self._room(record.id))
-        await self._ingest.release(tenant, self._room(record.id))  # the bytes may have been here already
+        await self._quota.release(tenant, self._room(record.id))  # the bytes may have been here already
         record = record.model_copy(update={"video_id": video.id})
         await self._uploads.update(tenant, record)
         try:
@@ -203,7 +206,7 @@ class Resumable:
         record = piece.record.model_copy(update={"offset": piece.file.offset, "expires_at": expires_at})
         if not await self._uploads.update(piece.tenant, record):
             raise _not_found()
-        await self._ingest.prolong(piece.tenant, self._room(record.id))
+        await self._quota.prolong(piece.tenant, self._room(record.id))
         piece.record = record
 
 

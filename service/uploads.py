@@ -27,16 +27,29 @@ class UploadHeader:
     content_type: str
 
 
-def check_headers(content_type: str, *, content_length: int | None, max_bytes: int) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadBody:
+    """A body with a file in it, raw or in a form, and what is said of it beforehand."""
+
+    chunks: AsyncIterator[bytes]
+    content_type: str
+    content_length: int | None = None
+    filename: str | None = None
+    """Of a raw body; a form names its own."""
+    purposes: frozenset[str] | None = None
+    """Where they are given it has to be a form, which names one of them."""
+
+
+def check_headers(body: UploadBody, *, max_bytes: int) -> None:
     """Refuse before the body is read what its headers already rule out.
 
     Raises:
         TooLarge: more bytes are announced than are taken.
         UnsupportedMedia: neither a form nor a video.
     """
-    if content_length is not None and content_length > max_bytes + _FORM_OVERHEAD:
+    if (body.content_length or 0) > max_bytes + _FORM_OVERHEAD:
         raise _too_large(max_bytes)
-    kind = parse_options_header(content_type)[0]
+    kind = parse_options_header(body.content_type)[0]
     if not (kind == _FORM or kind.startswith("video/") or kind == "application/octet-stream"):
         raise UnsupportedMedia(
             "unsupported_media_type",
@@ -44,30 +57,21 @@ def check_headers(content_type: str, *, content_length: int | None, max_bytes: i
         )
 
 
-async def receive(
-    chunks: AsyncIterator[bytes],
-    spool: SpoolFile,
-    *,
-    content_type: str,
-    filename: str | None,
-    max_bytes: int,
-    idle_timeout: float,
-    purposes: frozenset[str] | None = None,
-) -> UploadHeader:
-    """Write the file in a request body to the spool. With `purposes`, a form has to name one of them.
+async def receive(body: UploadBody, spool: SpoolFile, *, max_bytes: int, idle_timeout: float) -> UploadHeader:
+    """Write the file in a body to the spool.
 
     Raises:
         InvalidRequest: the body is empty or not a proper form.
         Stalled: the client stopped sending.
         TooLarge: more than `max_bytes` arrived.
     """
-    kind, options = parse_options_header(content_type)
-    chunks = paced(chunks, idle_timeout=idle_timeout)
-    if kind == _FORM or purposes is not None:
+    kind, options = parse_options_header(body.content_type)
+    chunks = paced(body.chunks, idle_timeout=idle_timeout)
+    if kind == _FORM or body.purposes is not None:
         boundary = options.get("boundary", "")
-        header = await _receive_form(chunks, spool, boundary=boundary, max_bytes=max_bytes, purposes=purposes)
+        header = await _receive_form(chunks, spool, boundary=boundary, max_bytes=max_bytes, purposes=body.purposes)
     else:
-        header = header_of(filename, kind)
+        header = header_of(body.filename, kind)
         async for chunk in chunks:
             _write(spool, chunk, max_bytes=max_bytes)
     if spool.num_bytes == 0:

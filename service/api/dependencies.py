@@ -20,6 +20,7 @@ from service.resumable import Resumable
 from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.idempotency import Repeatable
+from service.uploads import UploadBody
 from service.workers.pool import Pool
 
 
@@ -75,6 +76,32 @@ async def _repeatable(request: Request, idempotency_key: IdempotencyKey = None) 
 
 async def _log_ids(request: Request) -> None:
     bind_path_ids(request.path_params)
+
+
+BINARY = {"type": "string", "format": "binary"}
+
+
+def upload_form(**fields: dict[str, object]) -> dict[str, object]:
+    """For the contract: a form with a file and these fields, all of them needed."""
+    schema = {
+        "type": "object",
+        "required": ["file", *fields],
+        "properties": {"file": BINARY, **fields},
+        "additionalProperties": False,
+    }
+    return {"multipart/form-data": {"schema": schema}}
+
+
+def upload_body(request: Request, *, filename: str | None = None, purposes: frozenset[str] | None = None) -> UploadBody:
+    """The request's body, as it comes, and what its headers say of it."""
+    length = request.headers.get("content-length", "")
+    return UploadBody(
+        chunks=request.stream(),
+        content_type=request.headers.get("content-type", ""),
+        content_length=int(length) if length.isdecimal() else None,
+        filename=filename,
+        purposes=purposes,
+    )
 
 
 LOGGED = Depends(_log_ids)

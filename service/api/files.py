@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api import videos
-from service.api.dependencies import CallerDep, IdempotencyKey, ServiceDep, TenantDep
+from service.api.dependencies import CallerDep, IdempotencyKey, ServiceDep, TenantDep, upload_body, upload_form
 from service.api.errors import documented
 from service.api.openai_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
@@ -16,21 +16,7 @@ from service.store.listing import Order
 router = APIRouter(prefix="/v1/files", tags=["OpenAI"])
 
 _PURPOSE = "user_data"
-_UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": _PURPOSE}},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_UPLOAD = {"requestBody": {"required": True, "content": upload_form(purpose={"const": _PURPOSE})}}
 
 
 @router.post("", responses=documented(408, 413, 415, 422, 500, 503), openapi_extra=_UPLOAD)
@@ -38,16 +24,8 @@ async def upload_file(
     request: Request, service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> File:
     """Upload a video for later questions. The same bytes again are the same file."""
-    length = request.headers.get("content-length", "")
-    record, _ = await service.ingest.receive(
-        caller,
-        request.stream(),
-        content_type=request.headers.get("content-type", ""),
-        content_length=int(length) if length.isdecimal() else None,
-        filename=None,
-        purposes=frozenset({_PURPOSE}),
-        idempotency_key=idempotency_key,
-    )
+    body = upload_body(request, purposes=frozenset({_PURPOSE}))
+    record, _ = await service.ingest.receive(caller, body, idempotency_key=idempotency_key)
     return File.of(record)
 
 

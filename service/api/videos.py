@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import ValidationError
 
 from service.api.dependencies import (
+    BINARY,
     EVENT_NUMBER,
     AfterQuery,
     CallerDep,
@@ -15,6 +16,8 @@ from service.api.dependencies import (
     LimitQuery,
     ServiceDep,
     TenantDep,
+    upload_body,
+    upload_form,
 )
 from service.api.errors import documented
 from service.api.schemas import Deleted, Video, VideoByUrl, VideoId, VideoList
@@ -30,15 +33,8 @@ _UPLOAD = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                    "additionalProperties": False,
-                }
-            },
-            "video/*": {"schema": {"type": "string", "format": "binary"}},
+            **upload_form(),
+            "video/*": {"schema": BINARY},
             "application/json": {"schema": VideoByUrl.model_json_schema()},
         },
     }
@@ -69,19 +65,11 @@ async def upload_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Upload a video as the field `file` of a form or as the raw body, or name its URL; its preparation begins."""
-    length = request.headers.get("content-length", "")
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() == "application/json":
+    body = upload_body(request, filename=filename)
+    if body.content_type.partition(";")[0].strip().lower() == "application/json":
         record, is_new = await service.ingest.fetch(caller, (await _video_by_url(request)).url)
     else:
-        record, is_new = await service.ingest.receive(
-            caller,
-            request.stream(),
-            content_type=kind,
-            content_length=int(length) if length.isdecimal() else None,
-            filename=filename,
-            idempotency_key=idempotency_key,
-        )
+        record, is_new = await service.ingest.receive(caller, body, idempotency_key=idempotency_key)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/videos/{record.id}"
     return Video.of(record)

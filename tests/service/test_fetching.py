@@ -89,7 +89,7 @@ def policy(*hosts: str, **fields: object) -> FetchPolicy:
     return FetchPolicy(**{"hosts": hosts or ("*",), "networks": LOOPBACK, "http": True, "timeout": 5.0, **fields})  # type: ignore[arg-type]
 
 
-async def fetched(fetcher: Fetcher, url: str) -> tuple[str, str, bytes]:
+async def fetched(fetcher: Fetcher, url: str) -> tuple[str | None, str, bytes]:
     async with fetcher.open(url) as file:
         body = b"".join([chunk async for chunk in file.chunks])
         return file.filename, file.content_type, body

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError, Stalled, TooLarge, UnsupportedMedia
 from service.store.media import MediaStore
-from service.uploads import UploadHeader, check_headers, receive
+from service.uploads import UploadBody, UploadHeader, check_headers, receive
 
 BOUNDARY = "----b0undary"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
@@ -47,14 +47,23 @@ def received(
         media = MediaStore(folder)
         media.open()
         async with media.spool() as spool:
-            header = await receive(
-                body(), spool, content_type=content_type, filename=filename, max_bytes=max_bytes, idle_timeout=30
-            )
+            sent = UploadBody(chunks=body(), content_type=content_type, filename=filename)
+            header = await receive(sent, spool, max_bytes=max_bytes, idle_timeout=30)
             sha256 = spool.sync()
             assert hashlib.sha256(spool.path.read_bytes()).hexdigest() == sha256
             return header, sha256
 
     return asyncio.run(run())
+
+
+def announced(content_type: str, content_length: int | None = None) -> UploadBody:
+    """A body of which only the headers have come."""
+
+    async def nothing() -> AsyncIterator[bytes]:
+        for _ in range(0):
+            yield b""
+
+    return UploadBody(chunks=nothing(), content_type=content_type, content_length=content_length)
 
 
 @same_folder
@@ -97,7 +106,7 @@ def test_whatever_is_sent_is_a_file_or_a_refusal(tmp_path: Path, body: bytes, ki
 @given(said=st.text(st.characters(max_codepoint=255), max_size=60))
 def test_whatever_a_content_type_header_says_it_is_taken_or_refused(said: str) -> None:
     try:
-        check_headers(said, content_length=None, max_bytes=1)
+        check_headers(announced(said), max_bytes=1)
     except UnsupportedMedia as error:
         assert error.code == "unsupported_media_type"
 
@@ -141,11 +150,11 @@ def test_a_form_without_end_is_refused_wherever_its_bytes_go(tmp_path: Path, pla
 
 def test_what_the_headers_rule_out_is_refused_before_the_body() -> None:
     with pytest.raises(TooLarge):
-        check_headers(FORM, content_length=10**6, max_bytes=1000)
-    check_headers(FORM, content_length=1200, max_bytes=1000)  # there is more to a form than its file
+        check_headers(announced(FORM, 10**6), max_bytes=1000)
+    check_headers(announced(FORM, 1200), max_bytes=1000)  # there is more to a form than its file
     for kind in ("", "text/html", "image/png", "application/json", "videos/mp4"):
         with pytest.raises(UnsupportedMedia):
-            check_headers(kind, content_length=None, max_bytes=1000)
+            check_headers(announced(kind), max_bytes=1000)
 
 
 @pytest.mark.parametrize(
@@ -192,5 +201,6 @@ async def test_whoever_stops_sending_is_not_waited_for(tmp_path: Path) -> None:
     media.open()
     async with media.spool() as spool:
         with pytest.raises(Stalled) as refused:
-            await receive(stalled(), spool, content_type="video/mp4", filename=None, max_bytes=100, idle_timeout=0.05)
+            body = UploadBody(chunks=stalled(), content_type="video/mp4")
+            await receive(body, spool, max_bytes=100, idle_timeout=0.05)
     assert (refused.value.status, refused.value.code) == (408, "upload_stalled")
