@@ -34,7 +34,7 @@ from service.store.features import FeatureCache
 from service.store.idempotency import IdempotencyStore
 from service.store.leases import Leases
 from service.store.media import MediaStore
-from service.store.partial_files import PartialFiles
+from service.store.partial_files import LocalPartialFiles, PartialFiles
 from service.store.sessions import SessionStore
 from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
@@ -92,7 +92,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(redis.aclose)
         cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
         stack.push_async_callback(cache.aclose)
-        media = _media(settings)
+        media, partial_files = _files(settings)
         media.open()
 
         pool = Pool(
@@ -147,7 +147,6 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
-        partial_files = PartialFiles(settings.media_path)
         retention = Retention(
             settings=settings,
             media=media,
@@ -218,12 +217,15 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
 
 
-def _media(settings: Settings) -> MediaStore:
+def _files(settings: Settings) -> tuple[MediaStore, PartialFiles]:
     if settings.media_url is None:
-        return MediaStore(settings.media_path)
-    from service.store.bucket import BucketStore  # its client is an extra
+        return MediaStore(settings.media_path), LocalPartialFiles(settings.media_path)
+    from service.store.bucket import Bucket  # its client is an extra
+    from service.store.bucket_media import BucketStore
+    from service.store.bucket_partial_files import BucketPartialFiles
 
-    return BucketStore(settings.media_path, settings.media_url)
+    bucket = Bucket(settings.media_url)
+    return BucketStore(settings.media_path, bucket), BucketPartialFiles(settings.media_path, bucket)
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:

@@ -1,6 +1,7 @@
 """Resumable uploads: a file comes in pieces, to any replica, and becomes a video when its last byte is there.
 
-What is acknowledged is on disk; how far that is stands in Redis. A piece that breaks off counts as far as it came.
+What is acknowledged is on disk or in a bucket; how far that is stands in Redis. A piece that breaks off counts as far
+as it came.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from service.store.records import Problem, UploadRecord
 from service.store.uploads import UploadStore
 from service.uploads import UploadHeader, paced
 
-_CHECKPOINT = 8 << 20  # bytes after which a piece that is still coming is put on disk and counted
+_CHECKPOINT = 8 << 20  # bytes after which a piece that is still coming is put there and counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,10 @@ class Resumable:
             record = await self._record(tenant, upload_id)
             if offset != record.offset:
                 raise Conflict("offset_mismatch", f"The upload goes on at byte {record.offset}.", param="Upload-Offset")
-            with self._ingest.place(), self._partial_files.append(upload_id, offset=offset) as file:
-                piece = _Piece(tenant, record, file, lease, holder)
-                await self._take(piece, chunks, checksum)
+            with self._ingest.place():
+                async with self._partial_files.append(record) as file:
+                    piece = _Piece(tenant, record, file, lease, holder)
+                    await self._take(piece, chunks, checksum)
             record = piece.record
             return await self._finish(caller, record) if record.is_whole else record
 
@@ -144,11 +146,13 @@ class Resumable:
             return record
         tenant = caller.tenant
         header = UploadHeader(filename=record.filename, content_type=record.content_type)
-        async with self._partial_files.whole(record.id) as spool:
+        async with self._partial_files.whole(record) as spool:
             video, _ = await self._ingest.keep(caller, spool, header, self._room(record.id))
         await self._quota.release(tenant, self._room(record.id))  # the bytes may have been here already
         record = record.model_copy(update={"video_id": video.id})
         await self._uploads.update(tenant, record)
+        with contextlib.suppress(ServiceError):  # whoever sweeps finds them
+            await self._partial_files.erase(record.id)
         try:
             await self._ingest.probed(tenant, video)
         except ServiceError as error:
@@ -194,7 +198,7 @@ class Resumable:
         await self._count(piece)
 
     async def _count(self, piece: "_Piece") -> None:
-        """Put what came on disk, then count it, if the upload is still this request's.
+        """Put what came where it stays, then count it, if the upload is still this request's.
 
         Raises:
             ServiceError: it is not, or the store is away; what came since the last time does not count.
@@ -203,7 +207,9 @@ class Resumable:
         if not await self._leases.renew(piece.lease, piece.holder):
             raise _busy()
         expires_at = time.time() + self._settings.upload_expiry
-        record = piece.record.model_copy(update={"offset": piece.file.offset, "expires_at": expires_at})
+        record = piece.record.model_copy(
+            update={"offset": piece.file.offset, "parts": piece.file.parts, "expires_at": expires_at}
+        )
         if not await self._uploads.update(piece.tenant, record):
             raise _not_found()
         await self._quota.prolong(piece.tenant, self._room(record.id))

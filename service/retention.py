@@ -64,7 +64,7 @@ class Retention:
         Raises:
             ServiceError: the store or the files are away.
         """
-        await self._partial_files.sweep(older_than=self._partial_age)  # on this disk, which others may not see
+        await self._partial_files.sweep(older_than=self._partial_age)  # where no one else may see them
         if self._ttl is None and self._max_bytes is None:
             return
         async with self._leases.hold(keys.retention_lease(), self._replica) as is_ours:

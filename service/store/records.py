@@ -52,7 +52,7 @@ class VideoRecord(Record):
 
 
 class UploadRecord(Record):
-    """A file that is uploaded in pieces: `offset` of its `length` bytes are on disk."""
+    """A file that is uploaded in pieces: `offset` of its `length` bytes are kept."""
 
     id: str
     length: int
@@ -61,6 +61,8 @@ class UploadRecord(Record):
     content_type: str
     metadata: str
     """As the client sent it."""
+    parts: tuple[str, ...] = ()
+    """The objects that its bytes are in, in order, where they are in a bucket."""
     expires_at: float
     video_id: str | None = None
     """What it became."""

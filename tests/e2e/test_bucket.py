@@ -77,6 +77,21 @@ def test_what_one_replica_puts_into_the_bucket_the_other_takes_out_and_erases(si
     assert site.here.client.get(f"/v1/videos/{video['id']}").status_code == 404
 
 
+def test_an_upload_that_one_replica_began_the_other_goes_on_with(site: Site, tmp_path: Path) -> None:
+    content = h264_mp4(tmp_path / "pieces.mp4", frames=57).read_bytes()
+    version, half = {"Tus-Resumable": "1.0.0"}, len(content) // 2
+    url = site.here.client.post("/v1/uploads", headers=version | {"Upload-Length": str(len(content))}).headers[
+        "Location"
+    ]
+    for replica, start, piece in ((site.here, 0, content[:half]), (site.there, half, content[half:])):
+        headers = version | {"Upload-Offset": str(start), "Content-Type": "application/offset+octet-stream"}
+        reply = replica.client.patch(url, content=piece, headers=headers)
+        assert (reply.status_code, reply.headers["Upload-Offset"]) == (204, str(start + len(piece)))
+        assert any("/partial/" in name for name in site.objects()) == (replica is site.here)
+    video_id = site.here.client.head(url, headers=version).headers["Reeltalk-Video-Id"]
+    assert site.here.client.get(f"/v1/videos/{video_id}/content").content == content
+
+
 def test_without_the_cache_s_redis_answers_go_on_and_with_it_features_are_kept_again(
     site: Site, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.leases import Leases
 from service.store.media import MediaStore
-from service.store.partial_files import PartialFiles
+from service.store.partial_files import LocalPartialFiles
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from tests.service.conversations import TENANT, session_record, video_record
@@ -28,7 +28,7 @@ class Kept:
     def __init__(self, redis: StoreClient, folder: Path) -> None:
         self.media, self.videos, self.redis, self.metrics = MediaStore(folder), VideoStore(redis), redis, Metrics()
         self.media.open()
-        self.partial_files = PartialFiles(folder)
+        self.partial_files = LocalPartialFiles(folder)
         self.names: list[str] = []
 
     async def add(self, *, status: str = "ready", in_session: bool = False) -> str:

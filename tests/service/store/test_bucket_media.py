@@ -2,42 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from service.errors import Unavailable
-from service.store.bucket import BucketStore
+from service.store.bucket import Bucket
+from service.store.bucket_media import BucketStore
 from service.store.media import RemoteContent
 
 TENANT = "acme"
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.delenv("HTTP_PROXY", raising=False)
-    monkeypatch.delenv("http_proxy", raising=False)
-
-
-@pytest.fixture
-def bucket(endpoint: str, credentials: None, tmp_path: Path) -> BucketStore:
-    name = f"clips-{os.urandom(4).hex()}"
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=name)
-    store = BucketStore(tmp_path / "media", f"s3://{name}/reel?endpoint={endpoint}&region=us-east-1")
+def bucket(bucket_url: str, tmp_path: Path) -> BucketStore:
+    store = BucketStore(tmp_path / "media", Bucket(bucket_url))
     store.open()
     return store
 
@@ -91,8 +70,8 @@ async def test_what_is_not_there_is_gone(bucket: BucketStore) -> None:
 
 async def test_a_damaged_file_is_as_good_as_gone(bucket: BucketStore) -> None:
     sha256 = await commit(bucket, b"whole")
-    name = f"reel/{TENANT}/{sha256[:2]}/{sha256}"
-    bucket._client.put_object(Bucket=bucket._bucket, Key=name, Body=b"hole")
+    name = f"{TENANT}/{sha256[:2]}/{sha256}"
+    bucket._bucket.client.put_object(**bucket._bucket.at(name), Body=b"hole")
     async with bucket.local(TENANT, sha256) as path:
         assert path is None
 
@@ -112,10 +91,10 @@ async def test_pictures_lie_beside_their_file_and_go_with_it(bucket: BucketStore
 
 
 async def test_a_bucket_that_is_away_or_refuses_is_a_refusal_and_nothing_is_acknowledged(
-    credentials: None, endpoint: str, tmp_path: Path
+    credentials: None, s3_endpoint: str, tmp_path: Path
 ) -> None:
-    for url in ("s3://clips?endpoint=http://127.0.0.1:9&region=us-east-1", f"s3://nobody?endpoint={endpoint}"):
-        store = BucketStore(tmp_path / "media", url)
+    for url in ("s3://clips?endpoint=http://127.0.0.1:9&region=us-east-1", f"s3://nobody?endpoint={s3_endpoint}"):
+        store = BucketStore(tmp_path / "media", Bucket(url))
         store.open()
         with pytest.raises(Unavailable) as refused:
             await commit(store, b"clip")
