@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import queue
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from multiprocessing.connection import Connection
 from service.workers.protocol import Command, Report, Stop, WorkerConfig
 
 _STOP_TIMEOUT = 5.0
+_ENVIRONMENT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""What torch's matrix kernels keep of the shapes they have seen: 1,024 by default, in either of two caches.
+
+An engine has steps of a thousand shapes and comes back to few. Without these bounds 360 questions leave 850 MB behind in
+a process, with them 450, in the same time. An operator's own value wins.
+"""
 
 
 class WorkerProcess:
@@ -42,6 +49,7 @@ class WorkerProcess:
             [sys.executable, "-m", "service.workers.worker", str(far_end.fileno()), f"{self.place.role}:{self.number}"],
             pass_fds=[far_end.fileno()],
             stdin=subprocess.DEVNULL,
+            env=_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C reaches the service alone, which then ends its children in order
         )
         far_end.close()
