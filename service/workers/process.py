@@ -18,8 +18,8 @@ _STOP_TIMEOUT = 5.0
 _ENVIRONMENT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """What torch's matrix kernels keep of the shapes they have seen: 1,024 by default, in either of two caches.
 
-An engine has steps of a thousand shapes and comes back to few. Without these bounds 360 questions leave 850 MB behind in
-a process, with them 450, in the same time. An operator's own value wins.
+An engine has steps of a thousand shapes and comes back to few. Without these bounds 360 questions of many lengths left
+850 MB in a process, with them 450, in the same time. An operator's own value wins.
 """
 
 
