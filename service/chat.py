@@ -138,6 +138,10 @@ class Chat:
             raise NotFound("session_not_found", "There is no session with this id.", param="session_id")
         return record
 
+    async def running_answers(self, tenant: str) -> dict[str, str]:
+        """The sessions in which an answer is being given, and that answer."""
+        return await self._answers.running(tenant)
+
     async def list_sessions(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[SessionRecord], Page]:
         """Sessions, newest first."""
         page = await self._sessions.page(tenant, limit=limit, after=after)

@@ -142,11 +142,16 @@ class Session(Reply):
     system: str
     frames: FrameRequest
     created_at: int
+    running_answer_id: str | None = Field(description="The answer that is being given in it; `…/events` follows it.")
 
     @classmethod
-    def of(cls, record: SessionRecord) -> "Session":
+    def of(cls, record: SessionRecord, *, running_answer_id: str | None = None) -> "Session":
         """The public form of a record."""
-        return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
+        return cls(
+            created_at=int(record.created_at),
+            running_answer_id=running_answer_id,
+            **record.model_dump(exclude={"created_at"}),
+        )
 
 
 class SessionList(Reply):
@@ -232,6 +237,7 @@ class Answer(Reply):
     id: str
     object: Literal["answer"] = "answer"
     session_id: str
+    question: str
     created_at: int
     status: Literal["in_progress", "completed", "cancelled", "failed"]
     message: Message | None
@@ -243,6 +249,7 @@ class Answer(Reply):
         return cls(
             id=record.id,
             session_id=record.session_id,
+            question=record.question,
             created_at=int(record.created_at),
             status=record.status,
             message=None if record.message is None else Message.of(record.message),

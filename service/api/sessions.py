@@ -61,13 +61,19 @@ async def list_sessions(
 ) -> SessionList:
     """Sessions, newest first."""
     records, page = await service.chat.list_sessions(tenant, limit=limit, after=after)
-    return SessionList(data=[Session.of(record) for record in records], has_more=page.has_more)
+    running = await service.chat.running_answers(tenant)
+    return SessionList(
+        data=[Session.of(record, running_answer_id=running.get(record.id)) for record in records],
+        has_more=page.has_more,
+    )
 
 
 @router.get("/{session_id}", responses=documented(404, 422, 503))
 async def get_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Session:
-    """A session."""
-    return Session.of(await service.chat.session(tenant, session_id))
+    """A session, and the answer that is being given in it."""
+    record = await service.chat.session(tenant, session_id)
+    running = await service.chat.running_answers(tenant)
+    return Session.of(record, running_answer_id=running.get(session_id))
 
 
 @router.delete("/{session_id}", responses=documented(404, 422, 503))

@@ -247,15 +247,25 @@ class AnswerStore:
 
     async def orphans(self) -> list[tuple[str, str]]:
         """Tenant and id of every answer that is in progress and that nobody gives."""
-        members = await self._redis.smembers(keys.running_answers())
-        if not members:
+        running = await self._running()
+        if not running:
             return []
-        running = [_tenant_and_id(text(member)) for member in members]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for tenant, answer_id in running:
                 pipeline.exists(keys.answer_lease(tenant, answer_id))
             owned = await pipeline.execute()
         return [orphan for orphan, is_owned in zip(running, owned, strict=True) if not is_owned]
+
+    async def running(self, tenant: str) -> dict[str, str]:
+        """The sessions in which an answer is being given, and that answer."""
+        ids = [answer_id for owner, answer_id in await self._running() if owner == tenant]
+        documents = await self._redis.mget([keys.answer(tenant, answer_id) for answer_id in ids]) if ids else []
+        records = [AnswerRecord.model_validate_json(document) for document in documents if document]
+        return {record.session_id: record.id for record in records if record.status == "in_progress"}
+
+    async def _running(self) -> list[tuple[str, str]]:
+        members = await self._redis.smembers(keys.running_answers())
+        return [_tenant_and_id(text(member)) for member in members]
 
     # -- reading
 

@@ -28,6 +28,7 @@ export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages
 export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
 export const sessions = (after) => json("GET", `/v1/sessions?limit=20${after ? `&after=${after}` : ""}`);
 export const deleteSession = (id) => json("DELETE", `/v1/sessions/${id}`);
+export const answer = (id, signal) => json("GET", `/v1/answers/${id}`, { signal });
 export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
 
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);

@@ -75,6 +75,8 @@ async function comeBackTo(sessionId) {
   show("talk");
   try {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
+    const answer = session.running_answer_id && (await api.answer(session.running_answer_id, signal));
+    const running = answer && { answerId: answer.id, question: answer.question };
     const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal)));
     const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, signal }));
     const conversation = createConversation({ signal, clip: shownClips[0], onNamed: sidebar.name, onGone: leaveGone });
@@ -82,7 +84,7 @@ async function comeBackTo(sessionId) {
     videos.forEach((video, number) => shownClips[number].showVideo(video));
     document.title = `${videos[0].filename} · Reeltalk`;
     const preparations = videos.map((video, number) => prepare(shownClips[number], video, signal));
-    await Promise.all([conversation.open(sessionId, messages), ...preparations]);
+    await Promise.all([conversation.open(sessionId, messages, running), ...preparations]);
   } catch (error) {
     giveUp(error, signal, route);
   }

@@ -50,8 +50,11 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     on(suggestion, "click", () => ask(suggestion.textContent));
   }
 
-  /** Begins: shows the turns there are, and goes on reading an answer that was left in the middle. */
-  function open(id, messages = []) {
+  /**
+   * Begins: shows the turns there are, and goes on reading an answer that was left in the middle, here or elsewhere.
+   * @param {{answerId: string, question: string} | null} running what the service says is being answered
+   */
+  function open(id, messages = [], running = null) {
     sessionId = id;
     begin();
     const questions = messages.filter((message) => message.role === "user");
@@ -59,7 +62,7 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
       const answer = messages.find((m) => m.role === "assistant" && m.answer_id === question.answer_id);
       addTurn(question.content).finish(answer ?? {}, answer?.content ?? "");
     }
-    const left = pending.recall(id);
+    const left = pending.recall(id) ?? running;
     if (questions.length) onNamed(id, questions[0].content);
     if (left && messages.some((message) => message.answer_id === left.answerId)) pending.forget(id);
     else if (left) goOn(left);

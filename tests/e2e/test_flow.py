@@ -169,6 +169,26 @@ def test_a_seed_repeats_a_sampled_answer(talkative: RunningService, drawn: Path)
     assert said[1][0] != said[2][0]
 
 
+def test_a_session_names_the_answer_that_is_being_given_in_it(talkative: RunningService, drawn: Path) -> None:
+    session_id = talkative.open_session(talkative.upload(drawn)["id"])
+
+    def running() -> list[str | None]:
+        listed = talkative.client.get("/v1/sessions?limit=1").json()["data"][0]
+        return [
+            each["running_answer_id"] for each in (talkative.client.get(f"/v1/sessions/{session_id}").json(), listed)
+        ]
+
+    assert running() == [None, None]
+    with talkative.stream(session_id, "Tell me all.", max_tokens=1000) as events:
+        answer_id = next(events).data["id"]
+        assert running() == [answer_id, answer_id]
+        answer = talkative.client.get(f"/v1/answers/{answer_id}").json()
+        assert (answer["question"], answer["status"]) == ("Tell me all.", "in_progress")
+        talkative.client.post(f"/v1/answers/{answer_id}/cancel")
+        list(events)
+    assert running() == [None, None]
+
+
 def test_sessions_and_videos_are_listed_newest_first_in_pages(service: RunningService, drawn: Path) -> None:
     video_id = service.upload(drawn)["id"]
     opened = [service.open_session(video_id) for _ in range(3)]

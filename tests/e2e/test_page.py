@@ -201,6 +201,20 @@ def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: Runn
     long_page.wait_for("document.querySelector('.clip video').readyState >= 2")  # the file now comes from the service
 
 
+def test_an_answer_that_runs_is_read_along_in_another_browser(
+    browser: Browser, talkative: RunningService, drawn: Path
+) -> None:
+    video = talkative.upload(drawn)
+    session_id = talkative.open_session(video["id"])
+    with talkative.stream(session_id, "Tell me all.", max_tokens=1000) as events:
+        next(events)
+        with browser.page(f"{talkative.url}/#{session_id}") as page:
+            page.wait_for(f"{IS_ANSWERING} && document.querySelector('.asked').textContent === 'Tell me all.'")
+            page.click("#stop")
+            page.wait_for(HAS_ENDED)
+            assert list(events)[-1].data["finish_reason"] == "abort"
+
+
 def test_a_lost_connection_costs_no_word_of_the_answer(
     browser: Browser, talkative: RunningService, drawn: Path
 ) -> None:
