@@ -42,6 +42,8 @@ from service.takeover import Takeover
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
+_FOR_TENANTS = (videos, sessions, answers, chat_completions, files, uploads)
+_FOR_ALL = (health, page)
 _MAX_JSON_BYTES = 1 << 20
 _UPLOADS = ("/v1/videos", "/v1/files", "/v1/uploads")
 """Paths whose bodies are files, written to disk as they come."""
@@ -73,12 +75,13 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         larger={"/v1/chat/completions": settings.max_inline_bytes},
     )
     app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
-    app.add_middleware(ObserveRequests, metrics=metrics)
+    routes = [route for part in (*_FOR_TENANTS, admin, *_FOR_ALL) for route in part.router.routes]
+    app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
     install_error_handlers(app)
-    for part in (videos, sessions, answers, chat_completions, files, uploads):
+    for part in _FOR_TENANTS:
         app.include_router(part.router, dependencies=[BEARER, LOGGED], responses=documented(401, 403, 429))
     app.include_router(admin.router, dependencies=[BEARER], responses=documented(401))
-    for part in (health, page):
+    for part in _FOR_ALL:
         app.include_router(part.router)
     page.mount_static_files(app)
     describe_contract(app)

@@ -1,11 +1,12 @@
 """Around every request: an id, a log line, a count, a bound. Plain ASGI, so that streams pass untouched."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
@@ -20,9 +21,10 @@ _QUIET = {"/healthz", "/readyz", "/metrics"}
 class ObserveRequests:
     """Gives each request an id (`X-Request-Id`), logs and counts its response. No query and no body is logged."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
         self._app = app
         self._metrics = metrics
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI scope."""
@@ -44,7 +46,7 @@ class ObserveRequests:
             try:
                 await self._app(scope, receive, observed)
             finally:
-                route = getattr(scope.get("route"), "path", "unknown")
+                route = self._route(scope)
                 seconds = time.perf_counter() - start
                 self._metrics.http_requests_active.dec()
                 self._metrics.show_response(method=scope["method"], route=route, status=status, seconds=seconds)
@@ -64,6 +66,13 @@ class ObserveRequests:
                         duration_ms=round(seconds * 1000, 1),
                         **asked_by,
                     )
+
+    def _route(self, scope: Scope) -> str:
+        """The template of the request's path, even if it was refused on the way; `unknown` where there is none."""
+        route = scope.get("route")
+        if route is None:
+            route = next((each for each in self._routes if each.matches(scope)[0] is Match.FULL), None)
+        return getattr(route, "path", "unknown")
 
 
 def _begin_trace(scope: Scope, request_id: str) -> tracing.Trace:

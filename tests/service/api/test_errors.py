@@ -31,7 +31,7 @@ FAILURES = {"busy": Conflict("busy", "It is."), "full": Overloaded("full", "It i
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
     app = FastAPI()
     app.add_middleware(LimitBodies, max_bytes=LIMIT, unlimited=frozenset({"/files"}))
-    app.add_middleware(ObserveRequests, metrics=METRICS)
+    app.add_middleware(ObserveRequests, metrics=METRICS, routes=())
     install_error_handlers(app)
 
     @app.get("/{failure}")

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
+from structlog.testing import capture_logs
 
 from service.access import Access, new_key
 from service.app import create_app
@@ -65,6 +66,17 @@ async def test_every_route_but_the_public_ones_refuses_whoever_shows_no_key(
             assert reply.status_code == 401, path
             assert reply.headers["WWW-Authenticate"].startswith("Bearer")
     assert (await client.get("/not/a/route")).status_code == 401
+
+
+async def test_what_is_refused_is_counted_under_the_route_it_was_for(
+    client: httpx2.AsyncClient, redis: StoreClient
+) -> None:
+    await key(redis, Scope.USE)
+    paths = {f"/v1/videos/vid_{'0' * 32}": "/v1/videos/{video_id}", "/v1/sessions": "/v1/sessions", "/v1/no": "unknown"}
+    with capture_logs() as logged:
+        for path in paths:
+            await client.get(path)
+    assert [line["route"] for line in logged if line["event"] == "request"] == list(paths.values())
 
 
 async def test_a_key_for_use_is_none_for_metrics_and_none_for_administration(
