@@ -24,7 +24,6 @@ class Bound:
 
 MB = 1e6
 _BOUNDS = {
-    "memory of worker": Bound(0.06, 3 * MB),
     "memory": Bound(0.02, 3 * MB),
     "files": Bound(0.10, 10),
     "keys": Bound(0.15, 8),
@@ -35,8 +34,7 @@ _BOUNDS = {
 }
 """By the first words of a series' name.
 
-A worker rises for long and ever more slowly, in part because oneDNN keeps what it prepared for up to 1,024 shapes of
-products, and an engine has steps of many shapes. Open files: a replica keeps as many connections to Redis as it ever
+Open files: a replica keeps as many connections to Redis as it ever
 needed at once, and that creeps up with luck. Keys and files on disk scatter with the visits that are going on; a thing
 left by each visit would double these numbers.
 """
