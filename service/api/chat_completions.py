@@ -39,18 +39,8 @@ from service.api.openai_schemas import (
 )
 from service.api.sse import data_stream
 from service.chat import Question
-from service.completion import (
-    CompletionRequest,
-    Event,
-    Gained,
-    InlineVideo,
-    RemoteVideo,
-    Seen,
-    Spent,
-    Started,
-    UploadedVideo,
-    VideoSource,
-)
+from service.choice import Event, Gained, Seen, Spent, Started
+from service.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.errors import InvalidRequest, NotFound
 from service.ids import video_id_of
 from service.store.records import VideoFrames

@@ -34,9 +34,8 @@ _BOUNDS = {
 }
 """By the first words of a series' name.
 
-Open files: a replica keeps as many connections to Redis as it ever
-needed at once, and that creeps up with luck. Keys and files on disk scatter with the visits that are going on; a thing
-left by each visit would double these numbers.
+Open files: a replica keeps as many connections to Redis as it ever needed at once, and that creeps up with luck. Keys
+and files on disk scatter with the visits that are going on; a thing left by each visit would double these numbers.
 """
 
 
