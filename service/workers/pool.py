@@ -1,8 +1,8 @@
 """The pool: keeps worker processes alive, chooses one for each job, and lets no job fall between two.
 
 A job is registered before it is sent. When its worker dies it goes to another one, an answer together with the tokens
-it has already. A job under which a second worker dies is suspected to be the cause: alone in that, it fails with
-`worker_lost`; where there are several, they go on one at a time, and the one under which a third dies fails.
+it has already. A job under which a second worker dies is suspected to be the cause: from then on suspects go one at a
+time, and the one under which a third dies fails with `worker_lost`.
 """
 
 import asyncio
