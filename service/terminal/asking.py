@@ -20,22 +20,29 @@ def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool) ->
     """Print the answer to a question: its text as it comes, its document, or its events, one a line."""
     with _stopped_when_unread(talk):
         if as_events:
-            for event in _answer(talk, question):
+            for event in _answer(_ask(talk, question)):
                 say_json({"id": event.number, "event": event.name, "data": event.data}, indent=None)
         elif as_json:
-            say_json(_whole_answer(talk, question))
+            say_json(_whole_answer(talk, _ask(talk, question)))
         else:
-            _print_text(_answer(talk, question))
+            _print_text(_answer(_ask(talk, question)))
     if talk.way_back:
         remark(f'To go on: reeltalk ask {talk.way_back} "…"')
 
 
 def chat(talk: Talk, *, as_json: bool) -> None:
-    """Read questions from the terminal, or line by line from a file, until there are no more."""
+    """Read questions from the terminal, or line by line from a file, until there are no more.
+
+    What the conversation is still answering comes first.
+    """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     if is_terminal:
         remark(_HELP)
     seen: list[Document] = []
+    if (running := talk.running()) is not None:
+        question, events = running
+        remark(f"> {harmless(question)}")
+        seen = _answer_in_chat(talk, events, as_json=as_json, is_terminal=is_terminal)
     with _line_editing() if is_terminal else contextlib.nullcontext():
         for line in _lines("> " if is_terminal else ""):
             match line.strip():
@@ -50,7 +57,8 @@ def chat(talk: Talk, *, as_json: bool) -> None:
                 case command if is_terminal and command.startswith("/"):
                     complain(f"There is no command {command}. {_HELP}")
                 case question:
-                    seen = _answer_in_chat(talk, question, as_json=as_json, is_terminal=is_terminal) or seen
+                    events = _ask(talk, question)
+                    seen = _answer_in_chat(talk, events, as_json=as_json, is_terminal=is_terminal) or seen
     if talk.way_back:
         remark(f"To go on: reeltalk chat {talk.way_back}")
 
@@ -70,7 +78,7 @@ def print_history(messages: list[Document]) -> None:
         remark(mark + harmless(str(message.get("content", ""))))
 
 
-def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bool) -> list[Document]:
+def _answer_in_chat(talk: Talk, events: Iterator[Event], *, as_json: bool, is_terminal: bool) -> list[Document]:
     """One answer; to somebody at a terminal neither Ctrl-C nor an error is the end of the conversation.
 
     Returns the frames that it was given from, where it got to its end.
@@ -78,9 +86,9 @@ def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bo
     try:
         with _stopped_when_unread(talk):
             if as_json:
-                say_json(_whole_answer(talk, question), indent=None)
+                say_json(_whole_answer(talk, events), indent=None)
                 return []
-            return _print_text(_answer(talk, question))
+            return _print_text(_answer(events))
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -93,17 +101,20 @@ def _answer_in_chat(talk: Talk, question: str, *, as_json: bool, is_terminal: bo
     return []
 
 
-def _answer(talk: Talk, question: str) -> Iterator[Event]:
+def _ask(talk: Talk, question: str) -> Iterator[Event]:
+    return talk.ask(question.encode(errors="replace").decode())  # a terminal may give bytes that are no text
+
+
+def _answer(events: Iterator[Event]) -> Iterator[Event]:
     """The events of an answer; an error of it is a `Failure`."""
-    sendable = question.encode(errors="replace").decode()  # a terminal may give bytes that are no text
-    for event in _with_progress(talk.ask(sendable)):
+    for event in _with_progress(events):
         if event.name == "error":
             raise Failure.of_envelope(event.data)
         yield event
 
 
-def _whole_answer(talk: Talk, question: str) -> Document:
-    for _ in _answer(talk, question):
+def _whole_answer(talk: Talk, events: Iterator[Event]) -> Document:
+    for _ in _answer(events):
         pass  # only the end is of interest, but Ctrl-C has to find something to stop
     return talk.answer()
 

@@ -90,6 +90,12 @@ class Client:
                 answer_id = str(event.data.get("id"))
             yield event
 
+    def follow_answer(self, answer_id: str) -> Iterator[Event]:
+        """An answer's events from the first on, whoever asked for it; `done` or `error` last."""
+        return self._follow(
+            lambda after: self._events(f"/v1/answers/{answer_id}/events", after), ends={"done", "error"}
+        )
+
     def answer(self, answer_id: str) -> Document:
         """An answer as it is now."""
         return self._document("GET", f"/v1/answers/{answer_id}")

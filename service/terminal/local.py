@@ -89,6 +89,9 @@ class LocalTalk:
             self._last = {"role": "assistant", "content": said} | self._last
         yield Event(number=None, name="done", data=self._last)
 
+    def running(self) -> None:
+        """Nothing: an answer is given while it is read, and not else."""
+
     def stop(self) -> None:
         """Nothing is left to do: an answer that is not read to its end has ended."""
 

@@ -19,6 +19,10 @@ class Talk(Protocol):
         """The answer's events: `progress`, `delta`, and `done` or `error` last."""
         ...
 
+    def running(self) -> tuple[str, Iterator[Event]] | None:
+        """The question that is being answered already, and its answer's events; None if there is none."""
+        ...
+
     def stop(self) -> None:
         """Stop the answer that is being given; what it said is kept."""
         ...
@@ -54,6 +58,13 @@ class ServiceTalk:
             if event.name == "answer":
                 self._answer_id = str(event.data.get("id"))
             yield event
+
+    def running(self) -> tuple[str, Iterator[Event]] | None:
+        """What the service is still answering in this session, asked for elsewhere or before."""
+        self._answer_id = self._client.get("sessions", self._session_id).get("running_answer_id")
+        if self._answer_id is None:
+            return None
+        return str(self.answer().get("question")), self._client.follow_answer(self._answer_id)
 
     def stop(self) -> None:
         """Cancel on the service. An answer without an id yet is stopped there too, when its reader stays away."""

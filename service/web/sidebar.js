@@ -11,7 +11,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     ["sidebar", "sessions", "more-sessions", "sidebar-problem", "sidebar-toggle", "shade"]
       .map((id) => document.getElementById(id));
   const shape = document.getElementById("session-template");
-  const videos = new Map(); // by id; kept once they will not change any more
+  const videos = new Map(); // by id; asked for again as long as they are being prepared
   let sessions = [];
   let hasMore = false;
   let asked = 0;
@@ -45,7 +45,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     const number = ++asked;
     try {
       const page = await api.sessions(after);
-      await Promise.all(page.data.flatMap((session) => session.video_ids).map(learn));
+      await Promise.all([...new Set(page.data.flatMap((session) => session.video_ids))].map(learn));
       if (number !== asked) return; // a later reading is under way
       sessions = after ? [...sessions, ...page.data] : page.data;
       hasMore = page.has_more;
@@ -59,11 +59,9 @@ export function createSidebar({ onAgain, onDeleted }) {
   }
 
   async function learn(id) {
-    if (videos.has(id)) return;
+    if (["ready", "failed"].includes(videos.get(id)?.status)) return;
     try {
-      const video = await api.video(id);
-      if (video.status === "ready" || video.status === "failed") videos.set(id, video);
-      else videos.set(id, { ...video, isNews: true });
+      videos.set(id, await api.video(id));
     } catch (error) {
       if (error.status !== 404) throw error;
       videos.set(id, { id, filename: "A deleted video", status: "failed" });
@@ -82,7 +80,6 @@ export function createSidebar({ onAgain, onDeleted }) {
     toggle.hidden = panel.hidden = sessions.length === 0;
     document.body.toggleAttribute("data-sidebar", sessions.length > 0);
     const wanted = JSON.stringify(sessions.map(({ id, video_ids: ids }) => [id, titles.recall(id), ids.map((v) => videos.get(v)?.status)]));
-    for (const [id, video] of videos) if (video.isNews) setTimeout(() => videos.delete(id));
     if (wanted !== drawn) draw(); // else whoever is in the list with the keyboard would lose their place
     drawn = wanted;
     mark();

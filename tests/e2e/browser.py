@@ -54,6 +54,21 @@ _MIDDLE_AT_REST = """async (selector) => {
   return first && second && first.join() === second.join() ? second : null;
 }"""
 
+# Lets a click reach this element alone: one that meets another, since things moved, is swallowed and noted.
+_GUARD = """(selector) => {
+  const kinds = ["pointerdown", "mousedown", "pointerup", "mouseup", "click"];
+  const element = document.querySelector(selector);
+  const guard = { missed: false, end: () => kinds.forEach((kind) => removeEventListener(kind, check, true)) };
+  function check(event) {
+    if (!element.contains(event.target)) guard.missed = true;
+    if (guard.missed) { event.preventDefault(); event.stopImmediatePropagation(); }
+    else if (event.type === "click") guard.end(); // what it sets off may go elsewhere
+  }
+  kinds.forEach((kind) => addEventListener(kind, check, true));
+  window.clickGuard = guard;
+}"""
+_MISSED = "(({ clickGuard }) => (clickGuard?.end(), clickGuard?.missed ?? false))(window)"
+
 
 def find_browser() -> str | None:
     """The path of an installed Chromium."""
@@ -172,9 +187,15 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Move the mouse to the middle of an element that is seen, and press and release it there."""
-        x, y = self.point_at(selector)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            x, y = self.point_at(selector)
+            self.evaluate(f"({_GUARD})({json.dumps(selector)})")
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            if not self.evaluate(_MISSED):
+                return
+        raise AssertionError(f"never hit: {selector}")
 
     def point_at(self, selector: str) -> tuple[float, float]:
         """Move the mouse to the middle of an element that is seen; returns where that is.

@@ -17,6 +17,16 @@ LAST = "[...document.querySelectorAll('.turn')].at(-1)"
 IS_ANSWERING = f"{LAST}?.querySelector('.answer[aria-busy]')?.textContent.length > 10"
 HAS_ENDED = f"{LAST}?.querySelector('.figures')?.checkVisibility()"
 
+# A service that is slow enough for everything that may happen before a clip is ready.
+ALWAYS_PREPARING = """{
+  const real = window.fetch;
+  window.fetch = async (url, options) => {
+    const reply = await real(url, options);
+    if (!/videos\\/vid_[0-9a-f]+$/u.test(url)) return reply;
+    return Response.json({ ...await reply.json(), status: "processing" });
+  };
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -156,6 +166,16 @@ def test_settings_are_sent_and_survive_a_reload(page: Page, service: RunningServ
     answer = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"][-1]
     assert answer["usage"]["completion_tokens"] == 3
     assert answer["finish_reason"] == "length"
+
+
+def test_a_conversation_gets_its_name_while_its_clip_is_being_prepared(page: Page, drawn: Path) -> None:
+    page.evaluate(ALWAYS_PREPARING)
+    page.choose("#file", drawn)
+    page.wait_for(f"{IS_READY} && document.querySelector('.sidebar [aria-current] .name')?.textContent === 'drawn.mp4'")
+    ask(page, "What is in the works?")
+    page.wait_for("document.querySelector('.sidebar [aria-current] .name').textContent === 'What is in the works?'")
+    page.wait_for(HAS_ENDED)
+    assert page.complaints == []
 
 
 def test_conversations_are_listed_gone_to_and_deleted(page: Page, service: RunningService, drawn: Path) -> None:

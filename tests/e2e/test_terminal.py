@@ -292,3 +292,24 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(talkative: RunningServi
         terminal.type("\x04")
         assert terminal.wait() == 0
     assert num_cancels(talkative) == before + 1
+
+
+def test_an_answer_that_runs_comes_first_when_its_conversation_is_gone_on_with(
+    talkative: RunningService, environ: dict[str, str]
+) -> None:
+    before = num_cancels(talkative)
+    environ["REELTALK_URL"] = talkative.url
+    session_id = talkative.open_session(talkative.upload(SAMPLE)["id"])
+    with talkative.stream(session_id, "Tell me all.", max_tokens=1500) as events:
+        next(events)
+        with reeltalk_at_a_terminal(["chat", "--session", session_id], environ) as terminal:
+            terminal.expect("> Tell me all.")
+            shown = len(terminal.raw)
+            while len(terminal.raw) < shown + 20:
+                terminal.read()
+            terminal.type("\x03")
+            terminal.expect("Stopped.")
+            terminal.expect("> ")
+            terminal.type("\x04")
+            assert terminal.wait() == 0
+    assert num_cancels(talkative) == before + 1

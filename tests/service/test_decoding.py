@@ -1,6 +1,7 @@
 """Uploads are decoded in children that are bounded, killed when they misbehave, and never left behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -115,7 +116,8 @@ async def end_two(number: signal.Signals, first: int) -> None:
     os.kill(second, signal.SIGSTOP)
     for child, known in ((first, {first, second}), (second, set())):
         os.kill(child, number)
-        os.kill(child, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # SIGKILL ends one that is stopped, too
+            os.kill(child, signal.SIGCONT)
         if known:
             await newcomer(known)  # the second one is taken by now
 
