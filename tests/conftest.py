@@ -3,18 +3,19 @@
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 SERVICES = ("tests/e2e/", "tests/test_docs.py")
 
 
-class ServicesInTurn(LoadScopeScheduling):  # type: ignore[misc]
-    """Each test is given to whoever is free; those with services all to one process."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `pytest -n` asks for; a machine that lacks pytest-xdist runs one test after the other."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    def _split_scope(self, nodeid: str) -> str:
-        return "services" if nodeid.startswith(SERVICES) else nodeid
+    class ServicesInTurn(LoadScopeScheduling):  # type: ignore[misc]
+        """Each test is given to whoever is free; those with services all to one process."""
 
+        def _split_scope(self, nodeid: str) -> str:
+            return "services" if nodeid.startswith(SERVICES) else nodeid
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServicesInTurn:
-    """What `pytest -n` asks for."""
     return ServicesInTurn(config, log)

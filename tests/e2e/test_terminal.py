@@ -17,7 +17,7 @@ from tests.clips import h264_mp4
 from tests.e2e.fleet import Replica
 from tests.running import RunningService, eventually, running
 from tests.talkative import talkative_checkpoint
-from tests.typing_at import reeltalk_at_a_terminal
+from tests.typing_at import Terminal, reeltalk_at_a_terminal
 
 WHICH_WAY = "Which way does the circle move?"
 RIGHT = "The red circle moves right.\n"
@@ -276,6 +276,18 @@ def test_a_conversation_is_typed_remembered_and_gone_on_with(service: RunningSer
     assert (Path(environ["XDG_STATE_HOME"]) / "reeltalk" / "history").stat().st_mode & 0o077 == 0
 
 
+def stop_in_mid_answer(terminal: Terminal) -> None:
+    """Press Ctrl-C once some of the answer is there, which is not the end; then Ctrl-D, which is."""
+    shown = len(terminal.raw)
+    while len(terminal.raw) < shown + 20:
+        terminal.read()
+    terminal.type("\x03")
+    terminal.expect("Stopped.")
+    terminal.expect("> ")
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+
+
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(talkative: RunningService, environ: dict[str, str]) -> None:
     before = num_cancels(talkative)
     environ["REELTALK_URL"] = talkative.url
@@ -283,14 +295,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(talkative: RunningServi
         terminal.expect("> ")
         terminal.type("What?\n")
         terminal.expect("What?\r\n")
-        shown = len(terminal.raw)
-        while len(terminal.raw) < shown + 20:
-            terminal.read()
-        terminal.type("\x03")
-        terminal.expect("Stopped.")
-        terminal.expect("> ")
-        terminal.type("\x04")
-        assert terminal.wait() == 0
+        stop_in_mid_answer(terminal)
     assert num_cancels(talkative) == before + 1
 
 
@@ -304,12 +309,5 @@ def test_an_answer_that_runs_comes_first_when_its_conversation_is_gone_on_with(
         next(events)
         with reeltalk_at_a_terminal(["chat", "--session", session_id], environ) as terminal:
             terminal.expect("> Tell me all.")
-            shown = len(terminal.raw)
-            while len(terminal.raw) < shown + 20:
-                terminal.read()
-            terminal.type("\x03")
-            terminal.expect("Stopped.")
-            terminal.expect("> ")
-            terminal.type("\x04")
-            assert terminal.wait() == 0
+            stop_in_mid_answer(terminal)
     assert num_cancels(talkative) == before + 1
