@@ -91,11 +91,14 @@ class Answering:
         """Answers that this replica gives, or is about to begin."""
         return len(self._admitting) + len(self._live)
 
-    async def leave(self, *, patience: float) -> None:
-        """Take over nothing more, wait for what runs and is read, and leave to other replicas what still runs then."""
+    async def leave(self, *, patience: float, hurry: asyncio.Event) -> None:
+        """Take over nothing more, wait for what runs and is read, and leave to other replicas what still runs then.
+
+        It waits for `patience` seconds at most, and no longer once `hurry` is set.
+        """
         self._is_leaving = True
         give_up = time.monotonic() + patience
-        while (self.num_running or self._num_readers) and time.monotonic() < give_up:  # noqa: ASYNC110
+        while (self.num_running or self._num_readers) and time.monotonic() < give_up and not hurry.is_set():  # noqa: ASYNC110
             await asyncio.sleep(_LEAVING_POLL)
         await self._hand_over()
 

@@ -27,6 +27,7 @@ class Drain:
         self._patience = patience
         self._task: asyncio.Task[None] | None = None
         self._is_hurried = asyncio.Event()
+        self._has_given_up = asyncio.Event()
         self._closed = asyncio.Event()
         self.state: State = "accepting"
 
@@ -41,6 +42,11 @@ class Drain:
             self._is_hurried.set()
         if self._task is None:
             self._task = asyncio.create_task(self._leave(), name="drain")
+
+    def give_up(self) -> None:
+        """Wait for nothing any more: what runs is left to other replicas now, or to the next start."""
+        self._has_given_up.set()
+        self.begin(at_once=True)
 
     async def closed(self) -> None:
         """Wait until nothing new is taken."""
@@ -67,6 +73,6 @@ class Drain:
             await asyncio.wait_for(self._is_hurried.wait(), self._notice)
         self.state = "draining"
         self._closed.set()
-        await self._answering.leave(patience=self._patience)
+        await self._answering.leave(patience=self._patience, hurry=self._has_given_up)
         self.state = "drained"
         _log.info("drained")

@@ -21,6 +21,7 @@ from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
+_AT_ONCE = 2  # which Ctrl-C it is that waits for nothing
 _STREAMS_END = 3  # seconds that streams have to close when nothing is written into them any more
 
 _EXAMPLE = """
@@ -38,9 +39,11 @@ class ReeltalkServer(uvicorn.Server):
         self._console = console
         self._host = settings.host
         self._announcement: asyncio.Task[None] | None = None
+        self._impatience = asyncio.Event()
         self.problem: str | None = None
         """Why it ended by itself, in a sentence."""
-        self._is_hurried = False
+        self._num_interrupts = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 self._app,
@@ -56,15 +59,22 @@ class ReeltalkServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the socket, then watch for the model."""
+        self._loop = asyncio.get_running_loop()
         self._console.print("[dim]Loading the model …[/dim]")
         await super().startup(sockets)
         if self.started:
             self._announcement = asyncio.create_task(self._announce())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; Ctrl-C means that somebody waits for it, and no balancer has to hear of it first."""
-        self._is_hurried = self._is_hurried or sig == signal.SIGINT
-        super().handle_exit(sig, frame)
+        """Begin to stop; Ctrl-C means that somebody waits for it, and no balancer has to hear of it first.
+
+        The second one stops at once, still in order; the third is uvicorn's own way out, whatever is left behind.
+        """
+        self._num_interrupts += sig == signal.SIGINT
+        if sig == signal.SIGINT and self._num_interrupts == _AT_ONCE and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._impatience.set)
+        else:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain while the door is still open, close it, let the streams end within bounds, then end every child."""
@@ -72,15 +82,27 @@ class ReeltalkServer(uvicorn.Server):
         if self._announcement is not None:
             self._announcement.cancel()
         service: Service = self._app.state.service
-        service.drain.begin(at_once=self._is_hurried)
+        breaking_off = asyncio.create_task(self._break_off(service))
+        service.drain.begin(at_once=self._num_interrupts > 0 or self.problem is not None)
         await service.drain.closed()
-        leaving = asyncio.create_task(self._let_go(service))
+        dismissing = asyncio.create_task(self._dismiss_readers(service))
         await super().shutdown(sockets)
-        await leaving
+        await dismissing
+        breaking_off.cancel()
 
-    async def _let_go(self, service: Service) -> None:
+    async def _dismiss_readers(self, service: Service) -> None:
         await service.drain.finish()
         service.answering.dismiss()
+
+    async def _break_off(self, service: Service) -> None:
+        """Once nobody wants to wait any more: leave the answers to the next start, cut off what else is on the way."""
+        await self._impatience.wait()
+        self._console.print("[dim]Stopping at once …[/dim]")
+        service.drain.give_up()
+        await service.drain.finish()
+        await asyncio.sleep(_STREAMS_END)
+        for request in self.server_state.tasks:
+            request.cancel()
 
     async def _announce(self) -> None:
         service: Service = self._app.state.service
@@ -118,7 +140,10 @@ def serve(settings: Settings, *, console: Console) -> int:
     try:
         with _redis(settings, console) as url:
             server = ReeltalkServer(settings, redis_url=url, console=console)
-            server.run()
+            try:
+                server.run()
+            finally:
+                _take_no_more_signals()
     except KeyboardInterrupt:
         return 0
     except RedisServerError as error:
@@ -127,6 +152,12 @@ def serve(settings: Settings, *, console: Console) -> int:
     if server.problem is not None:
         console.print(f"reeltalk: {server.problem}", style="red", highlight=False, markup=False, soft_wrap=True)
     return 0 if server.started and server.problem is None else 1
+
+
+def _take_no_more_signals() -> None:
+    """What is left is ending Redis, in bounded time: another Ctrl-C would only print a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Errors on their way out: one envelope, whatever raised them, and never the text of an unexpected exception."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.schemas import ErrorReply
-from service.errors import InternalError, InvalidRequest, ServiceError
+from service.errors import InternalError, InvalidRequest, ServiceError, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -22,6 +24,7 @@ _CODES = {
     "missing": "missing_field",
     "unsupported_value": "unsupported_value",
 }
+_CUT_OFF = Unavailable("draining", "This replica stops before it could finish this; send it again.")
 _MALFORMED = InvalidRequest("malformed_json", "The body is not JSON.")
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
@@ -33,6 +36,31 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _unexpected)
+
+
+class AnswerWhenCut:
+    """Tells the client of a request that is cut off to come again: the server cancels one only when it has to stop."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if not has_begun:
+                await _reply(_CUT_OFF)(scope, receive, send)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:

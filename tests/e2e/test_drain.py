@@ -1,6 +1,7 @@
 """A replica that is told to stop says so first, takes nothing new then, and leaves what runs to another one."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,23 @@ def test_it_announces_then_refuses_and_ends_what_runs(tmp_path: Path, drawn: Pat
         assert last.data["usage"]["completion_tokens"] == 1500
         eventually(lambda: state_of(service) == "drained")
         assert service.client.get("/healthz").status_code == 200
+
+
+def test_an_upload_that_outlasts_its_patience_is_told_to_come_again(tmp_path: Path) -> None:
+    with running(tmp_path / "data", REELTALK_SHUTDOWN_TIMEOUT="1") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: video/mp4\r\nContent-Length: 9999\r\n\r\n"
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + b"the first bytes")
+            eventually(lambda: service.metric("reeltalk_http_requests_active") == 2)
+            service.process.send_signal(signal.SIGINT)
+            with connection.makefile("rb") as reply:
+                said = reply.read().decode()
+        assert said.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 1" in said.lower()
+        assert '"draining"' in said
+        assert service.process.wait(15) == 0
+    assert not any("Traceback" in line for line in service.output)
 
 
 def test_who_speaks_for_others_may_not_drain(service: RunningService) -> None:

@@ -255,6 +255,32 @@ def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, num
         assert not any(is_alive(pid) for pid in children)
 
 
+def test_a_second_interrupt_waits_for_nothing_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
+    with running(tmp_path / "data", REELTALK_SHUTDOWN_TIMEOUT="60") as service:
+        session_id = service.open_session(service.upload(drawn)["id"])
+        children = service.children()
+        with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
+            read = [next(stream) for _ in range(20)]
+            service.process.send_signal(signal.SIGINT)
+            eventually(lambda: any("Waiting for connections" in line for line in list(service.output)))
+            with pytest.raises(httpx2.RequestError):
+                service.client.get("/healthz")
+            service.process.send_signal(signal.SIGINT)
+            read += stream  # it is let go without an end
+            assert service.process.wait(15) == 0
+        assert not any(is_alive(pid) for pid in children)
+    assert read[-1].name == "delta"
+    assert not any("Traceback" in line for line in service.output)
+
+    with (
+        running(tmp_path / "data") as service,
+        service.client.stream("GET", f"/v1/answers/{read[0].data['id']}/events?after={read[-1].id}") as reply,
+    ):
+        read += parse_events(reply.iter_lines())
+        assert [event.id for event in read] == list(range(1, len(read) + 1))
+        assert read[-1].data["usage"]["completion_tokens"] == LONG
+
+
 def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data") as service:
         undisturbed = text_of(service, service.open_session(service.upload(drawn)["id"]))

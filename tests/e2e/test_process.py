@@ -1,5 +1,6 @@
 """The process a user starts: ready when it says so, without torch, in constant memory; and the demo."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,10 @@ def test_a_model_that_cannot_be_loaded_is_told_of_in_a_sentence(tmp_path: Path) 
     with started(tmp_path / "data", "--checkpoint", str(tmp_path)) as service:
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)), timeout=60)
         assert f"reeltalk: {tmp_path}/config.json is not there or is no JSON file.\n" in service.output
+        while service.process.poll() is None:  # somebody's Ctrl-C comes when it is ending anyway
+            service.process.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+    assert service.process.returncode == 1
     assert not any("Traceback" in line for line in service.output)
 
 

@@ -339,7 +339,7 @@ async def test_a_replica_that_leaves_hands_its_answers_over_at_once(
             tell(pool, command, "A", 1)
             reading = asyncio.create_task(_read_all(answering, record.id))
             await asyncio.sleep(0.1)
-            await answering.leave(patience=0.1)
+            await answering.leave(patience=0.1, hurry=asyncio.Event())
             tell(pool, command, " ghost", 2)
             async with replica(redis, other_pool, tmp_path, grace=9, lease_seconds=60) as successor:
                 assert (await successor.answer(TENANT, record.id)).status == "in_progress"
@@ -355,7 +355,7 @@ async def test_a_replica_that_leaves_waits_for_answers_that_end_in_time(
 ) -> None:
     async with replica(redis, pool, tmp_path, grace=5) as answering:
         live = await begin(answering, redis)
-        leaving = asyncio.create_task(answering.leave(patience=20))
+        leaving = asyncio.create_task(answering.leave(patience=20, hurry=asyncio.Event()))
         await asyncio.sleep(0.1)
         say(pool, live, "Here.", finish_reason="stop")
         await asyncio.wait_for(leaving, 5)
