@@ -1,8 +1,12 @@
 """Where tests run beside each other, those that start services go one after another: they need time and share some."""
 
+import signal
 from typing import Any
 
 import pytest
+
+# A shell that starts the suite in the background has Ctrl-C ignored, here and in every child; tests send it themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVICES = ("tests/e2e/", "tests/test_docs.py")
 

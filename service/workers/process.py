@@ -24,7 +24,7 @@ An engine has steps of a thousand shapes and comes back to few. Without these bo
 
 
 class WorkerProcess:
-    """A child that runs `service.workers.worker`. All callbacks run on the event loop that made this object.
+    """A child that runs `service.workers`. All callbacks run on the event loop that made this object.
 
     `place` is what it is for. Two threads move messages, so that neither a busy worker nor a full pipe ever holds up
     the event loop.
@@ -46,7 +46,7 @@ class WorkerProcess:
         self._outbox: queue.SimpleQueue[Command | WorkerConfig] = queue.SimpleQueue()
         self._connection, far_end = multiprocessing.Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.workers.worker", str(far_end.fileno()), f"{self.place.role}:{self.number}"],
+            [sys.executable, "-m", "service.workers", str(far_end.fileno()), f"{self.place.role}:{self.number}"],
             pass_fds=[far_end.fileno()],
             stdin=subprocess.DEVNULL,
             env=_ENVIRONMENT | os.environ,

@@ -1,8 +1,8 @@
 """The worker: one process on one device that encodes clips and answers questions. The service's one door to torch."""
 
+import gc
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -374,10 +374,8 @@ def _describe(family: Family, config: WorkerConfig) -> ModelInfo:
     )
 
 
-def main() -> None:
-    """Run a worker on the pipe whose file descriptor is the first argument; a second tells `ps` its role."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
-    connection: Connection[Report, Command] = Connection(int(sys.argv[1]))
+def main(connection: "Connection[Report, Command]") -> None:
+    """Load the model that the pipe's first message names, then serve; until then the garbage collector rests."""
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
     configure_logging(level=config.log_level, style=config.log_format, process=f"worker-{config.number}")
@@ -391,8 +389,6 @@ def main() -> None:
     except (MemoryError, torch.OutOfMemoryError):
         connection.send(NotLoaded(reason="There is not enough memory on the device for the model."))
         sys.exit(1)
+    gc.freeze()
+    gc.enable()
     worker.run()
-
-
-if __name__ == "__main__":
-    main()

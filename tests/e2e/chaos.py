@@ -114,7 +114,7 @@ class Storm:
             time.sleep(self._rng.uniform(0, 3))
             replica.start()
         else:
-            part = {"worker": "service.workers.worker", "decode": "service.decode_child"}[kind]
+            part = {"worker": "service.workers", "decode": "service.decode_child"}[kind]
             eventually(lambda: bool(replica.pids(part)))  # one that was used is gone before the next one is there
             with contextlib.suppress(ProcessLookupError, IndexError):  # it was quicker
                 os.kill(self._rng.choice(replica.pids(part)), signal.SIGKILL)

@@ -115,7 +115,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(own: RunningService, drawn: 
         fields = {"temperature": temperature, "seed": 7, "max_tokens": LONG, "ignore_eos": True}
         with own.stream(session_id, "Tell me all.", **fields) as stream:
             events = [next(stream) for _ in range(20)]
-            os.kill(own.child("service.workers.worker"), signal.SIGKILL)
+            os.kill(own.child("service.workers"), signal.SIGKILL)
             events += stream
         assert events[-1].name == "done", events[-1]
         assert "".join(event.data["text"] for event in events if event.name == "delta") == expected
@@ -127,7 +127,7 @@ def test_a_question_asked_while_the_worker_is_gone_is_answered_by_the_next_one(
     own: RunningService, drawn: Path
 ) -> None:
     session_id = own.open_session(own.upload(drawn)["id"])
-    os.kill(own.child("service.workers.worker"), signal.SIGKILL)
+    os.kill(own.child("service.workers"), signal.SIGKILL)
     eventually(lambda: own.client.get("/readyz").status_code == 503)
     assert own.client.get("/healthz").status_code == 200
     assert own.ask(session_id, "Are you there?")["finish_reason"] in {"stop", "length"}
@@ -139,7 +139,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, drawn: Path) -> None:
         session_id = service.open_session(service.upload(drawn)["id"])
         with service.stream(session_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
             events = [next(stream) for _ in range(20)]
-            os.kill(service.child("service.workers.worker"), signal.SIGSTOP)
+            os.kill(service.child("service.workers"), signal.SIGSTOP)
             events += stream
         assert events[-1].name == "done", events[-1]
         assert events[-1].data["usage"]["completion_tokens"] == LONG
@@ -147,7 +147,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, drawn: Path) -> None:
 
 def test_a_video_survives_the_worker_that_should_have_encoded_it(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "orphan.mp4", frames=40)
-    worker = own.child("service.workers.worker")
+    worker = own.child("service.workers")
     os.kill(worker, signal.SIGSTOP)  # so that the clip is certainly in its hands when it dies
     reply = own.client.post("/v1/videos", files={"file": ("orphan.mp4", path.read_bytes())})
     time.sleep(1)
@@ -248,7 +248,7 @@ def test_a_killed_redis_comes_back_with_all_that_was_said(own: RunningService, d
 def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path / "data") as service:
         children = service.children()
-        for part in ("redis-server", "service.workers.worker", "service.decode_child"):
+        for part in ("redis-server", "service.workers", "service.decode_child"):
             assert any(part in command for command in children.values())
         service.process.send_signal(number)
         assert service.process.wait(20) == 0

@@ -73,7 +73,7 @@ def test_32_who_wait_for_an_encoding_whose_replica_is_killed_get_another_one(fle
     content = h264_mp4(tmp_path / "fatal.mp4", frames=62).read_bytes()
     here, there = fleet.replicas
     encoded = there.metric("reeltalk_video_encode_seconds_count")
-    workers = [replica.pids("service.workers.worker")[0] for replica in fleet.replicas]
+    workers = [replica.pids("service.workers")[0] for replica in fleet.replicas]
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)  # so that the clip is certainly in its hands
     reply = here.service.client.post("/v1/videos", content=content, headers={"Content-Type": "video/mp4"})

@@ -283,7 +283,7 @@ def test_a_stream_outlives_the_worker_it_began_on(talkative: RunningService) -> 
         text, num_tokens = "", 0
         for number, chunk in enumerate(stream):
             if number == 20:
-                os.kill(talkative.child("service.workers.worker"), signal.SIGKILL)
+                os.kill(talkative.child("service.workers"), signal.SIGKILL)
             [choice] = chunk.choices
             text += choice.delta.content or ""
             num_tokens += len(choice.logprobs.content or []) if choice.logprobs else 0

@@ -48,7 +48,7 @@ def test_a_model_that_cannot_be_loaded_is_told_of_in_a_sentence(tmp_path: Path) 
 def test_the_api_process_never_loads_torch(service: RunningService, session: str) -> None:
     service.ask(session, "What is it?")
     loaded = Path(f"/proc/{service.process.pid}/maps").read_text()
-    worker = Path(f"/proc/{service.child('service.workers.worker')}/maps").read_text()
+    worker = Path(f"/proc/{service.child('service.workers')}/maps").read_text()
     assert "libtorch" in worker
     assert "libtorch" not in loaded
 
