@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def running_service(data_dir: Path, console: Console) -> Iterator[str]:
         yield url
     finally:
         watchdog.cancel()
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # as by Ctrl-C, and with no balancer to be told first
         try:
             process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:

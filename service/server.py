@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ class ReeltalkServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._console.print("[dim]Loading the model …[/dim]")
         await super().startup(sockets)
+        gc.freeze()  # a look through what the imports have left would hold up every stream for 80 ms
         if self.started:
             self._announcement = asyncio.create_task(self._announce())
 

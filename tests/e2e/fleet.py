@@ -186,12 +186,12 @@ def running_fleet(folder: Path, *arguments: str, **environment: str) -> Iterator
 
 def _end_replica(replica: Replica) -> None:
     if replica.service.process.poll() is None:
-        _end(replica.service.process)
+        _end(replica.service.process, signal.SIGINT)  # which gives no notice to balancers
     replica.service.close()
 
 
-def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
-    process.terminate()
+def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", number: signal.Signals = signal.SIGTERM) -> None:
+    process.send_signal(number)
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
