@@ -36,7 +36,8 @@ class EngineConfig:
 
     `max_num_seqs` sequences run together; prompt and answer of one have at most `max_model_len` tokens; a
     step feeds the network at most `max_num_batched_tokens`, decode first and prefill with the rest, but no more than
-    `max_prefill_beside_decode` of it while anybody decodes, so that no stream waits long for its next token.
+    `max_prefill_beside_decode` of it while anybody decodes, so that no stream waits long for its next token: fewer, the
+    more tokens those look back on.
 
     Keys and values lie in `num_blocks` blocks of `block_size` tokens; 0 leaves the number to the engine, which takes
     what `max_num_seqs` of the longest sequences need, or less where memory is short. With `prefix_caching` a

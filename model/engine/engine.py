@@ -86,7 +86,7 @@ class Engine:
         self._config = _with_blocks(config, runner)
         self._tokenizer = tokenizer
         self._runner = runner
-        self._scheduler = Scheduler(self._config)
+        self._scheduler = Scheduler(self._config, half_speed_context=runner.half_speed_context)
         self._runner.allocate(self._config)
         self._answers: dict[str, _Answer] = {}
         self._searches: dict[str, BeamSearch] = {}

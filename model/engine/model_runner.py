@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.engine import attention
 from model.engine.attention import Plan, Rows
@@ -41,6 +41,7 @@ class ModelRunner:
         self.vocab_size: int = language_model.config.vocab_size
         self.hidden_size: int = language_model.config.hidden_size
         self.max_positions: int = language_model.config.max_position_embeddings
+        self.half_speed_context: float = _half_speed_context(language_model.config)
 
     def most_blocks(self, block_size: int) -> int:
         """Blocks for which there is memory now."""
@@ -145,6 +146,13 @@ class ModelRunner:
 def runs_paged(device: torch.device) -> bool:
     """Whether attention is the kernel over block tables: on a GPU, where Triton is, as it is with torch for CUDA."""
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _half_speed_context(config: LlamaConfig) -> float:
+    """Multiply-adds of a layer's matrices for a token, over those of its attention for each token before that one."""
+    queries, keys = (num * config.head_dim for num in (config.num_attention_heads, config.num_key_value_heads))
+    matrices = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    return float(matrices / (2 * queries))
 
 
 def _decoded(chunks: Ordered[Chunk]) -> list[int] | None:

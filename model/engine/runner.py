@@ -20,6 +20,8 @@ class Runner(Protocol):
     vocab_size: int
     hidden_size: int
     max_positions: int
+    half_speed_context: float
+    """Tokens before a token of a prompt at which that takes twice the time of the first."""
 
     def allocate(self, config: EngineConfig) -> None:
         """Make room for its blocks, of which the number is set; called once, before anything runs."""

@@ -1,5 +1,6 @@
 """Who computes what in the next step, and in which blocks. Pure Python: it never knows of tensors or text."""
 
+import math
 import time
 from bisect import insort
 from collections import Counter, deque
@@ -58,10 +59,14 @@ class Scheduler:
 
     A block is findable as soon as the step that fills it is scheduled: in every layer the runner writes all keys
     and values of a step before any row looks at them.
+
+    Beside decode a chunk is the shorter the more it looks back on, so that each step takes about as long: with
+    `half_speed_context` tokens before it a token takes twice the time of a prompt's first.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, half_speed_context: float = math.inf) -> None:
         self._config = config
+        self._half_speed_context = half_speed_context
         self._pool = BlockPool(config.num_blocks)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -131,15 +136,21 @@ class Scheduler:
             if sequence.num_uncomputed_tokens == 1:
                 chunks.append(self._advance(sequence, 1))
                 budget -= 1
-        if chunks:
-            budget = min(budget, self._config.max_prefill_beside_decode)
+        time_left = self._config.max_prefill_beside_decode if chunks else math.inf  # a prompt's first token takes 1
+
+        def prefill(sequence: Sequence) -> None:
+            nonlocal budget, time_left
+            slowness = 1 + sequence.num_computed_tokens / self._half_speed_context
+            chunk = self._advance(sequence, max(1, int(min(budget, time_left / slowness))))
+            budget -= chunk.num_tokens
+            time_left -= chunk.num_tokens * slowness
+            chunks.append(chunk)
+
         for sequence in self._running:
-            if budget and sequence.num_uncomputed_tokens:
-                chunks.append(self._advance(sequence, budget))
-                budget -= chunks[-1].num_tokens
-        while budget and (admitted := self._admit(must=not chunks)):
-            chunks.append(self._advance(admitted, budget))
-            budget -= chunks[-1].num_tokens
+            if budget and time_left >= 1 and sequence.num_uncomputed_tokens:
+                prefill(sequence)
+        while budget and time_left >= 1 and (admitted := self._admit(must=not chunks)):
+            prefill(admitted)
         return Schedule(tuple(map(self._with_shared, chunks)), ended)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:

@@ -1,5 +1,6 @@
 """The scheduler's stories by its repr: `id computed/known`, chunks `id [start:end]`, `*` where sampled."""
 
+import math
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ from model.engine.scheduler import Schedule, Scheduler
 from model.engine.sequence import Sequence, TextSegment
 
 
-def scheduler(*, seqs: int, budget: int, blocks: int = 64, beside: int = 512) -> Scheduler:
+def scheduler(
+    *, seqs: int, budget: int, blocks: int = 64, beside: int = 512, half_speed_context: float = math.inf
+) -> Scheduler:
     """Blocks of four tokens."""
     config = EngineConfig(
         max_num_seqs=seqs,
@@ -22,7 +25,7 @@ def scheduler(*, seqs: int, budget: int, blocks: int = 64, beside: int = 512) ->
         max_model_len=16,
         max_prefill_beside_decode=beside,
     )
-    return Scheduler(config)
+    return Scheduler(config, half_speed_context=half_speed_context)
 
 
 def sequence(request_id: str, num_prompt_tokens: int, *, priority: int = 0) -> Sequence:
@@ -206,6 +209,27 @@ def test_while_anybody_decodes_a_prefill_goes_in_small_steps() -> None:
     assert repr(story) == "running a 3/4, long 3/8; waiting none"
     story.abort("a")
     assert repr(story.schedule()) == "compute long [3:8]*; ended a abort"
+
+
+def test_beside_decode_a_prefill_goes_in_steps_that_take_about_as_long() -> None:
+    story = scheduler(seqs=4, budget=64, beside=6, half_speed_context=6)
+    story.add(sequence("a", 1))
+    say(story.schedule())
+    story.add(sequence("long", 16))
+    story.add(sequence("b", 2))
+    chunks = []
+    for _ in range(4):
+        say(step := story.schedule())
+        chunks.append(repr(step))
+    assert chunks == [
+        "compute a [1:2]*, long [0:6]; ended none",
+        "compute a [2:3]*, long [6:9]; ended none",  # each token takes twice the time
+        "compute a [3:4]*, long [9:11], b [0:1]; ended none",  # two and a half times: for two that is five of six
+        "compute a [4:5]*, b [1:2]*, long [11:13]; ended none",
+    ]
+    story.abort("a")
+    story.abort("b")  # now nobody waits for a next token
+    assert repr(story.schedule()) == "compute long [13:16]*; ended a abort, b abort"
 
 
 def test_the_last_to_arrive_makes_room_and_is_the_first_to_come_back() -> None:
