@@ -60,7 +60,7 @@ format: $(INSTALLED) ## rewrite the sources in the house style
 
 .PHONY: openapi
 openapi: $(INSTALLED) ## write openapi/openapi.json from the app
-	@exec $(BIN)/python -m service.openapi
+	@exec $(BIN)/python -m service.commands.openapi
 
 .PHONY: bench
 bench: $(INSTALLED) ## measure; a table, then one JSON line

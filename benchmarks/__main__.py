@@ -11,7 +11,7 @@ BENCHMARKS = {
     "overhead": "benchmarks.overhead",
     "engine": "benchmarks.engine",
     "decode": "benchmarks.decode",
-    "answers": "model.tiny.evaluate",
+    "answers": "training.evaluate",
     "encoder": "benchmarks.encoder",
     "published-size": "benchmarks.published_size",
 }

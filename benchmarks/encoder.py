@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_encoder import plain_tokens
 from benchmarks.table import show
-from model.checkpoints.videochat import PUBLISHED_7B
+from model.families.videochat.network import VideoChatConfig, VideoChatNetwork
+from model.families.videochat.published import PUBLISHED_7B
 from model.networks.llama import DecoderConfig
-from model.networks.videochat import VideoChatConfig, VideoChatNetwork
 
 TOLERANCE = 2e-5
 """Of the largest expected value, as in `reeltalk verify`."""

@@ -41,7 +41,7 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
 
         from model.families import load_family
 
-        for name in ("model.engine.engine", "model.families.videochat"):
+        for name in ("model.engine.engine", "model.families.videochat.family"):
             importlib.import_module(name)
     with phases.phase("load"):
         family = load_family(
@@ -70,11 +70,11 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
 
 def first_token(family: "Family", features: "torch.Tensor") -> tuple[int, int]:
     """Tokens of a prompt about the clip with these features [*feature_shape], and the first one of the answer."""
-    from model.conversation import Clip, Conversation, Turn
     from model.engine.config import EngineConfig
     from model.engine.engine import Engine
     from model.engine.sampling_params import SamplingParams
     from model.family import EncodedClip, build_prompt
+    from model.text.conversation import Clip, Conversation, Turn
 
     clip = Clip(frame_indices=tuple(range(18, 18 + 37 * family.frame_spec.count, 37)), fps=30.0)
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=QUESTION),))

@@ -16,7 +16,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from service.demo import SAMPLE, running_service
+from service.commands.demo import SAMPLE, running_service
 from service.terminal import bench
 
 ROUNDS = 5

@@ -27,16 +27,16 @@ from benchmarks.http import upload
 from benchmarks.published_size import random_tensors
 from benchmarks.table import show
 from model.checkpoints.folder import Checkpoint, write_folder
-from model.conversation import Conversation, Turn
 from model.engine.engine import Engine, EngineConfig, Segment
 from model.engine.sampling_params import SamplingParams
 from model.families import load_family
-from model.families.videochat import DEFAULT_CHECKPOINT
+from model.families.videochat.family import DEFAULT_CHECKPOINT
+from model.families.videochat.network import VideoChatConfig
 from model.family import build_prompt
 from model.networks.llama import DecoderConfig
-from model.networks.videochat import VideoChatConfig
 from model.offline import watch
-from service.demo import SAMPLE, running_service
+from model.text.conversation import Conversation, Turn
+from service.commands.demo import SAMPLE, running_service
 from service.settings import load_settings
 from service.terminal import bench
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.families.videochat.gmhra import GlobalAttention, GlobalTokenBlock
+from model.families.videochat.network import VideoChatNetwork
 from model.networks.eva_vit import Attention, Block, EvaViT
-from model.networks.gmhra import GlobalAttention, GlobalTokenBlock
-from model.networks.videochat import VideoChatNetwork
 
 
 def plain_tokens(network: VideoChatNetwork, pixel_values: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.table import show
 from model.checkpoints.folder import Checkpoint, read_record, write_folder
-from model.checkpoints.videochat import PUBLISHED_7B
-from model.families.videochat import DEFAULT_CHECKPOINT
-from model.networks.videochat import VideoChatConfig, VideoChatNetwork
+from model.families.videochat.family import DEFAULT_CHECKPOINT
+from model.families.videochat.network import VideoChatConfig, VideoChatNetwork
+from model.families.videochat.published import PUBLISHED_7B
 
 ROOT = Path(__file__).parents[1]
 GIB = 1024**3

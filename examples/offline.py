@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from model.conversation import Conversation, Turn
 from model.families import load_family
 from model.offline import Offline, watch
+from model.text.conversation import Conversation, Turn
 
 family = load_family("videochat")
 offline = Offline(family)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from model.conversation import Conversation, Turn
 from model.engine.config import PromptTooLong
 from model.families import UnknownFamily, family_names, load_family
 from model.offline import Offline, watch
-from model.tokenizer import TokenizerError
-from model.video import VideoError
+from model.text.conversation import Conversation, Turn
+from model.text.tokenizer import TokenizerError
+from model.video.spec import VideoError
 from model.weights import WeightsError
 
 

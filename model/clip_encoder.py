@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from model.family import Family
-from model.pixels import normalize
+from model.video.pixels import normalize
 
 Frames = npt.NDArray[np.uint8]
 """One clip, [T, S, S, 3]."""

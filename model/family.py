@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.networks.video_network import ConfigT, NetworkT, VideoNetwork
-from model.pixels import PixelSpec
 from model.plan import num_parameters
 from model.quantization import Quantization, quantize
 from model.role import Role
-from model.tokenizer import Tokenizer
-from model.video import FrameSpec
+from model.text.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
+from model.text.tokenizer import Tokenizer
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 from model.weights import KeyMap, WeightsError, load_strict
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.pixels import PixelSpec
-from model.video import FrameSpec
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 
 CHECKSUM_BYTES = 32
 _TENSOR = "features"

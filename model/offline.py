@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.conversation import Clip, Conversation
 from model.engine.engine import Engine, EngineConfig
 from model.engine.output import Output
 from model.engine.sampling_params import SamplingParams
 from model.family import EncodedClip, Family, build_prompt
-from model.pixels import normalize, resize
-from model.video import FrameSpec, VideoLimits
-from model.video_reader import open_video
+from model.text.conversation import Clip, Conversation
+from model.video.pixels import normalize, resize
+from model.video.reader import open_video
+from model.video.spec import FrameSpec, VideoLimits
 
 
 def watch(

@@ -7,25 +7,20 @@ from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
-from service.access import Access
-from service.answering import Answering
+from service.access.authentication import Gate
+from service.access.callers import Access
+from service.answers.completions import Completions
+from service.answers.questions import Chat
+from service.answers.runner import Answering
+from service.answers.takeover import Takeover
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import AnswerWhenCut, documented, install_error_handlers
-from service.chat import Chat
-from service.completion import Completions
-from service.decoding import Decoder
+from service.api.middleware import LimitBodies, ObserveRequests, Tus
+from service.decoding.decoder import Decoder
 from service.drain import Drain
-from service.encoding import Encoding
-from service.fetching import Fetcher
-from service.gate import Gate
-from service.ingest import Ingest
-from service.metrics import Metrics
-from service.middleware import LimitBodies, ObserveRequests, Tus
-from service.quota import Quota
-from service.resumable import Resumable
-from service.retention import Retention
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.api_keys import ApiKeyStore
@@ -38,7 +33,12 @@ from service.store.partial_files import LocalPartialFiles, PartialFiles
 from service.store.sessions import SessionStore
 from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
-from service.takeover import Takeover
+from service.videos.fetching import Fetcher
+from service.videos.ingest import Ingest
+from service.videos.preparation import Encoding
+from service.videos.quota import Quota
+from service.videos.resumable import Resumable
+from service.videos.retention import Retention
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         summary="Upload a video, then talk about it.",
         version=importlib.metadata.version("reeltalk"),
         lifespan=lifespan,
-        # `service.tracing` makes the spans; FastAPI's own would carry the text of exceptions.
+        # `service.observability.tracing` makes the spans; FastAPI's own would carry the text of exceptions.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(Tus, path="/v1/uploads")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import structlog
 
-from service.answering import Answering
+from service.answers.runner import Answering
 from service.errors import Unavailable
 
 _log = structlog.get_logger(__name__)

@@ -13,10 +13,10 @@ import uvicorn
 from rich.console import Console
 
 from service.api.dependencies import Service
+from service.api.http_head import BoundedHeadProtocol
 from service.app import create_app
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from service.errors import Unavailable
-from service.http_head import BoundedHeadProtocol
 from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
 from service.workers.pool import WorkersCannotStart

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from model.video import MAX_FRAME_COUNT, VideoLimits
-from service.fetching import FetchPolicy
+from model.video.spec import MAX_FRAME_COUNT, VideoLimits
+from service.videos.fetching import FetchPolicy
 from service.workers.roles import Place, Quantization, parse_places
 
 PREFIX = "REELTALK_"

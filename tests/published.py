@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.tokenizer import Piece
-from tests.model.sentencepiece_files import llama_like, model_file
+from model.text.tokenizer import Piece
+from tests.model.text.sentencepiece_files import llama_like, model_file
 
 GOLDEN = Path(os.environ.get("REELTALK_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 

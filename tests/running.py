@@ -172,7 +172,17 @@ class RunningService:
 def started(data_dir: Path, *arguments: str, **environment: str) -> Iterator[RunningService]:
     """Start the command; it may not be ready yet. It is ended with the block, and killed if it does not end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(data_dir), *arguments],
+        [
+            sys.executable,
+            "-m",
+            "service.commands.main",
+            "serve",
+            "--port",
+            "0",
+            "--data-dir",
+            str(data_dir),
+            *arguments,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

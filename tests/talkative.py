@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model.families.videochat import DEFAULT_CHECKPOINT
-from model.networks.videochat import VideoChatConfig, VideoChatNetwork
+from model.families.videochat.family import DEFAULT_CHECKPOINT
+from model.families.videochat.network import VideoChatConfig, VideoChatNetwork
 from model.weights import seeded
 
 SEED = 20230512

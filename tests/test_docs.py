@@ -16,16 +16,16 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from model.conversation import Clip, Conversation, Turn
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
 from model.family import EncodedClip, Family, build_prompt
-from model.video import VideoErrorCode
+from model.text.conversation import Clip, Conversation, Turn
+from model.video.spec import VideoErrorCode
 from service import errors
 from service.api.errors import _CODES, _HTTP_CODES
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
+from service.commands.openapi import document
 from service.errors import ServiceError, from_code
-from service.openapi import document
 from tests import node_clients
 from tests.running import parse_events, running
 
@@ -34,7 +34,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LIVING = [path for path in PAGES if path.parent.name != "decisions" and path.name != "log.md"]
 """Pages about the code as it is; records and the log tell of their day."""
-ROOMS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples")
+ROOMS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples", "training")
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _NAME = re.compile(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)(?::([\w.]+))?`")
@@ -109,16 +109,16 @@ def tree_entries() -> Iterator[str]:
             yield "".join(folders[: depth + 1])
 
 
-def test_the_tree_has_every_file_of_both_rooms_and_no_other() -> None:
-    told = set(tree_entries())
-    assert {entry for entry in told if not (ROOT / entry).exists()} == set()
-    files = {
-        str(path.relative_to(ROOT))
-        for room in ("model", "service")
-        for path in (ROOT / room).rglob("*.py")
+def test_the_tree_has_every_folder_of_the_packages_and_no_other() -> None:
+    named = {entry.rstrip("/") for entry in tree_entries() if entry.endswith("/")}
+    assert {entry for entry in named if not (ROOT / entry).is_dir()} == set()
+    folders = {
+        str(path.parent.relative_to(ROOT))
+        for package in ("model", "service")
+        for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py"
     }
-    assert files - told == set()
+    assert folders - named == set()
 
 
 # -- the interface
@@ -255,7 +255,7 @@ def test_the_commands_of_the_terminal_s_description_print_what_is_printed(served
     (tmp_path / "service").symlink_to(ROOT / "service")
     command = tmp_path / "bin" / "reeltalk"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.commands.main "$@"\n')
     command.chmod(0o755)
     environ = {
         **os.environ,

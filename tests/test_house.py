@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("benchmarks", "examples", "model", "service", "tests")
+ROOMS = ("benchmarks", "examples", "model", "service", "tests", "training")
 EVADING_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "base", "manager", "factory"}
 
 

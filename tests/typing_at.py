@@ -17,7 +17,7 @@ _TIMEOUT = 60.0
 _START = """
 import fcntl, runpy, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes a signal
-runpy.run_module("service.cli", run_name="__main__")
+runpy.run_module("service.commands.main", run_name="__main__")
 """
 
 

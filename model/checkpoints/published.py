@@ -16,7 +16,7 @@ from torch import Tensor
 from model.checkpoints.folder import TOKENIZER, WHOLE, Checkpoint, read_folder, stamps, tokenizer_of
 from model.checkpoints.huggingface import read_weights
 from model.networks.video_network import ConfigT, VideoNetwork
-from model.sentencepiece import read_sentencepiece
+from model.text.sentencepiece import read_sentencepiece
 from model.weights import KeyMap, WeightsError, cover
 
 _NORM, _EMBEDDINGS = "model.norm.weight", "model.embed_tokens.weight"

@@ -1,6 +1,6 @@
-"""The registry of families: every module in this folder is one, under its own name.
+"""The registry of families: each folder is a family under its own name.
 
-A family's module has `load(*, checkpoint, device, dtype, quantization, role) -> Family`. For the commands beside
+A family's `family.py` has `load(*, checkpoint, device, dtype, quantization, role) -> Family`. For the commands beside
 `serve` it may have `read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see
 `videochat`.
 """
@@ -78,4 +78,4 @@ def family_module(name: str) -> ModuleType:
     """
     if name not in family_names():
         raise UnknownFamily(f"There is no family {name!r}; there are: {', '.join(family_names())}.")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}.family")

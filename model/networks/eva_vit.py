@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.networks.gmhra import GlobalTokenBlock
+from model.families.videochat.gmhra import GlobalTokenBlock
 
 NORM_EPS = 1e-6
 """Of the trunk; the global token's blocks and the norm after the encoder have 1e-5."""

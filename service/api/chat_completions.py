@@ -13,8 +13,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from model.conversation import Turn
 from model.engine.sampling_params import MAX_SEED
+from model.text.conversation import Turn
+from service.answers.choice import Event, Gained, Seen, Spent, Started
+from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
+from service.answers.questions import Question
 from service.api.dependencies import CallerDep, ServiceDep
 from service.api.errors import documented
 from service.api.openai_schemas import (
@@ -38,9 +41,6 @@ from service.api.openai_schemas import (
     VideoUrlPart,
 )
 from service.api.sse import data_stream
-from service.chat import Question
-from service.choice import Event, Gained, Seen, Spent, Started
-from service.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.errors import InvalidRequest, NotFound
 from service.ids import video_id_of
 from service.store.records import VideoFrames

@@ -7,20 +7,20 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPBearer
 
-from service.access import Access, Caller
-from service.answering import Answering
-from service.chat import Chat
-from service.completion import Completions
+from service.access.callers import Access, Caller
+from service.answers.completions import Completions
+from service.answers.questions import Chat
+from service.answers.runner import Answering
 from service.drain import Drain
-from service.encoding import Encoding
-from service.ingest import Ingest
-from service.logging import bind_path_ids
-from service.metrics import Metrics
-from service.resumable import Resumable
+from service.observability.logging import bind_path_ids
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.idempotency import Repeatable
-from service.uploads import UploadBody
+from service.videos.ingest import Ingest
+from service.videos.preparation import Encoding
+from service.videos.receiving import UploadBody
+from service.videos.resumable import Resumable
 from service.workers.pool import Pool
 
 

@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
-from model.video import MAX_FRAME_COUNT
-from service.chat import Question
+from model.video.spec import MAX_FRAME_COUNT
+from service.answers.questions import Question
 from service.drain import State
-from service.fetching import MAX_URL
 from service.store.records import (
     AnswerRecord,
     FinishReason,
@@ -23,6 +22,7 @@ from service.store.records import (
     VideoRecord,
     VideoStatus,
 )
+from service.videos.fetching import MAX_URL
 from service.workers.roles import Quantization
 
 # JSON has one kind of number, in which 8.0 is the integer 8

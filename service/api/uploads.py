@@ -10,11 +10,11 @@ from pydantic import StringConstraints
 
 from service.api.dependencies import CallerDep, ServiceDep, TenantDep
 from service.api.errors import documented
+from service.api.middleware import TUS_VERSION
 from service.errors import InvalidRequest, PreconditionFailed, UnsupportedMedia
-from service.middleware import TUS_VERSION
-from service.resumable import Checksum
 from service.store.records import UploadRecord
-from service.uploads import UploadHeader, header_of
+from service.videos.receiving import UploadHeader, header_of
+from service.videos.resumable import Checksum
 
 _ALGORITHMS = ("sha1", "sha256")
 _EXTENSIONS = ("creation", "creation-with-upload", "expiration", "checksum", "termination")

@@ -4,7 +4,7 @@ import math
 import time
 from typing import cast
 
-from service.scopes import Scope
+from service.access.scopes import Scope
 from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.records import AnswerRecord, Record

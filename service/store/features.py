@@ -6,7 +6,7 @@ import structlog
 
 from model.features import CorruptFeatures, PackedFeatures
 from service.errors import Unavailable
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.store.connection import StoreClient
 
 _log = structlog.get_logger(__name__)

@@ -161,7 +161,7 @@ def bench(
     Every answer has a session of its own on one video, temperature 0, and goes on to exactly --max-tokens. The sessions
     are erased afterwards.
     """
-    from service.demo import SAMPLE
+    from service.commands.demo import SAMPLE
     from service.terminal.bench import Load
     from service.terminal.measuring import measure
     from service.terminal.printing import failures_told

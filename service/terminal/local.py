@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from model.conversation import Conversation, Turn
 from model.engine.config import PromptTooLong
 from model.engine.output import Output
 from model.engine.sampling_params import InvalidSampling
 from model.families import UnknownFamily, load_family
 from model.offline import Offline, watch
-from model.tokenizer import TokenizerError
-from model.video import InvalidFrameSpec, VideoError
+from model.text.conversation import Conversation, Turn
+from model.text.tokenizer import TokenizerError
+from model.video.spec import InvalidFrameSpec, VideoError
 from model.weights import WeightsError
 from service.terminal.events import Event
 from service.terminal.failures import Exit, Failure, misused

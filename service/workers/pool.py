@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from model.conversation import Conversation
-from service import tracing
+from model.text.conversation import Conversation
 from service.errors import InternalError, from_code
 from service.ids import new_id
-from service.logging import bound_ids
-from service.metrics import Metrics
+from service.observability import tracing
+from service.observability.logging import bound_ids
+from service.observability.metrics import Metrics
 from service.workers.process import WorkerProcess
 from service.workers.protocol import (
     Abort,

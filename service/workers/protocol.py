@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from model.conversation import Conversation
 from model.engine.sampling_params import SamplingParams
-from model.pixels import PixelSpec
-from model.video import FrameSpec
-from service.logging import Style
+from model.text.conversation import Conversation
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
+from service.observability.logging import Style
 from service.workers.roles import Place, Quantization
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from model.conversation import Conversation
+from model.text.conversation import Conversation
 
 MAX_PREFIXES = 8192
 SLACK = 4.0

@@ -16,7 +16,6 @@ import structlog
 import torch
 
 from model.clip_encoder import Frames, encode_clips
-from model.conversation import Clip, Conversation, Turn
 from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
 from model.engine.output import Logprobs, Output
@@ -26,9 +25,10 @@ from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
 from model.features import pack, unpack
 from model.memory import within_share
+from model.text.conversation import Clip, Conversation, Turn
 from model.weights import WeightsError
-from service import tracing
-from service.logging import configure_logging
+from service.observability import tracing
+from service.observability.logging import configure_logging
 from service.workers.protocol import (
     Abort,
     CheckPrompt,

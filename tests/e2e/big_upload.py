@@ -16,7 +16,7 @@ from random import Random
 import requests
 from tusclient.client import TusClient
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.e2e.wire import wire_to
 from tests.running import RunningService, running
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import variant
 from tests.e2e.fleet import Fleet, running_fleet
 from tests.e2e.patient import Client, Question, Told
@@ -114,7 +114,7 @@ class Storm:
             time.sleep(self._rng.uniform(0, 3))
             replica.start()
         else:
-            part = {"worker": "service.workers", "decode": "service.decode_child"}[kind]
+            part = {"worker": "service.workers", "decode": "service.decoding.child"}[kind]
             eventually(lambda: bool(replica.pids(part)))  # one that was used is gone before the next one is there
             with contextlib.suppress(ProcessLookupError, IndexError):  # it was quicker
                 os.kill(self._rng.choice(replica.pids(part)), signal.SIGKILL)

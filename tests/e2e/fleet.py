@@ -90,7 +90,7 @@ class Replica:
     """What each of its lives has written, line by line."""
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", "service.commands.main", "serve", "--port", str(self.port)]
         process = subprocess.Popen(
             [*command, "--data-dir", str(self.folder), *self.arguments],
             stdout=subprocess.PIPE,

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model.pixels import PixelSpec
-from model.video import MAX_FRAME_COUNT, FrameSpec
-from service.decoding import DecodeFailed, Decoder, VideoRejected
+from model.video.pixels import PixelSpec
+from model.video.spec import MAX_FRAME_COUNT, FrameSpec
+from service.decoding.decoder import DecodeFailed, Decoder, VideoRejected
 from service.settings import Settings
 from tests import clips
 from tests.running import RunningService, running

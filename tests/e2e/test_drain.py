@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.e2e.chaos import Storm
 from tests.e2e.fleet import NGINX, Fleet, running_fleet
 from tests.e2e.test_bad_input import refusal

@@ -187,7 +187,7 @@ def upload_to_stopped_children(
     service: RunningService, path: Path, *, both: bool = False
 ) -> Iterator[tuple[Future[httpx2.Response], int, int]]:
     """An upload in the hands of a child that is stopped, the child, and the next one, stopped too or waiting."""
-    first = service.child("service.decode_child")
+    first = service.child("service.decoding.child")
     os.kill(first, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as thread:
         upload = thread.submit(service.client.post, "/v1/videos", files={"file": (path.name, path.read_bytes())})
@@ -209,7 +209,7 @@ def end_one_after_the_other(service: RunningService, number: signal.Signals, fir
 
 
 def decode_children(service: RunningService) -> set[int]:
-    return {pid for pid, command in service.children().items() if "service.decode_child" in command}
+    return {pid for pid, command in service.children().items() if "service.decoding.child" in command}
 
 
 def test_while_redis_hangs_state_is_refused_and_health_tells(own: RunningService, drawn: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_killed_redis_comes_back_with_all_that_was_said(own: RunningService, d
 def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path / "data") as service:
         children = service.children()
-        for part in ("redis-server", "service.workers", "service.decode_child"):
+        for part in ("redis-server", "service.workers", "service.decoding.child"):
             assert any(part in command for command in children.values())
         service.process.send_signal(number)
         assert service.process.wait(20) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import h264_mp4, rotated_mp4, vp9_webm
 from tests.published import clip
 from tests.running import RunningService, parse_events

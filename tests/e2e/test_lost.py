@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import h264_mp4
 from tests.e2e.chaos import Storm, schedule
 from tests.e2e.fleet import NGINX, Fleet, running_fleet

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.node_clients import run
 from tests.running import RunningService
 

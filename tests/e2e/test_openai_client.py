@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionTokenLogprob
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import h264_mp4
 from tests.e2e.test_tenants import make_key
 from tests.running import RunningService, eventually, running

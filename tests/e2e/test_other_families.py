@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.commands.main import app
 from tests.clips import numbered_pictures, write_video
 from tests.published import publish_video_chatgpt
 from tests.running import RunningService, running

@@ -78,7 +78,7 @@ def _peak_memory(service: RunningService) -> int:
 
 def test_the_demo_shows_a_conversation_and_ends(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "service.cli", "demo"],
+        [sys.executable, "-m", "service.commands.main", "demo"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

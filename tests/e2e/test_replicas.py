@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from service.store.redis_server import embedded_redis
 from tests.clips import h264_mp4
 from tests.running import RunningService, parse_events, running

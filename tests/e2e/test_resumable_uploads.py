@@ -14,7 +14,7 @@ import pytest
 import redis
 from tusclient.client import TusClient
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from service.store.redis_server import embedded_redis
 from tests.e2e.big_upload import MEGABYTE, TUS, interrupted_upload, padded_video
 from tests.e2e.test_tenants import client as client_with

@@ -8,11 +8,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from model.tiny.clips import Format, write_pictures, write_scene
-from model.tiny.dialogues import ELSEWHERE, draw_dialogue
-from model.tiny.world import draw_scene
 from tests.published import clip
 from tests.running import RunningService, running
+from training.clips import Format, write_pictures, write_scene
+from training.dialogues import ELSEWHERE, draw_dialogue
+from training.world import draw_scene
 
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
 TALKS = {
@@ -73,7 +73,7 @@ def test_what_is_said_about_a_sample_is_right(service: RunningService, name: str
 
 
 def test_what_is_said_about_fresh_clips_is_right(service: RunningService, tmp_path: Path) -> None:
-    """A slice of `python -m model.tiny.evaluate`, small enough for every run."""
+    """A slice of `python -m training.evaluate`, small enough for every run."""
     verdicts = []
     for number, codec in enumerate(("h264", "vp9", "mpeg4", "h264", "mpeg4", "vp9")):
         random = Random(f"slice:{number}")

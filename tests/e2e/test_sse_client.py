@@ -4,7 +4,7 @@ import json
 
 from sseclient import SSEClient
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.running import RunningService
 
 

@@ -30,7 +30,7 @@ class Locked:
 
 def make_key(data_dir: Path, *arguments: str) -> tuple[str, str]:
     """A new key's id and token, made beside the service, whether or not that runs."""
-    command = [sys.executable, "-m", "service.cli", "keys", "add", *arguments, "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "service.commands.main", "keys", "add", *arguments, "--data-dir", str(data_dir)]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=60, check=True)
     return done.stderr.split(",")[0], done.stdout.strip()
 
@@ -140,7 +140,7 @@ def test_a_revoked_key_is_closed_at_once_while_the_service_runs(locked: Locked) 
     key_id, token = make_key(locked.service.data_dir, "leaver", "--tenant", "acme")
     with client(locked.service, token) as leaver:
         assert leaver.get("/v1/videos").status_code == 200
-        command = [sys.executable, "-m", "service.cli", "keys", "revoke", key_id]
+        command = [sys.executable, "-m", "service.commands.main", "keys", "revoke", key_id]
         subprocess.run([*command, "--data-dir", str(locked.service.data_dir)], timeout=60, check=True)
         assert refusal(leaver.get("/v1/videos"), 401) == "invalid_key"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import h264_mp4
 from tests.e2e.fleet import Replica
 from tests.running import RunningService, eventually, running
@@ -24,7 +24,7 @@ RIGHT = "The red circle moves right.\n"
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "service.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "service.commands.main", *map(str, arguments)]
 
 
 def reeltalk(url: str, *arguments: str | Path, typed: str = "", **environ: str) -> subprocess.CompletedProcess[str]:

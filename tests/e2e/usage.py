@@ -12,7 +12,7 @@ import psutil
 
 from tests.e2e.fleet import Fleet
 
-PARTS = {"service.workers": "worker", "service.decode_child": "decode"}
+PARTS = {"service.workers": "worker", "service.decoding.child": "decode"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
 from tests.clips import variant
 from tests.e2e.fleet import Fleet
 from tests.running import parse_events

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from model.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens, tokenize_segments
-from model.tokenizer import TokenizerError, plain_tokenizer
+from model.text.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
+from model.text.tokenizer import TokenizerError, plain_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save
 
 from model.features import CorruptFeatures, NonFiniteFeatures, PackedFeatures, fingerprint, pack, unpack, verify
-from model.pixels import PixelSpec
-from model.video import FrameSpec
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 
 SHAPE = (3, 4)
 MADE: dict[str, Any] = {

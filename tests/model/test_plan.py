@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.families import family_module, family_names
-from model.families.videochat import blueprint
+from model.families.videochat.family import blueprint
 from model.plan import MIB, plan
 
 GIB = 1024**3

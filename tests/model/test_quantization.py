@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.families.videochat import blueprint
+from model.families.videochat.family import blueprint
 from model.plan import plan
 from model.quantization import Quantization, linear_layers, quantize
 from model.weights import WeightsError

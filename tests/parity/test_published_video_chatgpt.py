@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.folder import write_folder
-from model.checkpoints.video_chatgpt import VIDEO_TOKENS, find_published, merge, read_sizes
 from model.families import load_family
-from model.families.video_chatgpt import read_source
-from model.tokenizer import TokenizerError
+from model.families.video_chatgpt.family import read_source
+from model.families.video_chatgpt.published import VIDEO_TOKENS, find_published, merge, read_sizes
+from model.text.tokenizer import TokenizerError
 from model.weights import WeightsError
-from tests.model.sentencepiece_files import llama_like, model_file
+from tests.model.text.sentencepiece_files import llama_like, model_file
 from tests.parity.goldens import assert_near, tensors
 from tests.parity.spoiling import Change, add, changed, drop, shrink
 from tests.published import golden, publish_video_chatgpt

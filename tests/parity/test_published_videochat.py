@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.folder import write_folder
-from model.checkpoints.videochat import (
+from model.families import load_family
+from model.families.videochat.family import read_source
+from model.families.videochat.network import VideoChatConfig
+from model.families.videochat.published import (
     PUBLISHED_7B,
     PUBLISHED_13B,
     find_published,
     merge,
     read_sizes,
 )
-from model.families import load_family
-from model.families.videochat import read_source
-from model.networks.videochat import VideoChatConfig
 from model.weights import WeightsError
 from tests.parity.goldens import assert_near, tensors
 from tests.parity.spoiling import Change, add, changed, drop, narrow, shrink

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints.video_chatgpt import PUBLISHED_7B, read_sizes
-from model.conversation import Clip, Conversation, Part, SpecialToken, Turn, VideoSlot
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
 from model.families import load_family
-from model.families.video_chatgpt import VideoChatGPTTemplate, key_map, verify_stages
+from model.families.video_chatgpt.family import VideoChatGPTTemplate, key_map, verify_stages
+from model.families.video_chatgpt.network import VideoChatGPTNetwork
+from model.families.video_chatgpt.published import PUBLISHED_7B, read_sizes
 from model.family import EncodedClip, Family, blank, build_prompt, tokenize_segments
-from model.networks.video_chatgpt import VideoChatGPTNetwork
-from model.pixels import PixelSpec, normalize, resize
-from model.sentencepiece import read_sentencepiece
+from model.text.conversation import Clip, Conversation, Part, SpecialToken, Turn, VideoSlot
+from model.text.sentencepiece import read_sentencepiece
 from model.verification.stage import Claim, Stage
-from model.video import FRAME_RULES
+from model.video.pixels import PixelSpec, normalize, resize
+from model.video.spec import FRAME_RULES
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import read_json, tensors
 from tests.published import golden

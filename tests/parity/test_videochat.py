@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints.videochat import read_sizes
-from model.conversation import Clip, Conversation, Turn, VideoSlot
 from model.engine.sequence import TextSegment
 from model.families import load_family
-from model.families.videochat import KEY_MAP, VideoChatTemplate
+from model.families.videochat.family import KEY_MAP, VideoChatTemplate
+from model.families.videochat.gmhra import GlobalTokenBlock
+from model.families.videochat.network import VideoChatNetwork
+from model.families.videochat.published import read_sizes
 from model.family import EncodedClip, Family, build_prompt, tokenize_segments
-from model.networks.gmhra import GlobalTokenBlock
-from model.networks.videochat import VideoChatNetwork
-from model.pixels import normalize, resize
-from model.sentencepiece import read_sentencepiece
-from model.video import VideoLimits
-from model.video_reader import open_video
+from model.text.conversation import Clip, Conversation, Turn, VideoSlot
+from model.text.sentencepiece import read_sentencepiece
+from model.video.pixels import normalize, resize
+from model.video.reader import open_video
+from model.video.spec import VideoLimits
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import Stages, assert_near, read_json, tensors
 from tests.published import golden

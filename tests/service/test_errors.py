@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from model.video import VideoErrorCode
+from model.video.spec import VideoErrorCode
 from service import errors
 from service.errors import (
     Gone,

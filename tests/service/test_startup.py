@@ -13,7 +13,9 @@ from service.store.redis_server import embedded_redis
 HEAVY = {"torch", "transformers"}
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.server", "service.cli", "service.openapi"])
+@pytest.mark.parametrize(
+    "module", ["service.app", "service.server", "service.commands.main", "service.commands.openapi"]
+)
 def test_the_api_process_imports_neither_torch_nor_transformers(module: str) -> None:
     script = f"import sys, {module}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
@@ -29,7 +31,7 @@ def test_the_worker_is_the_door_to_torch() -> None:
 
 
 def reeltalk(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service.cli", *arguments]
+    command = [sys.executable, "-m", "service.commands.main", *arguments]
     return subprocess.run(
         command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
     )

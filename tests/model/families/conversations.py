@@ -1,6 +1,6 @@
 """Conversations to render, and rendered prompts to read."""
 
-from model.conversation import Clip, Conversation, SpecialToken, Template, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, SpecialToken, Template, Turn, VideoSlot
 
 
 def asked(*texts: str, system: str = "", num_clips: int = 1) -> Conversation:

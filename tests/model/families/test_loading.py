@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints.folder import read_folder
 from model.engine.sampling_params import SamplingParams
 from model.families import default_dtype, family_module, family_names, load_family
-from model.families.videochat import DEFAULT_CHECKPOINT
+from model.families.videochat.family import DEFAULT_CHECKPOINT
 from model.family import Family
 from model.quantization import Quantization
 from model.role import Role
-from model.tokenizer import TokenizerError
+from model.text.tokenizer import TokenizerError
 from model.weights import WeightsError
 from tests.model.families.conversations import asked
-from tests.model.sentencepiece_files import llama_like, model_file
 from tests.model.test_quantization import LIBRARIES
+from tests.model.text.sentencepiece_files import llama_like, model_file
 
 TOKENIZERS = {
     "video-chatgpt": model_file(llama_like()),

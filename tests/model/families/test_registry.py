@@ -12,7 +12,7 @@ from model.families import UnknownFamily, default_dtype, family_names, load_fami
 
 
 def test_every_file_of_the_folder_is_a_family_and_no_other_name_is() -> None:
-    files = [path.stem.replace("_", "-") for path in Path(families.__file__).parent.glob("*.py")]
+    files = [path.parent.name.replace("_", "-") for path in Path(families.__file__).parent.glob("*/family.py")]
     assert family_names() == tuple(sorted(name for name in files if not name.startswith("-")))
     assert "videochat" in family_names()
 

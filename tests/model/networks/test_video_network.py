@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-from model.checkpoints import video_chatgpt as published_video_chatgpt
-from model.checkpoints import videochat as published_videochat
-from model.networks.video_chatgpt import VideoChatGPTNetwork
+from model.families.video_chatgpt import published as published_video_chatgpt
+from model.families.video_chatgpt.network import VideoChatGPTNetwork
+from model.families.videochat import published as published_videochat
+from model.families.videochat.network import VideoChatNetwork
 from model.networks.video_network import VideoNetwork, VideoNetworkConfig
-from model.networks.videochat import VideoChatNetwork
-from tests.model.networks import test_video_chatgpt, test_videochat
+from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
+from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
 
-SMALL = (test_videochat.SMALL, test_video_chatgpt.SMALL)
+SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT)
 PUBLISHED = (
     published_videochat.PUBLISHED_7B,
     published_videochat.PUBLISHED_13B,
@@ -24,8 +25,8 @@ PUBLISHED = (
 def network(request: pytest.FixtureRequest) -> VideoNetwork:
     torch.manual_seed(2)
     if request.param == "videochat":
-        return VideoChatNetwork(test_videochat.SMALL)
-    return VideoChatGPTNetwork(test_video_chatgpt.SMALL)
+        return VideoChatNetwork(SMALL_VIDEOCHAT)
+    return VideoChatGPTNetwork(SMALL_VIDEO_CHATGPT)
 
 
 @torch.no_grad()

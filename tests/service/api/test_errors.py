@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from service.api.errors import install_error_handlers
+from service.api.middleware import LimitBodies, ObserveRequests
 from service.errors import Conflict, Overloaded
-from service.metrics import Metrics
-from service.middleware import LimitBodies, ObserveRequests
+from service.observability.metrics import Metrics
 
 LIMIT = 1000
 FOUR = {"message", "type", "param", "code"}

@@ -13,7 +13,7 @@ from service.store.event_log import LogEvent
 from service.store.leases import Leases
 from service.store.records import AnswerRecord, MessageRecord
 from service.store.sessions import SessionStore
-from tests.service.conversations import OWNER, TENANT, accept, answer_record
+from tests.service.answers.conversations import OWNER, TENANT, accept, answer_record
 
 ANSWER = answer_record()
 LEASE = keys.session_lease(TENANT, ANSWER.session_id)

@@ -11,7 +11,7 @@ from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.records import AnswerRecord
 from service.store.sessions import SessionStore
-from tests.service.conversations import OWNER, TENANT, accept, answer_record
+from tests.service.answers.conversations import OWNER, TENANT, accept, answer_record
 
 KEY = "key_1"
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from model.features import PackedFeatures, pack
 from service.errors import Unavailable
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.store.connection import StoreClient
 from service.store.features import FeatureCache
 

@@ -9,7 +9,7 @@ from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from tests.service.conversations import TENANT, accept, answer_record, session_record, video_record
+from tests.service.answers.conversations import TENANT, accept, answer_record, session_record, video_record
 
 VIDEO = video_record()
 

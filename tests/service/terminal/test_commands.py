@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
+from service.commands.main import app
 from service.settings import load_settings
 
 NOWHERE = "http://127.0.0.1:9"
@@ -30,7 +30,7 @@ def reeltalk(*arguments: str | Path, **environ: str) -> Result:
 )
 def test_the_terminal_starts_without_the_service_and_without_torch(arguments: list[str], status: int) -> None:
     script = (
-        "import sys\nfrom service.cli import main\n"
+        "import sys\nfrom service.commands.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    print('status', end.code)\nprint(*sys.modules)"
     )
     command = [sys.executable, "-c", script, *arguments]
@@ -115,7 +115,7 @@ def test_a_shell_gets_a_script_that_completes_commands(shell: str, tmp_path: Pat
     if found is None:
         pytest.skip(f"{shell} is not installed")
     command = tmp_path / "reeltalk"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.commands.main "$@"\n')
     command.chmod(0o755)
     complete = {
         "bash": "reeltalk --show-completion > script; . ./script; COMP_WORDS=(reeltalk vid); COMP_CWORD=1; "

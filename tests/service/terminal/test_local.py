@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app
-from service.demo import SAMPLE
+from service.commands.demo import SAMPLE
+from service.commands.main import app
 from service.terminal.local import LocalTalk
 from tests.talkative import talkative_checkpoint
 

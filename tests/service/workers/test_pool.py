@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.conversation import Clip, Conversation, Turn
 from model.engine.sampling_params import SamplingParams
 from model.features import unpack
+from model.text.conversation import Clip, Conversation, Turn
 from service.errors import InternalError, InvalidRequest
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Encode, Generate, ModelInfo, Refused, WorkerConfig
 from service.workers.roles import parse_places

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.conversation import Clip, Conversation, Turn
+from model.text.conversation import Clip, Conversation, Turn
 from service.workers import routing
 from service.workers.routing import SLACK, PrefixTable
 

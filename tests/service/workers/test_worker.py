@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.conversation import Turn
 from model.engine.sampling_params import SamplingParams
 from model.features import unpack
+from model.text.conversation import Turn
 from service.errors import InternalError
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.workers.pool import Pool, WorkersCannotStart
 from service.workers.protocol import Encode, Encoded, Generate, Refused
 from tests.service.workers.test_pool import PATIENCE, conversation, encode, end_of, generate, pool_of, until_ready

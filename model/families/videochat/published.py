@@ -1,0 +1,235 @@
+"""VideoChat as published: four files by three groups, merged in the order in which the original loads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model.checkpoints.folder import TOKENIZER
+from model.checkpoints.huggingface import llama_sizes, read_llama_config
+from model.checkpoints.json_object import read_object
+from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, sort_out
+from model.checkpoints.torch_file import read_torch_file
+from model.families.videochat.network import QFormerConfig, VideoChatConfig
+from model.networks.eva_vit import VisionConfig
+from model.networks.llama import DecoderConfig
+from model.weights import WeightsError
+
+MODEL = "VideoChat"
+VISION_FILE = "eva_vit_g.pth"
+QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
+VIDEOCHAT_FILES = ("videochat_7b.pth", "videochat_13b.pth", "videochat.pth")
+BUFFERS = (r"Qformer\.bert\.embeddings\.position_ids", r"llama_model\..*\.rotary_emb\.inv_freq")
+"""Kept by the original beside its parameters; they follow from the sizes."""
+
+_PUBLISHED_VISION = VisionConfig(image_size=224, patch_size=14, width=1408, depth=39, num_heads=16, num_global_blocks=8)
+_PUBLISHED_QFORMER = QFormerConfig(width=768, depth=12, num_heads=12, mlp_width=3072)
+PUBLISHED_7B = VideoChatConfig(
+    num_frames=8,
+    vision=_PUBLISHED_VISION,
+    qformer=_PUBLISHED_QFORMER,
+    decoder=DecoderConfig(vocab_size=32001, width=4096, depth=32, num_heads=32, mlp_width=11008),
+)
+PUBLISHED_13B = VideoChatConfig(
+    num_frames=8,
+    vision=_PUBLISHED_VISION,
+    qformer=_PUBLISHED_QFORMER,
+    decoder=DecoderConfig(vocab_size=32001, width=5120, depth=40, num_heads=40, mlp_width=13824),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedFiles:
+    """The four parts of a published VideoChat model, and the sizes where a file tells them."""
+
+    vision: Path
+    """EVA ViT-g."""
+    qformer: Path
+    """BLIP-2's first stage."""
+    llama: Path
+    """A folder as Hugging Face lays it out."""
+    videochat: Path
+    """What VideoChat's own training added."""
+    config: Path | None = None
+
+
+def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedFiles:
+    """The four parts, each named in `named` or found in `folder` under its published name.
+
+    The sizes, where `named` has no `config`, are those of a `config.json` in `folder` or beside the LLaMA's
+    folder; without one they are the published model's.
+
+    Raises:
+        WeightsError: a part is neither named nor found, or has a name that is no part's.
+    """
+    search = Search(MODEL, folder, named, parts=[field.name for field in fields(PublishedFiles)])
+    llama = search.llama()
+    return PublishedFiles(
+        vision=search.file("vision", VISION_FILE),
+        qformer=search.file("qformer", QFORMER_FILE),
+        llama=llama,
+        videochat=search.file("videochat", *VIDEOCHAT_FILES),
+        config=named.get("config") or _find_config(folder, llama.resolve().parent),
+    )
+
+
+def read_published(
+    folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
+) -> Source[VideoChatConfig]:
+    """The published model, found and merged.
+
+    Raises:
+        WeightsError: as `find_published` and `merge`.
+    """
+    files = find_published(folder, named)
+    config, tensors = merge(files, ignored=ignored)
+    return Source(config=config, tensors=tensors, tokenizer=files.llama / TOKENIZER, files=astuple(files))
+
+
+def read_sizes(path: Path) -> VideoChatConfig:
+    """The sizes in a `config.json`: one of ours, or one laid out as `vit`, `qformer` and `llama`.
+
+    Raises:
+        WeightsError: there is none, or a size is missing, unknown or impossible.
+    """
+    values = read_object(path)
+    try:
+        return _sizes_by_part(values) if "vit" in values else VideoChatConfig.from_json(values)
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise WeightsError(f"{path} does not hold the sizes of a VideoChat model ({error}).") from error
+
+
+def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
+    """Sizes and state dict of the original model, its names, its buffers, each file's own dtype; all mapped.
+
+    Args:
+        files: the four parts.
+        ignored: keys that the user knows to be harmless; a whole key of any file, as it stands there.
+
+    Raises:
+        WeightsError: a file is absent, damaged, of another model, or holds a key that belongs nowhere.
+    """
+    videochat = read_torch_file(files.videochat)
+    config = read_sizes(files.config) if files.config else _published_sizes(videochat, files.videochat)
+    _check_videochat(videochat, files.videochat, config)
+    _check_llama(files.llama, config.decoder)
+    llama = read_llama(files.llama, vocab_size=config.decoder.vocab_size, hint=_llama_hint("vocab_size"))
+    merged: dict[str, Tensor] = {}
+    for path, tensors, keys in (
+        (files.vision, read_torch_file(files.vision), _vision_keys(config.vision)),
+        (files.qformer, read_torch_file(files.qformer), _QFORMER_KEYS),
+        (files.llama, llama, _LLAMA_KEYS),
+        (files.videochat, videochat, _VIDEOCHAT_KEYS),
+    ):
+        merged |= sort_out(path, tensors, keys, model=MODEL, ignored=ignored)
+    _inflate(merged)
+    return config, merged
+
+
+def _find_config(*folders: Path | None) -> Path | None:
+    places = [folder / "config.json" for folder in folders if folder]
+    return next((path for path in places if path.is_file() and "vit" in read_object(path)), None)
+
+
+def _published_sizes(videochat: Mapping[str, Tensor], path: Path) -> VideoChatConfig:
+    projection = videochat.get("llama_proj.weight")
+    for config in (PUBLISHED_7B, PUBLISHED_13B):
+        if projection is not None and projection.shape == (config.decoder.width, config.qformer.width):
+            return config
+    raise WeightsError(
+        f"{path.name} is neither the 7B nor the 13B VideoChat: llama_proj.weight is "
+        f"{'missing' if projection is None else list(projection.shape)}. For other sizes name their config.json "
+        "with --part config=FILE; the numbers of heads cannot be told from tensors."
+    )
+
+
+def _check_videochat(videochat: Mapping[str, Tensor], path: Path, config: VideoChatConfig) -> None:
+    if config.vision.num_global_blocks and not any(key.startswith("visual_encoder.gmhra") for key in videochat):
+        raise WeightsError(
+            f"{path.name} holds no GMHRA (visual_encoder.gmhra.*), without which frames never meet. It is not the "
+            "file that VideoChat published as videochat_7b.pth or videochat_13b.pth."
+        )
+    projection = videochat.get("llama_proj.weight")
+    if projection is not None and len(projection) != config.decoder.width:
+        raise WeightsError(
+            f"{path.name} projects to {len(projection)} values, but the language model is {config.decoder.width} "
+            "wide. One is of the 7B model and the other of the 13B: take both of the same."
+        )
+
+
+def _check_llama(folder: Path, wanted: DecoderConfig) -> None:
+    found = read_llama_config(folder)
+    for field, ours, theirs in zip(fields(wanted), astuple(wanted), astuple(found), strict=True):
+        if ours != theirs:
+            raise WeightsError(
+                f"{folder} holds another LLaMA than this VideoChat was trained with: {field.name} is {theirs}, "
+                f"not {ours}. {_llama_hint(field.name)}"
+            )
+
+
+def _llama_hint(size: str) -> str:
+    if size == "vocab_size":
+        return (
+            "The published 7B wants LLaMA-1 with vicuna-7b-delta-v0 applied, after a [PAD] row was added; the 13B "
+            "wants stable-vicuna-13b. A bare LLaMA, a bare delta, LLaMA-2 and later Vicunas give garbage."
+        )
+    return "The 7B VideoChat goes with vicuna-7b-v0 and the 13B with stable-vicuna-13b, both LLaMA of 2023."
+
+
+_QFORMER_KEYS = Keys(wanted=r"Qformer\.bert\..+|query_tokens|ln_vision\.(weight|bias)", unused=r"t5_proj\..+")
+_LLAMA_KEYS = Keys(wanted=LLAMA_KEYS, prefix="llama_model.")
+_VIDEOCHAT_KEYS = Keys(
+    wanted="|".join(
+        (
+            r"visual_encoder\.gmhra(_cls_token|\..+)",
+            r"extra_query_tokens",
+            r"(ln_vision|llama_proj)\.(weight|bias)",
+            *BUFFERS,
+        )
+    )
+)
+
+
+def _vision_keys(vision: VisionConfig) -> Keys:
+    """The published trunk has a block more than the model, and its last norm and head."""
+    blocks = "|".join(map(str, range(vision.depth)))
+    return Keys(
+        wanted=rf"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.({blocks})\..+",
+        unused=r"blocks\.\d+\..+|(norm|fc_norm|head)\.(weight|bias)",
+        prefix="visual_encoder.",
+    )
+
+
+def _inflate(merged: dict[str, Tensor]) -> None:
+    """The original's patch kernel has a time axis of length 1, which the file of the plain ViT lacks."""
+    kernel = merged.get("visual_encoder.patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 4:
+        merged["visual_encoder.patch_embed.proj.weight"] = kernel.unsqueeze(2)
+
+
+def _sizes_by_part(values: Mapping[str, Any]) -> VideoChatConfig:
+    vit, qformer, llama = values["vit"], values["qformer"], values["llama"]
+    return VideoChatConfig(
+        num_frames=values["num_frames"],
+        vision=VisionConfig(
+            image_size=vit["img_size"],
+            patch_size=vit["patch_size"],
+            width=vit["embed_dim"],
+            depth=vit["depth"],
+            num_heads=vit["num_heads"],
+            num_global_blocks=vit["gmhra_layers"],
+            mlp_ratio=vit["mlp_ratio"],
+        ),
+        qformer=QFormerConfig(
+            width=qformer["hidden_size"],
+            depth=qformer["num_hidden_layers"],
+            num_heads=qformer["num_attention_heads"],
+            mlp_width=qformer["intermediate_size"],
+            num_queries=qformer["num_query_token"],
+            num_extra_queries=qformer["extra_num_query_token"],
+            cross_every=qformer["cross_attention_freq"],
+        ),
+        decoder=llama_sizes(llama),
+    )

@@ -1,0 +1,1 @@
+"""Video files as tensors: frame rules, containers, timestamps, and pixel preprocessing."""

@@ -1,0 +1,209 @@
+"""Reading an open media file with PyAV within limits, and finding out which frames it holds. Decodes no picture.
+
+FFmpeg is given an open file and no protocol to open another with, and playlists and scripts are not among the
+allowed containers: no other file and no network is ever touched.
+"""
+
+import os
+from fractions import Fraction
+from io import FileIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from model.video import timeline
+from model.video.spec import VideoError, VideoLimits
+from model.video.timeline import Timeline
+
+CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "ogg")
+"""FFmpeg's names of what may be opened."""
+
+CODECS = {
+    **{name: name for name in ("h263", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4")},
+    **{name: name for name in ("prores", "theora", "vp8", "vp9")},
+    "av1": "libdav1d",
+    "flv1": "flv",
+}
+"""Codecs that may be decoded, each with FFmpeg's name of the decoder."""
+
+MAX_STREAMS = 64
+"""Tracks of a file, whatever they hold; cameras and discs write a dozen."""
+
+
+class VideoFile(FileIO):
+    """An open media file as FFmpeg reads it: a place that cannot be gone to is an answer there, not an exception."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Where the file stands now; -1 where it cannot stand."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, OverflowError):
+            return -1
+
+
+def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer, VideoStream]:
+    """The file and its best video stream, ready to be decoded; whatever its header gives away was checked.
+
+    Closing the container leaves the file open.
+
+    Raises:
+        VideoError: `not_a_video`, `undecodable`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
+    """
+    options = {
+        "protocol_whitelist": "none",  # not a protocol: what is not on the list is refused, and nothing is
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_streams": str(MAX_STREAMS),
+        # What follows also binds the decoders that FFmpeg runs on the first packets to guess at the streams.
+        "codec_whitelist": ",".join(CODECS.values()),
+        "max_pixels": str(limits.max_pixels),
+        "threads": "1",
+        "fflags": "-genpts",  # FFmpeg's guesses at moments that a file does not state are wrong around B-frames
+    }
+    file.seek(0)
+    try:
+        container = av.open(file, "r", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except FFmpegError:
+        if _begins_like_a_video(file):
+            raise VideoError("undecodable", "The video is damaged or incomplete.") from None
+        raise VideoError("not_a_video", "The file is not a video of a known kind.") from None
+    try:
+        stream = _video_stream(container)
+        check_size(stream.codec_context.width, stream.codec_context.height, limits)
+        check_length(declared_duration(container, stream) or 0.0, stream.frames, limits)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _begins_like_a_video(file: VideoFile) -> bool:
+    """Whether the first bytes are those of an allowed container, whatever became of the rest."""
+    file.seek(0)
+    head = file.read(12)
+    return head[4:8] in {b"ftyp", b"moov", b"mdat"} or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS"))
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        raise VideoError("no_video_stream", "The file has no video stream.")
+    if stream.codec_context is None or stream.codec_context.codec.canonical_name not in CODECS:
+        raise VideoError("unsupported_codec", "The video is encoded in a way that is not supported.")
+    return stream
+
+
+def check_size(width: int, height: int, limits: VideoLimits) -> None:
+    """Raise `too_large` unless a picture of this size may be decoded."""
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise VideoError(
+            "too_large",
+            f"Pictures may have sides of up to {limits.max_side} and in all {limits.max_pixels} pixels.",
+        )
+
+
+def check_length(duration: float, num_frames: int, limits: VideoLimits) -> None:
+    """Raise `too_long` unless so many seconds and frames may be read."""
+    if duration > limits.max_duration:
+        raise VideoError("too_long", f"The video is longer than {limits.max_duration:g} seconds.")
+    if num_frames > limits.max_frames:
+        raise VideoError("too_long", f"The video has more than {limits.max_frames} frames.")
+
+
+def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Seconds, as the file states or FFmpeg estimates them."""
+    if stream.duration and stream.duration > 0 and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if container.duration and container.duration > 0:
+        return container.duration / av.time_base
+    return None
+
+
+def declared_rate(stream: VideoStream) -> Fraction | None:
+    """Average frames per second, as the file states them."""
+    rate = stream.average_rate or stream.guessed_rate
+    return rate if rate and rate > 0 else None
+
+
+def read_timeline(file: VideoFile, limits: VideoLimits) -> Timeline:
+    """The frames of the file: from its index where that shows a constant rate, else from all its packets.
+
+    Raises:
+        VideoError: as `open_container`, and `no_frames`; `undecodable` if packets that the index lists are missing.
+    """
+    container, stream = open_container(file, limits)
+    with container:
+        found = _from_index(container, stream, os.fstat(file.fileno()).st_size)
+    if found is not None:
+        return found
+    container, stream = open_container(file, limits)
+    with container:
+        return _from_packets(container, stream, limits)
+
+
+def _from_index(container: InputContainer, stream: VideoStream, file_size: int) -> Timeline | None:
+    """The index of an MP4 lists every frame, but by decoding time: that does at a constant rate, if the end agrees."""
+    if container.format.name != CONTAINERS[0] or len(stream.index_entries) != stream.frames:
+        return None
+    entries = list(stream.index_entries)
+    steps = np.diff([entry.timestamp for entry in entries])
+    regular = len(steps) > 0 and steps[0] > 0 and bool((steps == steps[0]).all())
+    if not regular or any(entry.is_discard for entry in entries) or stream.start_time is None:
+        return None
+    assert stream.time_base is not None
+    keys = [entry.is_keyframe for entry in entries]
+    whole = all(entry.pos + entry.size <= file_size for entry in entries)
+    found = timeline.from_rate(stream.start_time, int(steps[0]), keys=keys, time_base=stream.time_base, whole=whole)
+    return found if not whole or _end_holds(container, stream, found) else None
+
+
+def _end_holds(container: InputContainer, stream: VideoStream, found: Timeline) -> bool:
+    """Whether the packets from the last key frame on are shown when the timeline says."""
+    try:
+        container.seek(int(found.pts[-1]), stream=stream)
+        last = sorted(packet.pts or 0 for packet in container.demux(stream) if packet.size)
+    except FFmpegError:
+        return False
+    return bool(last) and last == found.pts[-len(last) :].tolist()
+
+
+def _from_packets(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> Timeline:
+    moments: list[int | None] = []
+    keys: list[bool] = []
+    num_packets = 0
+    try:
+        for packet in container.demux(stream):
+            num_packets += packet.size > 0
+            check_length(0.0, num_packets, limits)
+            if packet.size and _is_shown(packet):
+                moments.append(packet.pts)
+                keys.append(packet.is_keyframe)
+    except MemoryError:
+        raise
+    except FFmpegError:
+        pass  # the frames before the damage are what there is
+    if not moments:
+        raise VideoError("no_frames", "The video has no frames.")
+    if container.format.name == CONTAINERS[0] and num_packets < stream.frames == len(stream.index_entries):
+        raise VideoError("undecodable", "The file ends before its last frame.")
+    assert stream.time_base is not None
+    found = timeline.from_packets(moments, keys=keys, time_base=stream.time_base)
+    if found is None:
+        return timeline.counted(len(moments), declared_rate(stream))
+    check_length(float(found.timestamps()[-1]), found.num_frames, limits)
+    return found
+
+
+def _is_shown(packet: "Packet[VideoStream]") -> bool:
+    """False for what an edit list leaves out, and for VP8's hidden frames (RFC 6386, 9.1: `show_frame`)."""
+    if packet.is_discard:
+        return False
+    return packet.stream.codec_context.codec.canonical_name != "vp8" or bool(bytes(packet)[0] >> 4 & 1)

@@ -1,0 +1,1 @@
+"""API keys: callers, their scopes and limits, and the authentication middleware."""

@@ -1,0 +1,1 @@
+"""Questions and answers: sessions, generation, readers, take-over, admission, chat completions."""

@@ -1,0 +1,47 @@
+"""What is asked for with a chat completion: videos, wherever they are, and a conversation about them."""
+
+from dataclasses import dataclass
+
+from model.text.conversation import Turn
+from service.answers.questions import Question
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadedVideo:
+    """A video named by its id; `param` is the field that says so."""
+
+    video_id: str
+    param: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InlineVideo:
+    """A video file that came with the request."""
+
+    data: bytes
+    content_type: str
+    filename: str | None
+    param: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteVideo:
+    """A video that lies at an https URL."""
+
+    url: str
+    param: str
+
+
+VideoSource = UploadedVideo | InlineVideo | RemoteVideo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionRequest:
+    """A conversation and its last question, to be answered `num_choices` times."""
+
+    model: str
+    videos: tuple[VideoSource, ...]
+    history: tuple[Turn, ...]
+    question: Question
+    system: str
+    num_choices: int

@@ -1,0 +1,1 @@
+"""The `reeltalk` commands of the server: serve, keys, checkpoints, demo, openapi."""

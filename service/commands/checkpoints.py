@@ -1,0 +1,197 @@
+"""The commands of `reeltalk` that fetch, convert, check and plan checkpoints; each imports torch when it is run."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from service.workers.roles import Quantization
+
+if TYPE_CHECKING:
+    from model.verification.comparison import Row
+
+_console = Console()
+_errors = Console(stderr=True)
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+FamilyOption = Annotated[str, typer.Option(help="The model family.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="What everything is computed in.")]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
+
+
+def pull(
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
+    folder: Annotated[Path | None, typer.Option("--to", help="Where to put it.", show_default="its name")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+) -> None:
+    """Fetch weights, sizes and tokenizer from the Hugging Face Hub."""
+    with _refusals():
+        from model.checkpoints.hub import pull as fetch
+
+        target = folder or Path(repository.rpartition("/")[2])
+        fetch(repository, target, revision=revision)
+    _say(f"{repository} is in {target}")
+
+
+def convert(
+    source: Annotated[Path | None, typer.Argument(help="A folder with the published files.")] = None,
+    *,
+    to: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    part: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a file elsewhere, e.g. llama=vicuna-7b.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="A key that is known to be harmless.")] = None,
+    family: FamilyOption = "videochat",
+    dtype: Annotated[Literal["keep", Dtype], typer.Option(help="Write in this; keep: as published.")] = "float16",
+) -> None:
+    """Make one safetensors folder of the published files; a run that was cut short goes on."""
+    with _refusals(), _bar("writing") as report:
+        import torch
+
+        from model.checkpoints.folder import write_folder
+
+        checkpoint, origin = _capability(family, "read_source")(
+            source,
+            parts=_named(part or ()),
+            ignored=tuple(ignore or ()),
+            dtype=None if dtype == "keep" else getattr(torch, dtype),
+        )
+        digest = write_folder(to, checkpoint, origin=origin, report=report)
+    _say(f"{to} is complete: {len(checkpoint.tensors)} tensors, digest {digest}")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Weights, sizes, inputs, and expected.safetensors.")],
+    *,
+    family: FamilyOption = "videochat",
+    dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the computed tensors here (safetensors).")] = None,
+) -> None:
+    """Run every stage of a model and compare it with reference tensors; exit status 1 where one differs."""
+    with _refusals():
+        from model.verification.run import Verification
+
+        verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
+        rows = _printed(verification.rows())
+        if out is not None:
+            verification.write(out)
+            _say(f"{len(verification.tensors)} tensors written to {out}")
+    if not verification.has_reference:
+        _say("Tensors were compared with nothing: the folder has no expected.safetensors.")
+    if num_shown := sum(row.verdict == "shown" for row in rows):
+        _say(f"{num_shown} stages differ as they may in fewer bits, and were not judged.")
+    num_bad = sum(row.is_bad for row in rows)
+    nothing = "Nothing else differs." if num_shown else "Nothing differs."
+    _say(f"{num_bad} stages differ." if num_bad else nothing)
+    sys.exit(1 if num_bad else 0)
+
+
+def plan(
+    *,
+    size: Annotated[str, typer.Option(help="A published size, e.g. 7b.")] = "7b",
+    family: FamilyOption = "videochat",
+    dtype: DtypeOption = "float16",
+    quantize: QuantizeOption = None,
+    budget_mib: Annotated[int | None, typer.Option(min=1, help="MiB to fit into.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Positions of a conversation.", show_default="all")] = None,
+) -> None:
+    """Say how much memory a model takes, without loading it."""
+    with _refusals():
+        import torch
+
+        from model.plan import MIB
+        from model.plan import plan as plan_memory
+
+        sizes = _capability(family, "SIZES")
+        if size not in sizes:
+            _refuse(f"{family} has no size {size!r}; there are: {', '.join(sizes)}.")
+        blueprint = _capability(family, "blueprint")(size)
+        memory = plan_memory(blueprint, getattr(torch, dtype), quantize)
+    title = f"{family} {size} in {dtype}" + (f", language model in {quantize}" if quantize else "")
+    table = Table("module", "parameters", "MiB", title=title)
+    for name, count in blueprint.modules.items():
+        table.add_row(name, f"{count:,}", f"{memory.module_bytes[name] / MIB:,.1f}")
+    table.add_section()
+    table.add_row("all weights", f"{sum(blueprint.modules.values()):,}", f"{memory.weight_bytes / MIB:,.1f}")
+    _console.print(table)
+    num_tokens = tokens or blueprint.max_model_len
+    _say(f"KV cache: {memory.kv_bytes_per_token:,} bytes a token")
+    _say(f"  {memory.kv_bytes_per_token * num_tokens / MIB:,.1f} MiB for a conversation of {num_tokens:,} tokens")
+    _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")
+    if budget_mib is not None:
+        batch = memory.largest_batch(budget_mib * MIB, num_tokens=num_tokens)
+        _say(f"Largest batch in {budget_mib:,} MiB: {batch} conversations of {num_tokens:,} tokens")
+
+
+def add_commands(app: typer.Typer, *, panel: str) -> None:
+    """Give `app` these commands, under the heading `panel` of its help."""
+    for command in (pull, convert, verify, plan):
+        app.command(rich_help_panel=panel)(command)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a user can mend becomes one line and exit status 2."""
+    from model.families import UnknownFamily
+    from model.text.tokenizer import TokenizerError
+    from model.weights import WeightsError
+
+    try:
+        yield
+    except (WeightsError, TokenizerError, UnknownFamily) as error:
+        _refuse(str(error))
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _capability(family: str, name: str) -> Any:
+    """What a family's module has under a name, where it has it."""
+    from model.families import family_module
+
+    found = getattr(family_module(family), name, None)
+    if found is None:
+        _refuse(f"The family {family} does not offer this command yet.")
+    return found
+
+
+def _named(parts: Iterable[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for part in parts:
+        name, equals, path = part.partition("=")
+        if not (name and equals and path):
+            _refuse(f"--part wants NAME=PATH, not {part!r}.")
+        named[name] = Path(path)
+    return named
+
+
+def _printed(rows: "Iterable[Row]") -> "list[Row]":
+    """The rows, each printed in a line as it comes."""
+    printed = []
+    _say(f"{'stage':<32} {'max|diff|':>10} {'max|expected|':>13}  {'':7} note")
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.2e}"
+        scale = "" if row.scale is None else f"{row.scale:.4g}"
+        _say(f"{row.name:<32} {error:>10} {scale:>13}  {row.verdict:7} {row.note}".rstrip())
+        printed.append(row)
+    return printed
+
+
+def _say(line: str) -> None:
+    _console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse(sentence: str) -> None:
+    _errors.print(f"reeltalk: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""Uploaded videos: receive, resume, fetch, prepare (decode and encode), retain, erase."""

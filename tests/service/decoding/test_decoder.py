@@ -1,0 +1,399 @@
+"""Uploads are decoded in children that are bounded, killed when they misbehave, and never left behind."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.video.pixels import PixelSpec, resize
+from model.video.reader import open_video
+from model.video.spec import FrameSpec, VideoLimits
+from service.decoding.decoder import (
+    DecodeEvent,
+    DecodeFailed,
+    Decoder,
+    VideoRejected,
+    _overdue,
+    _processor_seconds,
+)
+from service.decoding.protocol import Probed, Progress
+from tests import clips
+
+PIXELS = PixelSpec(size=64)
+FRAMES = FrameSpec(count=8)
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@asynccontextmanager
+async def running(decoder: Decoder) -> AsyncIterator[Decoder]:
+    """A decoder that has been started; once it is closed, nothing of it is left."""
+    await decoder.start()
+    try:
+        yield decoder
+    finally:
+        await decoder.close()
+        assert decode_children() == []
+
+
+def decode_children() -> list[int]:
+    """Decode children of ours, and whatever of ours has ended but was not reaped."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                command = (folder / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if int(parent) == os.getpid() and (state == "Z" or b"service.decoding.child" in command):
+                found.append(int(folder.name))
+    return found
+
+
+def only_child() -> int:
+    """The spare of a decoder at rest, which will take the next decode."""
+    patience = time.monotonic() + 10
+    while not (pids := decode_children()):  # it may not be itself yet
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+    (pid,) = pids
+    return pid
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def environment_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def slow_mp4(path: Path) -> Path:
+    """With 64 frames asked for, this takes a second or so."""
+    return clips.write_video(path, clips.moving_shapes(12, 1280, 720), options={"preset": "ultrafast"})
+
+
+def ignore(event: DecodeEvent) -> None:
+    """For who does not care about progress."""
+
+
+def send(number: signal.Signals, pid: int) -> Callable[[DecodeEvent], None]:
+    """Send a signal to the child as soon as it has opened the file."""
+
+    def on_event(event: DecodeEvent) -> None:
+        if isinstance(event, Probed):
+            os.kill(pid, number)
+
+    return on_event
+
+
+async def newcomer(known: set[int]) -> int:
+    """A decode child that is none of these, as soon as there is one."""
+    async with asyncio.timeout(60):
+        while not (others := set(decode_children()) - known):  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.01)
+    return others.pop()
+
+
+async def end_two(number: signal.Signals, first: int) -> None:
+    """End the child that has the file, which is stopped, and then the one that takes the file over from it."""
+    second = await newcomer({first})
+    os.kill(second, signal.SIGSTOP)
+    for child, known in ((first, {first, second}), (second, set())):
+        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):  # SIGKILL ends one that is stopped, too
+            os.kill(child, signal.SIGCONT)
+        if known:
+            await newcomer(known)  # the second one is taken by now
+
+
+async def test_a_child_gives_what_decoding_at_home_would_give(tmp_path: Path) -> None:
+    path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(48))
+    events: list[DecodeEvent] = []
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        decoded = await decoder.decode(path, FRAMES, PIXELS, events.append)
+
+    with open_video(path, VideoLimits()) as video:
+        frames = list(video.frames(FRAMES))
+        expected = np.stack([resize(frame.rgb, PIXELS) for frame in frames])
+    assert decoded.facts == video.facts
+    assert decoded.indices == tuple(frame.index for frame in frames)
+    assert decoded.timestamps == tuple(frame.timestamp for frame in frames)
+    assert decoded.shape == (8, 64, 64, 3)
+    np.testing.assert_array_equal(np.frombuffer(decoded.frames, np.uint8).reshape(decoded.shape), expected)
+    assert 0 < decoded.seconds < 60
+    assert events == [Probed(facts=video.facts), *(Progress(done=done, total=8) for done in range(1, 9))]
+
+
+async def test_of_a_short_video_a_rule_may_take_fewer_frames_than_were_asked_for(tmp_path: Path) -> None:
+    path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(3))
+    events: list[DecodeEvent] = []
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        decoded = await decoder.decode(path, FrameSpec(count=100, rule="video-chatgpt"), PIXELS, events.append)
+    assert decoded.indices == (0, 1, 1)
+    assert decoded.shape == (3, 64, 64, 3)
+    assert len(decoded.frames) == 3 * 64 * 64 * 3
+    assert len(decoded.thumbnails) == 3
+    assert events[1:] == [Progress(done=done, total=3) for done in (1, 2, 3)]
+
+
+async def test_thumbnails_show_the_whole_frame_the_right_way_up(tmp_path: Path) -> None:
+    path = clips.rotated_mp4(tmp_path / "a.mp4", 180)
+    async with running(Decoder(VideoLimits(), 60, thumbnail_side=80)) as decoder:
+        decoded = await decoder.decode(path, FRAMES, PIXELS, ignore)
+    assert len(decoded.thumbnails) == 8
+    picture = Image.open(BytesIO(decoded.thumbnails[0]))
+    assert (picture.format, picture.size) == ("JPEG", (80, 48))
+    red, green, blue = np.asarray(picture)[-4, 4].tolist()
+    assert min(red, 150) - max(green, blue) > 50
+
+
+BAD_FILES: list[tuple[Callable[[Path], Path], set[str]]] = [
+    (clips.text_file, {"not_a_video"}),
+    (clips.audio_only_mp4, {"no_video_stream"}),
+    (clips.zero_frame_mp4, {"no_frames"}),
+    (clips.truncated_mp4, {"not_a_video", "undecodable"}),
+    (clips.cut_mp4, {"undecodable"}),
+    (clips.wide_mp4, {"too_large"}),
+    (clips.swollen_webm, {"undecodable"}),
+]
+
+
+async def test_bad_files_are_rejected_by_code_and_in_our_words(tmp_path: Path) -> None:
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        for make, codes in BAD_FILES:
+            with pytest.raises(VideoRejected) as rejected:
+                await decoder.decode(make(tmp_path / "upload.mp4"), FRAMES, PIXELS, ignore)
+            assert rejected.value.code in codes, make
+            assert "upload" not in str(rejected.value)
+
+
+async def test_a_script_named_like_a_film_reads_no_other_file(tmp_path: Path) -> None:
+    secret = clips.write_video(tmp_path / "secret.ts", clips.numbered_pictures(20))
+    script = clips.ffconcat_script(tmp_path / "film.mp4", secret)
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        with pytest.raises(VideoRejected, match="not a video"):
+            await decoder.decode(script, FRAMES, PIXELS, ignore)
+
+
+async def test_memory_is_bounded_whatever_the_limits_allow(tmp_path: Path) -> None:
+    path = clips.swollen_webm(tmp_path / "a.webm")
+    boundless = VideoLimits(max_side=1 << 20, max_pixels=1 << 30)  # lets in its frames of 96 MB each
+    async with running(Decoder(boundless, 60, memory_bytes=320 << 20)) as decoder:
+        with pytest.raises(VideoRejected) as rejected:
+            await decoder.decode(path, FRAMES, PIXELS, ignore)
+    assert rejected.value.code == "too_large"
+
+
+async def test_a_child_that_is_killed_in_mid_decode_is_replaced_and_nobody_notices(tmp_path: Path) -> None:
+    slow = slow_mp4(tmp_path / "slow.mp4")
+    events: list[DecodeEvent] = []
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        pid = only_child()
+
+        def kill_half_way(event: DecodeEvent) -> None:
+            events.append(event)
+            if isinstance(event, Progress) and event.done == 8 and is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+        decoded = await decoder.decode(slow, FrameSpec(count=64), PIXELS, kill_half_way)
+        assert not is_alive(pid)
+    assert len(decoded.indices) == 64
+    assert events == [Probed(facts=decoded.facts), *(Progress(done=done, total=64) for done in range(1, 65))]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGSEGV, "decode_crashed"),
+        (signal.SIGABRT, "decode_crashed"),
+        (signal.SIGKILL, "decode_unavailable"),  # no file does that: the machine has no memory left, or an operator
+    ],
+)
+async def test_a_second_child_that_dies_fails_the_decode_and_no_other(
+    tmp_path: Path, number: signal.Signals, code: str
+) -> None:
+    slow, good = slow_mp4(tmp_path / "slow.mp4"), clips.h264_mp4(tmp_path / "good.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        first = only_child()
+        os.kill(first, signal.SIGSTOP)
+        ending = asyncio.create_task(end_two(number, first))
+        with pytest.raises(DecodeFailed) as failed:
+            await decoder.decode(slow, FrameSpec(count=64), PIXELS, ignore)
+        await ending
+        assert failed.value.code == code
+        assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
+
+
+async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
+    good = clips.h264_mp4(tmp_path / "good.mp4")
+    async with running(Decoder(VideoLimits(), 2)) as decoder:
+        first = only_child()
+        os.kill(first, signal.SIGSTOP)
+        started = time.monotonic()
+        decoding = asyncio.create_task(decoder.decode(good, FRAMES, PIXELS, ignore))
+        second = await newcomer({first})
+        os.kill(second, signal.SIGSTOP)
+        with pytest.raises(DecodeFailed) as failed:
+            await decoding
+        assert failed.value.code == "decode_unavailable", "neither got any time"
+        assert 4 <= time.monotonic() - started < 10
+        assert not is_alive(first)
+        assert not is_alive(second)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code"), [(59.0, "decode_timeout"), (31.0, "decode_timeout"), (3.0, "decode_unavailable")]
+)
+def test_whose_fault_it_is_that_the_time_is_up_shows_in_what_the_child_did_with_it(seconds: float, code: str) -> None:
+    assert _overdue(seconds, timeout=60.0).verdict.code == code
+
+
+async def test_what_a_child_has_done_is_known() -> None:
+    burning = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+    try:
+        async with asyncio.timeout(60):
+            while _processor_seconds(burning) < 0.2:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.05)
+    finally:
+        burning.kill()
+        await burning.wait()
+    assert _processor_seconds(burning) == 0.0
+
+
+async def test_a_child_that_used_up_its_time_on_the_processor_says_so_and_no_other_tries(tmp_path: Path) -> None:
+    slow = slow_mp4(tmp_path / "slow.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        with pytest.raises(DecodeFailed) as failed:
+            await decoder.decode(slow, FrameSpec(count=64), PIXELS, send(signal.SIGXCPU, only_child()))
+    assert failed.value.code == "decode_timeout"
+
+
+async def test_a_cancelled_decode_leaves_no_child_behind(tmp_path: Path) -> None:
+    slow = slow_mp4(tmp_path / "slow.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        pid = only_child()
+        probed = asyncio.Event()
+        decoding = asyncio.create_task(decoder.decode(slow, FrameSpec(count=64), PIXELS, lambda _: probed.set()))
+        await probed.wait()
+        decoding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await decoding
+        assert not is_alive(pid)
+
+
+async def test_closing_ends_a_decode_that_is_under_way(tmp_path: Path) -> None:
+    slow = slow_mp4(tmp_path / "slow.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        probed = asyncio.Event()
+        decoding = asyncio.create_task(decoder.decode(slow, FrameSpec(count=64), PIXELS, lambda _: probed.set()))
+        await probed.wait()
+        await decoder.close()
+        with pytest.raises(DecodeFailed):
+            await decoding
+        with pytest.raises(DecodeFailed):
+            await decoder.decode(slow, FRAMES, PIXELS, ignore)
+
+
+async def test_no_child_decodes_twice(tmp_path: Path) -> None:
+    good = clips.h264_mp4(tmp_path / "good.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        first = only_child()
+        await decoder.decode(good, FRAMES, PIXELS, ignore)
+        assert not is_alive(first)
+        await decoder.decode(good, FRAMES, PIXELS, ignore)
+
+
+async def test_a_spare_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
+    good = clips.h264_mp4(tmp_path / "good.mp4")
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        os.kill(only_child(), signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while decode_children():  # noqa: ASYNC110 - nobody tells us when asyncio reaps it
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
+
+
+async def test_a_spare_that_died_is_replaced_although_nobody_uploads() -> None:
+    async with running(Decoder(VideoLimits(), 60)):
+        for _ in range(2):
+            killed = only_child()
+            os.kill(killed, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while not [pid for pid in decode_children() if pid != killed and is_alive(pid)]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+
+async def test_no_more_decodes_run_at_a_time_than_allowed(tmp_path: Path) -> None:
+    good = clips.h264_mp4(tmp_path / "good.mp4")
+    heard: list[str] = []
+    async with running(Decoder(VideoLimits(), 60, concurrency=1)) as decoder:
+        await asyncio.gather(
+            *(
+                decoder.decode(good, FRAMES, PIXELS, lambda _, name=name: heard.append(name))  # type: ignore[misc]
+                for name in "abc"
+            )
+        )
+    assert len(heard) == 27
+    assert "".join(heard) in {first * 9 + second * 9 + third * 9 for first, second, third in ("abc",)}
+
+
+async def test_a_child_sees_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REELTALK_API_KEYS", "hush")
+    async with running(Decoder(VideoLimits(), 60)):
+        environment = environment_of(only_child())
+    assert b"OPENBLAS_NUM_THREADS=1" in environment
+    assert b"hush" not in environment
+
+
+PARENT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+import structlog
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec, VideoLimits
+from service.decoding.decoder import Decoder
+from tests.service.decoding.test_decoder import decode_children, only_child
+
+async def main():
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    decoder = Decoder(VideoLimits(), 60)
+    await decoder.start()
+    busy = only_child()
+    def hold(event):
+        os.kill(busy, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(1.0, lambda: print(*decode_children(), flush=True))
+    await decoder.decode(Path(sys.argv[1]), FrameSpec(count=64), PixelSpec(), hold)
+
+asyncio.run(main())
+"""
+
+
+def test_children_die_with_their_parent_busy_or_not(tmp_path: Path) -> None:
+    slow = slow_mp4(tmp_path / "slow.mp4")
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(slow)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(is_alive(pid) for pid in pids)
+        parent.kill()
+    patience = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < patience
+        time.sleep(0.02)

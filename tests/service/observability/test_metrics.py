@@ -1,0 +1,45 @@
+"""docs/metrics.md lists every Prometheus series of the service, with what it says, and no other."""
+
+import re
+import sys
+from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from service.observability.metrics import Metrics
+
+_LIST = Path(__file__).parents[3] / "docs" / "metrics.md"
+_ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \| (.*) \|$", re.MULTILINE)
+
+
+def test_the_list_has_every_series_with_its_kind_unit_and_meaning() -> None:
+    metrics = Metrics()
+    served = {
+        (
+            family.name + ("_total" if family.type == "counter" else ""),
+            family.type,
+            _labels(metrics, family.name),
+            _unit(family.name),
+            family.documentation,
+        )
+        for family in metrics.registry.collect()
+    }
+    listed = [row for row in _ROW.findall(_LIST.read_text()) if sys.platform == "linux" or row[0].startswith("reel")]
+    assert sorted(listed) == sorted(served)
+
+
+def _labels(metrics: Metrics, name: str) -> str:
+    """As the list writes them, in code marks."""
+    labels = next((series._labelnames for series in vars(metrics).values() if _named(series) == name), ())
+    return ", ".join(f"`{label}`" for label in labels) or "–"
+
+
+def _named(series: object) -> str | None:
+    return series._name if isinstance(series, MetricWrapperBase) else None
+
+
+def _unit(name: str) -> str:
+    for suffix in ("seconds", "bytes", "ratio"):
+        if name.endswith(f"_{suffix}"):
+            return suffix
+    return "count"

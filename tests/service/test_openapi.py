@@ -1,7 +1,0 @@
-"""The committed contract is what the app serves."""
-
-from service.openapi import CONTRACT, document
-
-
-def test_the_committed_contract_is_the_app_s() -> None:
-    assert CONTRACT.read_text(encoding="utf-8") == document(), "run `python -m service.openapi`"

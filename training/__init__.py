@@ -1,0 +1,1 @@
+"""The training recipe of the default model `tiny`. It is not part of the installed package."""
