@@ -1,4 +1,4 @@
-"""The composition root: puts the parts of a replica together, starts them in order and stops them in reverse."""
+"""The composition root: builds the parts of a replica, starts them in order and stops them in reverse."""
 
 import contextlib
 import importlib.metadata
@@ -9,10 +9,8 @@ from fastapi import FastAPI
 
 from service.access.authentication import Gate
 from service.access.callers import Access
-from service.answers.completions import Completions
-from service.answers.questions import Chat
-from service.answers.runner import Answering
-from service.answers.takeover import Takeover
+from service.answers.admission import Admission
+from service.answers.build import run_answers
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
@@ -22,17 +20,7 @@ from service.decoding.decoder import Decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store.answers import AnswerStore
-from service.store.api_keys import ApiKeyStore
-from service.store.connection import connect
-from service.store.features import FeatureCache
-from service.store.idempotency import IdempotencyStore
-from service.store.leases import Leases
-from service.store.media import MediaStore
-from service.store.partial_files import LocalPartialFiles, PartialFiles
-from service.store.sessions import SessionStore
-from service.store.uploads import UploadStore
-from service.store.videos import VideoStore
+from service.store.stores import open_stores
 from service.videos.fetching import Fetcher
 from service.videos.ingest import Ingest
 from service.videos.preparation import Encoding
@@ -91,14 +79,11 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> AsyncIterator[Service]:
+    """Build and start the parts of a replica in order; they stop in reverse."""
     async with contextlib.AsyncExitStack() as stack:
-        redis = connect(redis_url)
-        stack.push_async_callback(redis.aclose)
-        cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
-        stack.push_async_callback(cache.aclose)
-        media, partial_files = _files(settings)
-        media.open()
-
+        stores = await stack.enter_async_context(open_stores(settings, redis_url=redis_url, metrics=metrics))
+        access = Access(stores.api_keys, settings=settings, metrics=metrics)
+        admission = Admission(settings, metrics)
         pool = Pool(
             _worker_configs(settings),
             encode_timeout=settings.encode_timeout,
@@ -117,119 +102,82 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         await decoder.start()
         for layer, holds in asdict(decoder.sandbox).items():
             metrics.decode_sandbox.labels(layer).set(holds)
-
-        access = Access(ApiKeyStore(redis), settings=settings, metrics=metrics)
-        idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
-        videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
-        leases = Leases(redis, seconds=settings.lease_seconds)
         encoding = Encoding(
             pool=pool,
             decoder=decoder,
-            videos=videos_store,
-            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
-            media=media,
-            leases=leases,
+            videos=stores.videos,
+            features=stores.features,
+            media=stores.media,
+            leases=stores.leases,
             metrics=metrics,
         )
         stack.push_async_callback(encoding.close)
-        answers_store = AnswerStore(redis)
-        answering = Answering(
-            settings=settings,
-            pool=pool,
-            encoding=encoding,
-            videos=videos_store,
-            answers=answers_store,
-            takeover=Takeover(
-                videos=videos_store,
-                sessions=sessions_store,
-                answers=answers_store,
-                lease_seconds=settings.lease_seconds,
-                metrics=metrics,
-            ),
-            metrics=metrics,
-        )
-        stack.callback(pool.retire)  # what ends from here on is not started again
-        stack.push_async_callback(answering.close)
-        answering.start()
-        retention = Retention(
-            settings=settings,
-            media=media,
-            partial_files=partial_files,
-            videos=videos_store,
-            leases=leases,
-            metrics=metrics,
-        )
-        stack.push_async_callback(retention.close)
-        retention.start()
-        drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
-        stack.push_async_callback(drain.finish)
-        chat = Chat(
-            answering=answering,
-            drain=drain,
-            pool=pool,
-            encoding=encoding,
-            videos=videos_store,
-            sessions=sessions_store,
-            answers=answers_store,
-            leases=leases,
-            access=access,
-            idempotency=idempotency,
-        )
-        quota = Quota(videos_store, metrics)
+        quota = Quota(stores.videos, metrics)
         ingest = Ingest(
             settings=settings,
-            drain=drain,
+            check_open=admission.check_open,
             fetcher=Fetcher(settings.fetch_policy),
             encoding=encoding,
             quota=quota,
-            videos=videos_store,
-            media=media,
-            idempotency=idempotency,
+            videos=stores.videos,
+            media=stores.media,
+            idempotency=stores.idempotency,
             metrics=metrics,
         )
         resumable = Resumable(
             settings=settings,
             ingest=ingest,
             quota=quota,
-            uploads=UploadStore(redis),
-            partial_files=partial_files,
-            leases=leases,
+            uploads=stores.uploads,
+            partial_files=stores.partial_files,
+            leases=stores.leases,
         )
-        completions = Completions(
+        retention = Retention(
             settings=settings,
-            answering=answering,
-            pool=pool,
-            encoding=encoding,
-            ingest=ingest,
-            drain=drain,
-            access=access,
+            media=stores.media,
+            partial_files=stores.partial_files,
+            videos=stores.videos,
+            leases=stores.leases,
             metrics=metrics,
         )
+        stack.push_async_callback(retention.close)
+        retention.start()
+        stack.callback(pool.retire)  # workers that end from here on are not started again
+        answers = await stack.enter_async_context(
+            run_answers(
+                settings=settings,
+                stores=stores,
+                pool=pool,
+                preparation=encoding,
+                ingest=ingest,
+                access=access,
+                admission=admission,
+                metrics=metrics,
+            )
+        )
+        drain = Drain(
+            admission=admission,
+            answers=answers.answers,
+            notice=settings.drain_notice,
+            patience=settings.shutdown_timeout,
+        )
+        stack.push_async_callback(drain.finish)
         yield Service(
             settings=settings,
             access=access,
-            ingest=ingest,
-            encoding=encoding,
-            chat=chat,
-            answering=answering,
+            admission=admission,
+            answers=answers.answers,
+            completions=answers.completions,
+            questions=answers.questions,
+            sessions=answers.sessions,
             drain=drain,
-            completions=completions,
+            encoding=encoding,
+            ingest=ingest,
             resumable=resumable,
             pool=pool,
-            redis=redis,
+            redis=stores.redis,
             metrics=metrics,
         )
-
-
-def _files(settings: Settings) -> tuple[MediaStore, PartialFiles]:
-    if settings.media_url is None:
-        return MediaStore(settings.media_path), LocalPartialFiles(settings.media_path)
-    from service.store.bucket import Bucket  # its client is an extra
-    from service.store.bucket_media import BucketStore
-    from service.store.bucket_partial_files import BucketPartialFiles
-
-    bucket = Bucket(settings.media_url)
-    return BucketStore(settings.media_path, bucket), BucketPartialFiles(settings.media_path, bucket)
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:

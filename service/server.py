@@ -94,7 +94,7 @@ class ReeltalkServer(uvicorn.Server):
 
     async def _dismiss_readers(self, service: Service) -> None:
         await service.drain.finish()
-        service.answering.dismiss()
+        service.answers.dismiss_readers()
 
     async def _break_off(self, service: Service) -> None:
         """Once nobody wants to wait any more: leave the answers to the next start, cut off what else is on the way."""

@@ -1,83 +1,129 @@
-"""Whether there is room for one more answer: a queue bounded in sequences and in tokens. No I/O; `answering` counts."""
+"""Admission: places for answers within bounds, and whether this replica still accepts new work. No I/O."""
 
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from service.errors import Overloaded
+from service.errors import Overloaded, Unavailable
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
-_PACE_SECONDS = 10.0  # the past that tells how fast answers end
-_LONGEST_WAIT = 30
+_PACE_SECONDS = 10.0  # the window over which the rate of ending answers is measured
+_MAX_RETRY_AFTER = 30
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """What one answer takes of the queue while it waits for its first token."""
+    """The place of one answer. It counts as queued until `start`, and as an answer until `release`."""
 
+    _admission: "Admission"
     num_sequences: int = 1
     num_tokens: int = 0
-    """Of its prompt; 0 until they are counted."""
+    """Tokens of the prompt; 0 until they are counted."""
+    is_queued: bool = True
+
+    def start(self) -> None:
+        """Leave the queue: the first token has arrived, or the answer has ended without one."""
+        self.is_queued = False
+
+    def release(self) -> None:
+        """Give the place back. Further calls do nothing."""
+        self.start()
+        self._admission.release(self)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """Answers of this replica, and what of them still waits for its first token."""
-
-    num_answers: int
-    num_sequences: int
-    num_tokens: int
-
-
+@dataclass(slots=True, eq=False)
 class Admission:
-    """Refuses what would only wait: capacity is ours, so the refusal is a 503 that says when to come again."""
+    """Bounds the answers of one replica. A refusal is a 503 with `Retry-After`, because capacity is the server's."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._settings = settings
-        self._metrics = metrics
-        self._ends: deque[float] = deque()
+    settings: Settings
+    metrics: Metrics
+    _places: set[Place] = field(default_factory=set)
+    _ends: deque[float] = field(default_factory=deque)
+    _is_open: bool = True
 
-    def check_sequences(self, load: Load, *, num_sequences: int) -> None:
-        """Refuse an answer of so many sequences if the queue has no room for them.
+    def __post_init__(self) -> None:
+        self.metrics.num_queued_sequences.set_function(lambda: self.num_queued_sequences)
+        self.metrics.num_queued_tokens.set_function(lambda: self.num_queued_tokens)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are running, queued, or being checked."""
+        return len(self._places)
+
+    @property
+    def num_queued_sequences(self) -> int:
+        """Sequences without a first token; a beam search counts each beam."""
+        return sum(place.num_sequences for place in self._places if place.is_queued)
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens of the queued sequences, as far as they are counted."""
+        return sum(place.num_tokens for place in self._places if place.is_queued)
+
+    def close(self) -> None:
+        """Accept nothing new from now on."""
+        self._is_open = False
+
+    def check_open(self) -> None:
+        """Refuse new work while the replica drains.
 
         Raises:
-            Overloaded: the reason is a label of `admission_rejections`.
+            Unavailable: the replica is draining.
         """
-        settings = self._settings
-        if load.num_answers >= settings.max_pending_answers:
-            raise self._refusal(load, "max_pending_answers")
-        if load.num_sequences + num_sequences > max(settings.max_queued_sequences, num_sequences):
-            raise self._refusal(load, "max_queued_sequences")
+        if not self._is_open:
+            raise Unavailable("draining", "This replica is stopping and accepts no new work; use another replica.")
 
-    def check_tokens(self, load: Load, *, num_tokens: int) -> None:
-        """Refuse a prompt if the queue has no room for it. One alone has room, however long it is.
+    def take(self, num_sequences: int) -> Place:
+        """Take a place for a new answer.
 
         Raises:
-            Overloaded: the reason is a label of `admission_rejections`.
+            Overloaded: a bound is reached; the reason is a label of the metric `admission_rejections`.
         """
-        if load.num_tokens and load.num_tokens + num_tokens > self._settings.max_queued_tokens:
-            raise self._refusal(load, "max_queued_tokens")
+        if self.num_answers >= self.settings.max_pending_answers:
+            raise self._refusal("max_pending_answers")
+        if self.num_queued_sequences + num_sequences > max(self.settings.max_queued_sequences, num_sequences):
+            raise self._refusal("max_queued_sequences")
+        return self.take_unbounded(num_sequences)
 
-    def answer_ended(self) -> None:
-        """Take note that a place has become free."""
-        self._ends.append(time.monotonic())
-        self._forget_old()
+    def take_unbounded(self, num_sequences: int) -> Place:
+        """Take a place for an answer that was accepted before, by this replica or another."""
+        place = Place(self, num_sequences)
+        self._places.add(place)
+        return place
 
-    def _refusal(self, load: Load, reason: str) -> Overloaded:
-        self._metrics.admission_rejections.labels(reason).inc()
+    def reserve_tokens(self, place: Place, *, num_tokens: int) -> None:
+        """Reserve room for a prompt once its tokens are counted. A prompt alone in the queue always has room.
+
+        Raises:
+            Overloaded: the queue has no room for so many tokens.
+        """
+        queued = self.num_queued_tokens - (place.num_tokens if place.is_queued else 0)
+        if queued and queued + num_tokens > self.settings.max_queued_tokens:
+            raise self._refusal("max_queued_tokens")
+        place.num_tokens = num_tokens
+
+    def release(self, place: Place) -> None:
+        """Free a place and note the time, from which the wait of later callers is estimated."""
+        if place in self._places:
+            self._places.remove(place)
+            self._ends.append(time.monotonic())
+            self._drop_old_ends()
+
+    def _refusal(self, reason: str) -> Overloaded:
+        self.metrics.admission_rejections.labels(reason).inc()
         return Overloaded(
-            "overloaded", "Too many answers are being given; try again in a moment.", retry_after=self._wait(load)
+            "overloaded", "Too many answers are in progress; try again in a moment.", retry_after=self._retry_after()
         )
 
-    def _wait(self, load: Load) -> int:
-        """Seconds in which half of those who wait will have been served, at the pace of the last moments."""
-        self._forget_old()
-        pace = len(self._ends) / _PACE_SECONDS
-        half = math.ceil(load.num_sequences / 2 / pace) if pace else Overloaded.retry_after or 1
-        return min(max(half, 1), _LONGEST_WAIT)
+    def _retry_after(self) -> int:
+        """Estimate the seconds until half of the queue is served, from the rate at which answers ended lately."""
+        self._drop_old_ends()
+        rate = len(self._ends) / _PACE_SECONDS
+        seconds = math.ceil(self.num_queued_sequences / 2 / rate) if rate else Overloaded.retry_after or 1
+        return min(max(seconds, 1), _MAX_RETRY_AFTER)
 
-    def _forget_old(self) -> None:
+    def _drop_old_ends(self) -> None:
         while self._ends and self._ends[0] < time.monotonic() - _PACE_SECONDS:
             self._ends.popleft()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model.text.conversation import Turn
-from service.answers.questions import Question
+from service.answers.question import Question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

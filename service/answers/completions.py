@@ -1,42 +1,75 @@
-"""Flow 3: a chat completion. The whole conversation comes with the request; nothing is kept of it but its videos."""
+"""Chat completions: the whole conversation comes with the request, and only its videos are kept."""
 
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-import structlog
 from structlog.contextvars import bind_contextvars
 
-from model.engine.sampling_params import MAX_SEED, SamplingParams
-from model.features import PackedFeatures
-from model.text.conversation import Clip, Conversation, Turn
+from model.engine.sampling_params import MAX_SEED
+from model.text.conversation import Turn
 from service.access.callers import Access, Caller
-from service.answers.admission import Place
-from service.answers.choice import Choice, Event, Gained, Seen, Spent, Started
+from service.answers.acceptance import Acceptance, Accepted
+from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
-from service.answers.questions import check_length, longest, sampling_of
-from service.answers.runner import Answering, deadline_exceeded
-from service.drain import Drain
-from service.errors import InvalidRequest, NotFound, ServiceError
+from service.answers.generation import Generation, deadline_exceeded, failure_of
+from service.answers.inputs import VideoInputs, prepare_videos
+from service.errors import InternalError, InvalidRequest, ServiceError
 from service.ids import new_id
-from service.observability import tracing
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store.records import SampledFrame, VideoFrames, VideoRecord
+from service.store.records import VideoFrames, VideoRecord
+from service.store.videos import VideoStore
 from service.videos.ingest import Ingest
 from service.videos.preparation import DEFAULT_FRAMES, Encoding, check_usable
 from service.videos.receiving import UploadBody
 from service.workers.pool import Pool
-from service.workers.protocol import Delta, Generate, ModelInfo, Refused
+from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
 
-_log = structlog.get_logger(__name__)
-
-_IDLE = 1.0  # seconds between two signs of life
-_MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while others wait for it
+_MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while other jobs wait for it
 _INLINE_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionStarted:
+    """The request is accepted; no token is generated yet."""
+
+    id: str
+    created_at: float
+    model: ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FramesSampled:
+    """The frames of each video that the choices are based on."""
+
+    videos: tuple[VideoFrames, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceOutput:
+    """What one choice gained in a step. The last one has a `finish_reason`."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionEnded:
+    """Tokens of the whole completion: the prompt counts once, the choices together."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_cached_tokens: int
+    num_video_tokens: int
+
+
+CompletionEvent = CompletionStarted | FramesSampled | ChoiceOutput | CompletionEnded
 
 
 class Completions:
@@ -46,86 +79,90 @@ class Completions:
         self,
         *,
         settings: Settings,
-        answering: Answering,
-        pool: Pool,
-        encoding: Encoding,
-        ingest: Ingest,
-        drain: Drain,
+        admission: Admission,
+        acceptance: Acceptance,
         access: Access,
+        pool: Pool,
+        preparation: Encoding,
+        ingest: Ingest,
+        videos: VideoStore,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._answering = answering
-        self._pool = pool
-        self._encoding = encoding
-        self._ingest = ingest
-        self._drain = drain
+        self._admission = admission
+        self._acceptance = acceptance
         self._access = access
+        self._pool = pool
+        self._preparation = preparation
+        self._ingest = ingest
+        self._videos = videos
         self._metrics = metrics
 
-    async def run(self, caller: Caller, request: CompletionRequest) -> AsyncGenerator[Event | None, None]:
-        """Everything that happens from `Started` to `Spent`; None now and then while nothing does.
+    async def run(self, caller: Caller, request: CompletionRequest) -> AsyncGenerator[CompletionEvent, None]:
+        """Yield what happens, from `CompletionStarted` to `CompletionEnded`.
 
-        Whoever closes the generator stops the work at the next step.
+        Closing the generator stops the work at the next step.
 
         Raises:
             ServiceError: before the first event, a refusal; later, a failure.
         """
-        self._drain.check()
-        tenant = caller.tenant
+        self._admission.check_open()
         timeout = request.question.timeout
         deadline = time.time() + min(self._settings.answer_timeout, math.inf if timeout is None else timeout)
         completion_id = new_id("chatcmpl")
         bind_contextvars(completion_id=completion_id)
-        async with contextlib.AsyncExitStack() as places:
-            waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
+        async with contextlib.AsyncExitStack() as stack:
+            places = [self._take_place(stack) for _ in range(request.num_choices)]
             for index in range(request.num_choices):
-                answer_id = f"{completion_id}/{index}"
-                await places.enter_async_context(self._access.answer_place_to_the_end(caller, answer_id))
-            info, params, videos, conversation = await self._accept(caller, request, waiting[0], deadline=deadline)
-            yield Started(id=completion_id, created_at=time.time(), model=info)
-            preparing = asyncio.create_task(self._features(tenant, videos))
-            try:
-                while not (await asyncio.wait({preparing}, timeout=_wait(deadline)))[0]:
-                    yield None
-            finally:
-                preparing.cancel()
-            packed = preparing.result()
-            yield Seen(videos=tuple(_seen(video, each) for video, (_, each) in zip(videos, packed, strict=True)))
-            command = Generate(
-                job_id=completion_id,
-                conversation=replace(conversation, clips=await self._clips(tenant, videos, packed)),
-                features=tuple(features.blob for _, features in packed),
-                feature_keys=tuple(key for key, _ in packed),
-                cache_salt=tenant,
-                params=params,
-                priority=min(0, caller.limits.max_priority),
+                await stack.enter_async_context(
+                    self._access.answer_place_to_the_end(caller, f"{completion_id}/{index}")
+                )
+            videos, accepted = await self._accept(caller, request, places[0], deadline=deadline)
+            yield CompletionStarted(id=completion_id, created_at=time.time(), model=accepted.model)
+            inputs = await self._prepare(caller.tenant, videos, deadline=deadline)
+            yield FramesSampled(videos=inputs.frames)
+            choices = [
+                Generation(
+                    job_id=f"{completion_id}/{index}",
+                    # a seed of its own for each choice, or all would be the same
+                    params=replace(accepted.params, seed=(accepted.params.seed + index) & MAX_SEED),
+                    place=place,
+                )
+                for index, place in enumerate(places)
+            ]
+            commands = [
+                inputs.command(
+                    choice,
+                    tenant=caller.tenant,
+                    system=request.system,
+                    turns=_turns(request),
+                    priority=min(0, caller.limits.max_priority),
+                )
+                for choice in choices
+            ]
+            outputs = self._generate(commands, choices, model=accepted.model.name, deadline=deadline)
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    yield output
+            yield CompletionEnded(
+                num_prompt_tokens=choices[0].num_prompt_tokens,
+                num_completion_tokens=sum(choice.num_tokens for choice in choices),
+                num_cached_tokens=choices[0].num_cached_tokens,
+                num_video_tokens=len(videos) * accepted.model.num_video_tokens,
             )
-            choices = {f"{completion_id}/{index}": Choice(index) for index in range(request.num_choices)}
-            async with contextlib.aclosing(self._generated(command, choices, deadline=deadline)) as gains:
-                async for gained in gains:
-                    while gained is not None and waiting:  # it waits no longer
-                        place = waiting.pop()
-                        place.num_sequences = place.num_tokens = 0
-                    yield gained
-            first = next(iter(choices.values()))
-            yield Spent(
-                num_prompt_tokens=first.num_prompt_tokens,
-                num_completion_tokens=sum(choice.num_tokens for choice in choices.values()),
-                num_cached_tokens=first.num_cached_tokens,
-                num_video_tokens=len(videos) * info.num_video_tokens,
-            )
+
+    def _take_place(self, stack: contextlib.AsyncExitStack) -> Place:
+        place = self._admission.take(1)
+        stack.callback(place.release)
+        return place
 
     # -- before the first event
 
     async def _accept(
         self, caller: Caller, request: CompletionRequest, place: Place, *, deadline: float
-    ) -> tuple[ModelInfo, SamplingParams, list[VideoRecord], Conversation]:
-        info = await self._encoding.model()
-        if request.model != info.name:
-            raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
-        params = sampling_of(request.question, default=info.default_sampling)
-        turns = (*request.history, Turn(role="user", text=request.question.content))
+    ) -> tuple[list[VideoRecord], Accepted]:
+        await self._acceptance.model(request.model)
+        turns = _turns(request)
         if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
             raise InvalidRequest(
                 "context_length_exceeded",
@@ -135,19 +172,28 @@ class Completions:
         if len(request.videos) > self._settings.max_videos_per_session:
             raise InvalidRequest(
                 "too_many_videos",
-                f"A conversation is about at most {self._settings.max_videos_per_session} videos.",
+                f"A conversation may be about at most {self._settings.max_videos_per_session} videos.",
                 param="messages",
             )
         found = {record.id: record for record in [await self._video(caller, source) for source in request.videos]}
         videos = list(found.values())
-        conversation = longest(videos, turns, system=request.system, num_frames=None, info=info)
-        with _about("messages"):
-            num_tokens = await check_length(self._pool, conversation, deadline=deadline)
-        self._answering.widen(place, num_tokens=num_tokens)
-        return info, params, videos, conversation
+        with _naming("messages"):
+            accepted = await self._acceptance.check(
+                caller.tenant,
+                request.question,
+                model=request.model,
+                videos=videos,
+                frames=DEFAULT_FRAMES,
+                turns=turns,
+                system=request.system,
+                place=place,
+                deadline=deadline,
+            )
+        return videos, accepted
 
     async def _video(self, caller: Caller, source: VideoSource) -> VideoRecord:
-        with _about(source.param):
+        """The record of a video, which is received or fetched first if it came with the request."""
+        with _naming(source.param):
             match source:
                 case UploadedVideo(video_id=video_id):
                     record = await self._ingest.get(caller.tenant, video_id)
@@ -163,75 +209,71 @@ class Completions:
 
     # -- the work
 
-    async def _features(self, tenant: str, videos: Sequence[VideoRecord]) -> list[tuple[str, PackedFeatures]]:
-        return [await self._encoding.ensure(tenant, video, DEFAULT_FRAMES) for video in videos]
-
-    async def _clips(
-        self, tenant: str, videos: Sequence[VideoRecord], packed: Sequence[tuple[str, PackedFeatures]]
-    ) -> tuple[Clip, ...]:
-        """What the prompt says of each video. The rate of one that was not yet probed is read again."""
-        known = [video if video.fps is not None else await self._ingest.get(tenant, video.id) for video in videos]
-        return tuple(
-            Clip(frame_indices=features.frame_indices, fps=video.fps or 1.0)
-            for video, (_, features) in zip(known, packed, strict=True)
-        )
-
-    async def _generated(
-        self, command: Generate, choices: Mapping[str, Choice], *, deadline: float
-    ) -> AsyncGenerator[Gained | None, None]:
-        """What the choices gain, each a job of its own, until all have ended."""
-        outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
-        running = set(choices)
+    async def _prepare(self, tenant: str, videos: Sequence[VideoRecord], *, deadline: float) -> VideoInputs:
         try:
-            for job_id, choice in choices.items():
-                seed = (command.params.seed + choice.index) & MAX_SEED  # or all choices would say the same
-                params = replace(command.params, seed=seed)
-                choice.trace = tracing.begin("chat", {"gen_ai.operation.name": "chat", "gen_ai.response.id": job_id})
+            async with asyncio.timeout(_seconds_left(deadline)):
+                return await prepare_videos(self._preparation, self._videos, tenant, videos, DEFAULT_FRAMES)
+        except TimeoutError:
+            raise deadline_exceeded() from None
+
+    async def _generate(
+        self, commands: Sequence[Generate], choices: Sequence[Generation], *, model: str, deadline: float
+    ) -> AsyncGenerator[ChoiceOutput, None]:
+        """Yield what the choices gain, each a job of its own, until all have ended."""
+        queue: asyncio.Queue[Delta | Refused] = asyncio.Queue()
+        running: dict[str, tuple[int, Generation]] = {}
+        try:
+            for index, (command, choice) in enumerate(zip(commands, choices, strict=True)):
+                running[choice.job_id] = index, choice
+                choice.begin_trace(response_id=choice.job_id, model=model)
                 with choice.trace.current():
-                    self._pool.generate(replace(command, job_id=job_id, params=params), outputs)
+                    self._pool.generate(command, queue.put_nowait)
             while running:
-                output = await _next(outputs, timeout=_wait(deadline))
-                if output is None:
-                    yield None
-                    continue
-                if isinstance(output, Refused) or output.finish_reason is not None:
-                    running.discard(output.job_id)
-                yield choices[output.job_id].gain(output, self._metrics)
+                output = await _next(queue, deadline=deadline)
+                index, choice = running[output.job_id]
+                yield self._add(choice, index, output)
+                if choice.finish_reason is not None:
+                    del running[output.job_id]
         finally:
             for job_id in running:
                 self._pool.abort(job_id)
-            for choice in choices.values():
-                choice.observe(self._metrics)
+            for index, choice in enumerate(choices):
+                choice.record_end(self._metrics, choice=index)
+                choice.close()
+
+    def _add(self, choice: Generation, index: int, output: Delta | Refused) -> ChoiceOutput:
+        """Add a worker's output to a choice.
+
+        Raises:
+            ServiceError: the generation failed.
+        """
+        failure = failure_of(output)
+        if isinstance(output, Refused) or failure is not None or output.finish_reason == "abort":
+            failure = failure or InternalError("engine_error", "The model failed on this question.")
+            choice.fail(failure)
+            raise failure
+        return ChoiceOutput(
+            index=index,
+            text=output.text,
+            logprobs=choice.add(output, self._metrics),
+            finish_reason=output.finish_reason,
+        )
 
 
-async def _next(outputs: "asyncio.Queue[Delta | Refused]", *, timeout: float) -> Delta | Refused | None:
+def _turns(request: CompletionRequest) -> tuple[Turn, ...]:
+    return (*request.history, Turn(role="user", text=request.question.content))
+
+
+async def _next(queue: "asyncio.Queue[Delta | Refused]", *, deadline: float) -> Delta | Refused:
     try:
-        async with asyncio.timeout(timeout):
-            return await outputs.get()
+        async with asyncio.timeout(_seconds_left(deadline)):
+            return await queue.get()
     except TimeoutError:
-        return None
+        raise deadline_exceeded() from None
 
 
-def _wait(deadline: float) -> float:
-    """Seconds to wait for what comes next.
-
-    Raises:
-        Overloaded: the time is up.
-    """
-    time_left = deadline - time.time()
-    if time_left <= 0:
-        raise deadline_exceeded()
-    return min(_IDLE, time_left)
-
-
-def _seen(video: VideoRecord, features: PackedFeatures) -> VideoFrames:
-    return VideoFrames(
-        video_id=video.id,
-        frames=tuple(
-            SampledFrame(index=index, timestamp=timestamp)
-            for index, timestamp in zip(features.frame_indices, features.timestamps, strict=True)
-        ),
-    )
+def _seconds_left(deadline: float) -> float:
+    return max(0.0, deadline - time.time())
 
 
 async def _chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -240,8 +282,8 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
 
 
 @contextlib.contextmanager
-def _about(param: str) -> Iterator[None]:
-    """Let a refusal name the field of this request that it is about."""
+def _naming(param: str) -> Iterator[None]:
+    """Let a refusal name the field of this request that caused it."""
     try:
         yield
     except ServiceError as error:

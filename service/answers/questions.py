@@ -1,198 +1,72 @@
-"""Flow 2: a question becomes an answer. Sessions and their turns, and what is checked before an answer is begun."""
+"""Questions in sessions: from the request to a running answer."""
 
 import asyncio
-import contextlib
-import math
-import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
 from structlog.contextvars import bind_contextvars
 
-from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
-from model.text.conversation import Clip, Conversation, Turn
+from model.text.conversation import Turn
 from service.access.callers import Access, Caller
-from service.answers.admission import Place
-from service.answers.generation import LiveAnswer
-from service.answers.runner import Answering, deadline_exceeded
-from service.drain import Drain
-from service.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
+from service.answers.acceptance import Acceptance
+from service.answers.admission import Admission, Place
+from service.answers.answer import RunningAnswer
+from service.answers.generation import Generation
+from service.answers.question import Question
+from service.answers.runner import AnswerRunner
+from service.answers.sessions import known_videos, session_not_found
+from service.errors import Conflict, Forbidden
 from service.ids import new_id
 from service.store import keys
 from service.store.answers import AnswerStore
 from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.leases import Leases
-from service.store.listing import Page
-from service.store.records import AnswerRecord, FrameRequest, MessageRecord, Sampling, SessionRecord, VideoRecord
+from service.store.records import AnswerRecord, Sampling
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding, check_usable
-from service.workers.pool import Pool
-from service.workers.protocol import ModelInfo
-
-_T = TypeVar("_T")
-
-_CHECK_TIMEOUT = 15.0  # seconds a question waits for a worker to look at its length
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """What a user asks, and the sampling fields they set; None takes the model's default."""
-
-    content: str
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
-    logprobs: int | None = None
-    ignore_eos: bool = False
-    priority: int = 0
-    timeout: float | None = None
-    """Seconds from now after which the answer is of no use any more."""
-
-
-class Chat:
-    """Sessions and answers of one replica."""
+class Questions:
+    """Accepts questions and begins their answers."""
 
     def __init__(
         self,
         *,
-        answering: Answering,
-        drain: Drain,
-        pool: Pool,
-        encoding: Encoding,
-        videos: VideoStore,
+        admission: Admission,
+        acceptance: Acceptance,
+        runner: AnswerRunner,
+        access: Access,
         sessions: SessionStore,
+        videos: VideoStore,
         answers: AnswerStore,
         leases: Leases,
-        access: Access,
         idempotency: IdempotencyStore,
     ) -> None:
-        self._answering = answering
-        self._drain = drain
-        self._pool = pool
-        self._encoding = encoding
-        self._videos = videos
+        self._admission = admission
+        self._acceptance = acceptance
+        self._runner = runner
+        self._access = access
         self._sessions = sessions
+        self._videos = videos
         self._answers = answers
         self._leases = leases
-        self._access = access
         self._idempotency = idempotency
-
-    # -- sessions
-
-    async def create_session(
-        self,
-        tenant: str,
-        *,
-        video_ids: tuple[str, ...],
-        model: str | None,
-        system: str,
-        frames: FrameRequest,
-        repeatable: Repeatable | None = None,
-    ) -> SessionRecord:
-        """Open a conversation about videos; a `repeatable` request that comes again gets the session it got before.
-
-        Raises:
-            ServiceError: an unknown video or model, or a video that cannot be used.
-        """
-        session_id = new_id("ses")
-        if repeatable is not None:
-            session_id = await self._idempotency.claim(tenant, repeatable, result_id=session_id)
-            if known := await self._sessions.get(tenant, session_id):
-                return known
-        info = await self._encoding.model()
-        if model is not None and model != info.name:
-            raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
-        for video in await self._videos_of(tenant, video_ids):
-            check_usable(video)
-        record = SessionRecord(
-            id=session_id,
-            video_ids=video_ids,
-            model=info.name,
-            system=system,
-            frames=frames,
-            created_at=time.time(),
-        )
-        await self._sessions.create(tenant, record)
-        return record
-
-    async def session(self, tenant: str, session_id: str) -> SessionRecord:
-        """A session's record.
-
-        Raises:
-            NotFound: there is no such session.
-        """
-        record = await self._sessions.get(tenant, session_id)
-        if record is None:
-            raise NotFound("session_not_found", "There is no session with this id.", param="session_id")
-        return record
-
-    async def running_answers(self, tenant: str) -> dict[str, str]:
-        """The sessions in which an answer is being given, and that answer."""
-        return await self._answers.running(tenant)
-
-    async def list_sessions(self, tenant: str, *, limit: int, after: str | None) -> tuple[list[SessionRecord], Page]:
-        """Sessions, newest first."""
-        page = await self._sessions.page(tenant, limit=limit, after=after)
-        return await self._sessions.get_many(tenant, page.ids), page
-
-    async def messages(self, tenant: str, session_id: str) -> list[MessageRecord]:
-        """A session's turns, oldest first.
-
-        Raises:
-            NotFound: there is no such session.
-        """
-        await self.session(tenant, session_id)
-        return await self._sessions.messages(tenant, session_id)
-
-    async def erase_session(self, tenant: str, session_id: str) -> None:
-        """Erase a session, its messages and its answers; one that is being given is stopped.
-
-        Raises:
-            NotFound: there is no such session.
-        """
-        record = await self.session(tenant, session_id)
-        running = await self._leases.holder(keys.session_lease(tenant, session_id))
-        await self._sessions.erase(tenant, record)
-        if running is not None:
-            self._answering.forget(running)
-
-    async def erase_sessions_of_video(self, tenant: str, video_id: str) -> None:
-        """Erase all sessions that talk about a video."""
-        for session_id in await self._videos.session_ids(tenant, video_id):
-            with contextlib.suppress(NotFound):
-                await self.erase_session(tenant, session_id)
-
-    # -- questions
 
     async def ask(
         self, caller: Caller, session_id: str, question: Question, *, repeatable: Repeatable | None = None
     ) -> AnswerRecord:
-        """Accept a question: when this returns, its answer is being worked on and can be followed.
+        """Accept a question. When this returns, its answer runs and can be followed.
 
-        A `repeatable` request that comes again gets the answer it got before, at whatever point that is.
+        A repeated `repeatable` request returns the answer of the first one, whatever its state.
 
         Raises:
-            ServiceError: a refusal; nothing has been begun.
+            ServiceError: a refusal; nothing has begun.
         """
-        self._drain.check()
+        self._admission.check_open()
         answer_id = new_id("ans")
-        deadline = None if question.timeout is None else time.time() + question.timeout
         if question.priority > caller.limits.max_priority:
             raise Forbidden(
                 "priority_too_high",
-                f"This key may ask for a priority of {caller.limits.max_priority} at most.",
+                f"This key may use a priority of at most {caller.limits.max_priority}.",
                 param="priority",
             )
         if repeatable is not None:
@@ -200,32 +74,25 @@ class Chat:
             if known := await self._answers.get(caller.tenant, answer_id):
                 return known
         bind_contextvars(answer_id=answer_id)
-        with self._answering.place(question.num_beams or 1) as place:
+        place = self._admission.take(question.num_beams or 1)
+        try:
             async with self._access.answer_place(caller, answer_id):
-                live = await self._accept(
-                    caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
-                )
-                self._answering.begin(live)
+                answer = await self._accept(caller.tenant, session_id, answer_id, question, place)
+                self._runner.begin(answer)
+        except BaseException:
+            place.release()
+            raise
         await self._access.note_record(caller, answer_id)
-        return live.record
+        return answer.record
 
     async def _accept(
-        self,
-        tenant: str,
-        session_id: str,
-        question: Question,
-        *,
-        place: Place,
-        answer_id: str,
-        deadline: float | None,
-    ) -> LiveAnswer:
-        session = await self.session(tenant, session_id)
-        info = await self._encoding.model()
-        params = sampling_of(question, default=info.default_sampling)
-        videos = await self._videos_of(tenant, session.video_ids)
-        for video in videos:
-            check_usable(video)
-            await self._encoding.check_there(tenant, video, session.frames)
+        self, tenant: str, session_id: str, answer_id: str, question: Question, place: Place
+    ) -> RunningAnswer:
+        """Check a question and store its answer's record, which makes the session busy."""
+        deadline = None if question.timeout is None else time.time() + question.timeout
+        session = await self._sessions.get(tenant, session_id)
+        if session is None:
+            raise session_not_found()
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):
             if await self._leases.holder(lease) == answer_id:
@@ -235,10 +102,20 @@ class Chat:
             if await self._answers.get(tenant, answer_id) is not None:  # the same request was quicker
                 raise _in_progress()
             history = await self._sessions.messages(tenant, session_id)
+            videos = await known_videos(self._videos, tenant, session.video_ids)
             turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-            asked = longest(videos, turns, system=session.system, num_frames=session.frames.count, info=info)
-            num_tokens = await check_length(self._pool, asked, deadline=deadline)
-            self._answering.widen(place, num_tokens=num_tokens)
+            accepted = await self._acceptance.check(
+                tenant,
+                question,
+                model=None,
+                videos=videos,
+                frames=session.frames,
+                turns=turns,
+                system=session.system,
+                place=place,
+                deadline=deadline,
+            )
+            params = accepted.params
             record = AnswerRecord(
                 id=answer_id,
                 session_id=session_id,
@@ -248,99 +125,29 @@ class Chat:
                 priority=question.priority,
                 deadline=deadline,
             )
-            live = LiveAnswer(
+            answer = RunningAnswer(
                 tenant=tenant,
                 record=record,
                 session=session,
                 videos=tuple(videos),
                 turns=turns,
-                params=params,
                 num_messages=len(history),
-                place=place,
+                generation=Generation(job_id=new_id("own"), params=params, place=place),
             )
             if not await self._answers.create(
                 tenant,
                 record,
-                opening=live.opening(),
+                opening=answer.opening(),
                 num_messages=len(history),
-                owner=live.owner,
+                owner=answer.owner,
                 lease_seconds=self._leases.seconds,
             ):
-                raise Conflict("session_busy", "This session went on while the question was looked at.")
+                raise Conflict("session_busy", "This session went on while the question was checked.")
         except BaseException:
             await asyncio.shield(self._leases.release(lease, answer_id))
             raise
-        return live
-
-    async def _videos_of(self, tenant: str, video_ids: tuple[str, ...]) -> list[VideoRecord]:
-        videos = await self._videos.get_many(tenant, video_ids)
-        if missing := set(video_ids) - {video.id for video in videos}:
-            raise NotFound("video_not_found", f"There is no video {sorted(missing)[0]}.", param="video_ids")
-        return videos
-
-
-def longest(
-    videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, num_frames: int | None, info: ModelInfo
-) -> Conversation:
-    """A conversation that takes as many tokens as one about these videos can, whichever frames are sampled.
-
-    `num_frames` is how many are wanted of each; None is as many as the model sees by default.
-    """
-    count = num_frames or info.frame_spec.count
-    clips = tuple(Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos)
-    return Conversation(clips=clips, turns=turns, system=system)
-
-
-async def check_length(pool: Pool, conversation: Conversation, *, deadline: float | None = None) -> int:
-    """A conversation's tokens; one that is too long for the model is refused.
-
-    Raises:
-        ServiceError: it is, or no worker can tell, or the time until `deadline` is up.
-    """
-    time_left = math.inf if deadline is None else deadline - time.time()
-    try:
-        return await asyncio.wait_for(pool.check(conversation), min(_CHECK_TIMEOUT, time_left))
-    except TimeoutError:
-        if deadline is not None and time.time() >= deadline:
-            raise deadline_exceeded() from None
-        raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+        return answer
 
 
 def _in_progress() -> Conflict:
-    return Conflict(
-        "request_in_progress", "The same request, by its idempotency key, is being looked at.", retry_after=1
-    )
-
-
-def sampling_of(question: Question, *, default: SamplingParams) -> SamplingParams:
-    """How the answer's tokens are chosen: as the user says, else as the model does by default.
-
-    Raises:
-        InvalidRequest: fields that do not go together.
-    """
-    num_beams = _chosen(question.num_beams, default.num_beams)
-    # Who asks for beams and says nothing of a temperature does not mean the model's own.
-    temperature = 0.0 if num_beams > 1 else default.temperature
-    try:
-        return SamplingParams(
-            temperature=_chosen(question.temperature, temperature),
-            top_k=_chosen(question.top_k, default.top_k),
-            top_p=_chosen(question.top_p, default.top_p),
-            min_p=_chosen(question.min_p, default.min_p),
-            repetition_penalty=_chosen(question.repetition_penalty, default.repetition_penalty),
-            presence_penalty=_chosen(question.presence_penalty, default.presence_penalty),
-            frequency_penalty=_chosen(question.frequency_penalty, default.frequency_penalty),
-            num_beams=num_beams,
-            length_penalty=_chosen(question.length_penalty, default.length_penalty),
-            max_tokens=_chosen(question.max_tokens, default.max_tokens),
-            seed=_chosen(question.seed, secrets.randbelow(MAX_SEED)),
-            stop=_chosen(question.stop, default.stop),
-            logprobs=question.logprobs,
-            ignore_eos=question.ignore_eos,
-        )
-    except InvalidSampling as error:
-        raise InvalidRequest("invalid_value", str(error), param=error.param) from None
-
-
-def _chosen(value: _T | None, otherwise: _T) -> _T:
-    return otherwise if value is None else value
+    return Conflict("request_in_progress", "A request with this idempotency key is still being checked.", retry_after=1)

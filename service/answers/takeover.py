@@ -1,92 +1,136 @@
-"""Taking over answers whose owner died: found, taken, and rebuilt from what is in the store, so that they go on."""
+"""Takes over answers whose owner died or drained: finds them, becomes their owner, rebuilds them from the store."""
+
+import asyncio
+import contextlib
+import random
 
 import structlog
 
 from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Turn
-from service.answers.generation import LiveAnswer
+from service.answers.admission import Admission
+from service.answers.answer import RunningAnswer
+from service.answers.generation import Generation
+from service.answers.loops import Loops
+from service.answers.runner import AnswerRunner
 from service.errors import InternalError, NotFound, ServiceError
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store.answers import AnswerStore
-from service.store.records import AnswerRecord, VideoRecord
+from service.store.records import AnswerRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.workers.pool import Pool
 
 _log = structlog.get_logger(__name__)
 
-_MAX_BARREN = 10
-"""Owners that may die in a row before the answer gains a token; then the answer is taken to be the cause."""
+_MAX_BARREN_OWNERS = 10
+"""Owners that may die in a row without a token gained. After that the answer is taken to be the cause."""
 
 
 class Takeover:
-    """Becomes the owner of answers that nobody gives."""
+    """Continues answers that no replica owns."""
 
     def __init__(
         self,
         *,
+        runner: AnswerRunner,
+        pool: Pool,
+        admission: Admission,
         videos: VideoStore,
         sessions: SessionStore,
         answers: AnswerStore,
         lease_seconds: float,
         metrics: Metrics,
     ) -> None:
+        self._runner = runner
+        self._pool = pool
+        self._admission = admission
         self._videos = videos
         self._sessions = sessions
         self._answers = answers
         self._lease_seconds = lease_seconds
         self._metrics = metrics
+        self._is_stopped = False
+        self._loops = Loops()
 
-    async def orphans(self) -> list[tuple[str, str]]:
-        """Tenant and id of every answer that is in progress and that nobody gives."""
-        return await self._answers.orphans()
+    def start(self) -> None:
+        """Begin to look for answers without an owner, also for those that have no reader."""
+        self._loops.start(self._sweep)
 
-    async def take(self, tenant: str, answer_id: str) -> tuple[LiveAnswer, ServiceError | None] | None:
-        """Own an answer from now on, unless somebody gives it or it is over.
+    def stop(self) -> None:
+        """Take over nothing more; this replica drains."""
+        self._is_stopped = True
 
-        Returns:
-            The answer as far as its log goes, and what keeps it from going on, if anything does.
-        """
+    async def close(self) -> None:
+        """Stop the sweep."""
+        self.stop()
+        await self._loops.close()
+
+    async def ensure_owned(self, tenant: str, answer_id: str) -> None:
+        """Take over an answer in progress if no replica owns it."""
+        if self._is_able(answer_id) and not await self._answers.is_owned(tenant, answer_id):
+            await self._take_over(tenant, answer_id)
+
+    def _is_able(self, answer_id: str) -> bool:
+        return answer_id not in self._runner and not self._is_stopped and self._pool.ready
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds * random.uniform(0.25, 0.5))  # noqa: S311  spreads the replicas
+            if self._is_stopped or not self._pool.ready:
+                continue
+            with contextlib.suppress(ServiceError):
+                for tenant, answer_id in await self._answers.orphans():
+                    if self._is_able(answer_id):  # what this replica is still writing is no orphan
+                        await self._take_over(tenant, answer_id)
+
+    async def _take_over(self, tenant: str, answer_id: str) -> None:
+        """Become the owner and continue, unless another replica was quicker or the answer is over."""
         owner = new_id("own")
         num_barren = await self._answers.take(tenant, answer_id, owner, lease_seconds=self._lease_seconds)
         if num_barren is None:
-            return None
+            return
         record = await self._answers.get(tenant, answer_id)
         session = None if record is None else await self._sessions.get(tenant, record.session_id)
         if record is None or session is None:
-            return None  # erased this very moment
-        history = await self._sessions.messages(tenant, session.id)
-        videos = await self._videos.get_many(tenant, session.video_ids)
-        turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=record.question))
-        live = LiveAnswer(
-            tenant=tenant,
-            record=record,
-            session=session,
-            videos=tuple(videos),
-            turns=turns,
-            params=_params(record),
-            num_messages=len(history),
-            owner=owner,
-        )
-        live.take_up(await self._answers.whole_log(tenant, answer_id))
+            return  # erased meanwhile
+        answer = await self._rebuild(tenant, owner, record, session)
         self._metrics.answer_takeovers.inc()
         _log.info(
             "answer_taken_over",
             answer_id=answer_id,
             tenant=tenant,
-            num_tokens=len(live.taken_token_ids),
+            num_tokens=len(answer.resumed_token_ids),
             num_barren=num_barren,
         )
-        return live, _obstacle(num_barren, session.video_ids, videos)
+        self._runner.begin(answer)
+        obstacle = _obstacle(num_barren, session.video_ids, answer.videos)
+        if obstacle is not None:
+            self._runner.fail(answer, obstacle)
+
+    async def _rebuild(self, tenant: str, owner: str, record: AnswerRecord, session: SessionRecord) -> RunningAnswer:
+        history = await self._sessions.messages(tenant, session.id)
+        videos = await self._videos.get_many(tenant, session.video_ids)
+        log = await self._answers.whole_log(tenant, record.id)
+        params = SamplingParams(**record.sampling.model_dump())
+        answer = RunningAnswer(
+            tenant=tenant,
+            record=record,
+            session=session,
+            videos=tuple(videos),
+            turns=(*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=record.question)),
+            num_messages=len(history),
+            generation=Generation(job_id=owner, params=params, place=self._admission.take_unbounded(params.num_beams)),
+        )
+        answer.resume(log)
+        return answer
 
 
-def _params(record: AnswerRecord) -> SamplingParams:
-    return SamplingParams(**record.sampling.model_dump())
-
-
-def _obstacle(num_barren: int, video_ids: tuple[str, ...], videos: list[VideoRecord]) -> ServiceError | None:
+def _obstacle(num_barren: int, video_ids: tuple[str, ...], videos: tuple[VideoRecord, ...]) -> ServiceError | None:
+    """What keeps the answer from going on, if anything does."""
     if len(videos) < len(video_ids):
         return NotFound("video_not_found", "A video of this session was erased.", param="video_ids")
-    if num_barren > _MAX_BARREN:
-        return InternalError("answer_lost", "Whoever gave this answer died, again and again; ask another question.")
+    if num_barren > _MAX_BARREN_OWNERS:
+        return InternalError("answer_lost", "Every replica that generated this answer died; ask another question.")
     return None

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/admin", tags=["operation"])
 @router.get("/drain", responses=documented(403))
 async def get_drain(_: Allowed, service: ServiceDep) -> DrainState:
     """How far this replica is on its way out."""
-    return DrainState(state=service.drain.state, num_answers=service.answering.num_running)
+    return DrainState(state=service.drain.state, num_answers=service.admission.num_answers)
 
 
 @router.post("/drain", status_code=202, responses=documented(403))

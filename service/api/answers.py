@@ -21,7 +21,7 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 @router.get("/{answer_id}", responses=documented(404, 422, 503))
 async def get_answer(service: ServiceDep, tenant: TenantDep, answer_id: AnswerId) -> Answer:
     """An answer and its state."""
-    return Answer.of(await service.answering.answer(tenant, answer_id))
+    return Answer.of(await service.answers.get(tenant, answer_id))
 
 
 @router.get("/{answer_id}/events", response_class=StreamingResponse, responses=_EVENTS | documented(404, 422, 503))
@@ -33,11 +33,11 @@ async def follow_answer(
     after: Annotated[int, EVENT_NUMBER] = 0,
 ) -> StreamingResponse:
     """Go on reading an answer's events after the one with the id given, by header or query; 0 begins at the first."""
-    await service.answering.answer(tenant, answer_id)
-    return event_stream(service.answering.follow(tenant, answer_id, after=max(after, last_event_id)))
+    await service.answers.get(tenant, answer_id)
+    return event_stream(service.answers.follow(tenant, answer_id, after=max(after, last_event_id)))
 
 
 @router.post("/{answer_id}/cancel", responses=documented(404, 422, 503))
 async def cancel_answer(service: ServiceDep, tenant: TenantDep, answer_id: AnswerId) -> Answer:
     """Stop an answer; what it has said is kept. Its stream ends with `done` and the finish reason `abort`."""
-    return Answer.of(await service.answering.cancel(tenant, answer_id))
+    return Answer.of(await service.answers.cancel(tenant, answer_id))

@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect
 
 from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
-from service.answers.choice import Event, Gained, Seen, Spent, Started
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
-from service.answers.questions import Question
+from service.answers.completions import ChoiceOutput, CompletionEnded, CompletionEvent, CompletionStarted, FramesSampled
+from service.answers.question import Question
 from service.api.dependencies import CallerDep, ServiceDep
 from service.api.errors import documented
 from service.api.openai_schemas import (
@@ -70,7 +70,7 @@ async def complete(
     """Go on with a conversation about videos, as OpenAI's clients ask for it. Nothing but the videos is kept."""
     events = service.completions.run(caller, await asyncio.to_thread(_asked, body))
     started = await anext(events)  # so that every refusal is an ordinary reply
-    assert isinstance(started, Started)
+    assert isinstance(started, CompletionStarted)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(started, events, num_choices=body.n or 1, wants=_Wants(include_usage, bool(body.logprobs)))
@@ -216,7 +216,7 @@ class _Heard:
 
 
 async def _whole(
-    started: Started, events: AsyncGenerator[Event | None, None], *, with_logprobs: bool
+    started: CompletionStarted, events: AsyncGenerator[CompletionEvent, None], *, with_logprobs: bool
 ) -> ChatCompletion:
     heard: dict[int, _Heard] = {}
     videos: list[VideoFrames] = []
@@ -224,14 +224,14 @@ async def _whole(
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case Seen():
+                case FramesSampled():
                     videos = list(event.videos)
-                case Gained():
+                case ChoiceOutput():
                     choice = heard.setdefault(event.index, _Heard())
                     choice.text.append(event.text)
                     choice.tokens += map(_token, event.logprobs)
                     choice.finish_reason = _reason(event.finish_reason) or choice.finish_reason
-                case Spent():
+                case CompletionEnded():
                     usage = _usage(event)
     assert usage is not None
     return ChatCompletion(
@@ -274,7 +274,7 @@ async def _gone(request: Request) -> None:
 
 
 async def _chunks(
-    started: Started, events: AsyncGenerator[Event | None, None], *, num_choices: int, wants: _Wants
+    started: CompletionStarted, events: AsyncGenerator[CompletionEvent, None], *, num_choices: int, wants: _Wants
 ) -> AsyncGenerator[bytes | None, None]:
     """The stream's events as JSON; None while nothing happens."""
 
@@ -298,17 +298,15 @@ async def _chunks(
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case None:
-                    yield None
-                case Seen(videos=videos) if videos:
+                case FramesSampled(videos=videos) if videos:
                     seen = {"videos": list(videos)}
-                case Gained() if event.text or event.logprobs or event.finish_reason:
+                case ChoiceOutput() if event.text or event.logprobs or event.finish_reason:
                     delta = ChoiceDelta(content=event.text) if event.text or not event.finish_reason else ChoiceDelta()
                     tokens = ChoiceLogprobs(content=[*map(_token, event.logprobs)]) if wants.logprobs else None
                     reason = _reason(event.finish_reason)
                     yield chunk(_chunk_choice(event.index, delta, reason, tokens), **no_usage, **seen)
                     seen = {}
-                case Spent() if wants.usage:
+                case CompletionEnded() if wants.usage:
                     yield chunk(usage=_usage(event))
     yield b"[DONE]"
 
@@ -325,18 +323,18 @@ def _reason(finish_reason: str | None) -> Literal["stop", "length"] | None:
     return "length" if finish_reason == "length" else "stop"
 
 
-def _usage(spent: Spent) -> CompletionUsage:
+def _usage(ended: CompletionEnded) -> CompletionUsage:
     return CompletionUsage(
-        prompt_tokens=spent.num_prompt_tokens,
-        completion_tokens=spent.num_completion_tokens,
-        total_tokens=spent.num_prompt_tokens + spent.num_completion_tokens,
+        prompt_tokens=ended.num_prompt_tokens,
+        completion_tokens=ended.num_completion_tokens,
+        total_tokens=ended.num_prompt_tokens + ended.num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=spent.num_cached_tokens, video_tokens=spent.num_video_tokens
+            cached_tokens=ended.num_cached_tokens, video_tokens=ended.num_video_tokens
         ),
     )
 
 
-def _fingerprint(started: Started) -> str:
+def _fingerprint(started: CompletionStarted) -> str:
     return f"fp_{started.model.checkpoint_digest[:16]}"
 
 

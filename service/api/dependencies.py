@@ -8,9 +8,11 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPBearer
 
 from service.access.callers import Access, Caller
+from service.answers.admission import Admission
+from service.answers.answers import Answers
 from service.answers.completions import Completions
-from service.answers.questions import Chat
-from service.answers.runner import Answering
+from service.answers.questions import Questions
+from service.answers.sessions import Sessions
 from service.drain import Drain
 from service.observability.logging import bind_path_ids
 from service.observability.metrics import Metrics
@@ -30,12 +32,14 @@ class Service:
 
     settings: Settings
     access: Access
-    ingest: Ingest
-    encoding: Encoding
-    chat: Chat
-    answering: Answering
-    drain: Drain
+    admission: Admission
+    answers: Answers
     completions: Completions
+    questions: Questions
+    sessions: Sessions
+    drain: Drain
+    encoding: Encoding
+    ingest: Ingest
     resumable: Resumable
     pool: Pool
     redis: StoreClient

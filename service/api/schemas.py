@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video.spec import MAX_FRAME_COUNT
-from service.answers.questions import Question
+from service.answers.question import Question
 from service.drain import State
 from service.store.records import (
     AnswerRecord,

@@ -44,7 +44,7 @@ async def open_session(
     """Open a conversation about videos; they need not be ready yet."""
     _check_bounds(service, body)
     frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
-    record = await service.chat.create_session(
+    record = await service.sessions.create(
         tenant,
         video_ids=tuple(dict.fromkeys(body.video_ids)),
         model=body.model,
@@ -60,8 +60,8 @@ async def list_sessions(
     service: ServiceDep, tenant: TenantDep, limit: LimitQuery = 20, after: AfterQuery = None
 ) -> SessionList:
     """Sessions, newest first."""
-    records, page = await service.chat.list_sessions(tenant, limit=limit, after=after)
-    running = await service.chat.running_answers(tenant)
+    records, page = await service.sessions.page(tenant, limit=limit, after=after)
+    running = await service.answers.running(tenant)
     return SessionList(
         data=[Session.of(record, running_answer_id=running.get(record.id)) for record in records],
         has_more=page.has_more,
@@ -71,22 +71,22 @@ async def list_sessions(
 @router.get("/{session_id}", responses=documented(404, 422, 503))
 async def get_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Session:
     """A session, and the answer that is being given in it."""
-    record = await service.chat.session(tenant, session_id)
-    running = await service.chat.running_answers(tenant)
+    record = await service.sessions.get(tenant, session_id)
+    running = await service.answers.running(tenant)
     return Session.of(record, running_answer_id=running.get(session_id))
 
 
 @router.delete("/{session_id}", responses=documented(404, 422, 503))
 async def delete_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Deleted:
     """Erase a session with its messages; an answer that is being given is stopped."""
-    await service.chat.erase_session(tenant, session_id)
+    await service.sessions.erase(tenant, session_id)
     return Deleted(id=session_id, object="session")
 
 
 @router.get("/{session_id}/messages", responses=documented(404, 422, 503))
 async def list_messages(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> MessageList:
     """All turns of a session, oldest first."""
-    records = await service.chat.messages(tenant, session_id)
+    records = await service.sessions.messages(tenant, session_id)
     return MessageList(data=[Message.of(record) for record in records])
 
 
@@ -106,12 +106,12 @@ async def ask(
 ) -> StreamingResponse | Message:
     """Ask a question. The reply is the answer as a message or, with `stream`, as Server-Sent Events."""
     tenant = caller.tenant
-    answer = await service.chat.ask(caller, session_id, body.question(), repeatable=repeatable)
-    events = service.answering.follow(tenant, answer.id, after=0)
+    answer = await service.questions.ask(caller, session_id, body.question(), repeatable=repeatable)
+    events = service.answers.follow(tenant, answer.id, after=0)
     if body.stream:
         return event_stream(events)
     await _until_done(request, events)
-    record = await service.answering.answer(tenant, answer.id)
+    record = await service.answers.get(tenant, answer.id)
     if record.error is not None:
         raise from_code(record.error.code, record.error.message)
     if record.status == "in_progress":

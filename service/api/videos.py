@@ -107,7 +107,7 @@ async def get_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -
 @router.delete("/{video_id}", responses=documented(404, 422, 503))
 async def delete_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Deleted:
     """Erase a video everywhere: its file, features, and the sessions that talk about it."""
-    await service.chat.erase_sessions_of_video(tenant, video_id)
+    await service.sessions.erase_about(tenant, video_id)
     await service.ingest.erase(tenant, video_id)
     return Deleted(id=video_id, object="video")
 

@@ -269,9 +269,12 @@ class AnswerStore:
 
     # -- reading
 
-    async def read(self, tenant: str, answer_id: str, *, after: int, block: float) -> list[LogEvent]:
+    async def read(self, tenant: str, answer_id: str, *, after: int, block: float = 0) -> list[LogEvent]:
         """Events with a number greater than `after`; waits up to `block` seconds for the first of them."""
         return await self._log.read(keys.answer_events(tenant, answer_id), after=after, block=block)
+
+    def follow(self, tenant: str, answer_id: str, *, after: int) -> "_Interim":
+        return _Interim(self, tenant, answer_id, after)
 
     async def whole_log(self, tenant: str, answer_id: str) -> list[LogEvent]:
         """All events there are."""
@@ -323,3 +326,20 @@ def _tenant_and_id(member: str) -> tuple[str, str]:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
+
+
+class _Interim:
+    def __init__(self, store: AnswerStore, tenant: str, answer_id: str, after: int) -> None:
+        self.store, self.tenant, self.answer_id, self.after = store, tenant, answer_id, after
+
+    async def __aenter__(self) -> "_Interim":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def next(self, *, timeout: float) -> list[LogEvent]:
+        events = await self.store.read(self.tenant, self.answer_id, after=self.after, block=timeout)
+        if events:
+            self.after = events[-1].number
+        return events

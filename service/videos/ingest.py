@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
 from service.access.callers import Caller
-from service.drain import Drain
 from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable, from_code
 from service.ids import video_id
 from service.observability import tracing
@@ -41,7 +40,7 @@ class Ingest:
         *,
         settings: Settings,
         fetcher: Fetcher,
-        drain: Drain,
+        check_open: Callable[[], None],
         encoding: Encoding,
         quota: Quota,
         videos: VideoStore,
@@ -51,7 +50,7 @@ class Ingest:
     ) -> None:
         self._settings = settings
         self._fetcher = fetcher
-        self._drain = drain
+        self._check_open = check_open
         self._encoding = encoding
         self._quota = quota
         self._videos = videos
@@ -72,7 +71,7 @@ class Ingest:
         Raises:
             ServiceError: the upload cannot be used, or there is no room for it now.
         """
-        self._drain.check()
+        self._check_open()
         uploads.check_headers(body, max_bytes=self._settings.max_upload_bytes)
         announced = (body.content_length or 0) if idempotency_key is None else None  # the bytes may be here already
         async with self._quota.hold(caller, announced) as room:
@@ -86,7 +85,7 @@ class Ingest:
         Raises:
             ServiceError: as `Fetcher.open` and `receive`.
         """
-        self._drain.check()
+        self._check_open()
         async with self._quota.hold(caller, None) as room:
             with self.place():
                 async with self._fetcher.open(url) as body:

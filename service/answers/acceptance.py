@@ -1,0 +1,100 @@
+"""The checks before a generation is accepted, the same for questions in sessions and for chat completions."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.engine.sampling_params import SamplingParams
+from model.text.conversation import Clip, Conversation, Turn
+from service.answers.admission import Admission, Place
+from service.answers.generation import deadline_exceeded
+from service.answers.question import Question, sampling_params
+from service.errors import NotFound, Unavailable
+from service.store.records import FrameRequest, VideoRecord
+from service.videos.preparation import Encoding, check_usable
+from service.workers.pool import Pool
+from service.workers.protocol import ModelInfo
+
+_CHECK_TIMEOUT = 15.0  # seconds that a question waits for a worker to count its tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """A question that passed all checks."""
+
+    model: ModelInfo
+    params: SamplingParams
+
+
+class Acceptance:
+    """Checks a question about videos against the model, the videos and the queue."""
+
+    def __init__(self, *, pool: Pool, preparation: Encoding, admission: Admission) -> None:
+        self._pool = pool
+        self._preparation = preparation
+        self._admission = admission
+
+    async def model(self, name: str | None) -> ModelInfo:
+        """The loaded model, which `name` must be if it is given.
+
+        Raises:
+            NotFound: it is another one's name.
+            Unavailable: no model is loaded yet.
+        """
+        info = await self._preparation.model()
+        if name is not None and name != info.name:
+            raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
+        return info
+
+    async def check(
+        self,
+        tenant: str,
+        question: Question,
+        *,
+        model: str | None,
+        videos: Sequence[VideoRecord],
+        frames: FrameRequest,
+        turns: tuple[Turn, ...],
+        system: str,
+        place: Place,
+        deadline: float | None,
+    ) -> Accepted:
+        """Check everything that can refuse a question, and reserve room for its tokens in the queue.
+
+        Raises:
+            ServiceError: the refusal; no work has begun.
+        """
+        info = await self.model(model)
+        params = sampling_params(question, default=info.default_sampling)
+        for video in videos:
+            check_usable(video)
+        for video in videos:
+            await self._preparation.check_there(tenant, video, frames)
+        longest = _longest_prompt(videos, turns, system=system, num_frames=frames.count, info=info)
+        num_tokens = await self._count_tokens(longest, deadline=deadline)
+        self._admission.reserve_tokens(place, num_tokens=num_tokens)
+        return Accepted(model=info, params=params)
+
+    async def _count_tokens(self, conversation: Conversation, *, deadline: float | None) -> int:
+        """Let a worker count the prompt's tokens; it refuses a prompt that the model cannot take."""
+        seconds_left = math.inf if deadline is None else deadline - time.time()
+        try:
+            return await asyncio.wait_for(self._pool.check(conversation), min(_CHECK_TIMEOUT, seconds_left))
+        except TimeoutError:
+            if deadline is not None and time.time() >= deadline:
+                raise deadline_exceeded() from None
+            raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+
+def _longest_prompt(
+    videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, num_frames: int | None, info: ModelInfo
+) -> Conversation:
+    """A conversation whose prompt is as long as one about these videos can be, whichever frames are sampled.
+
+    `num_frames` is how many are requested of each video; None is the model's default.
+    """
+    count = num_frames or info.frame_spec.count
+    clips = tuple(Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos)
+    return Conversation(clips=clips, turns=turns, system=system)

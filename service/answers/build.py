@@ -1,0 +1,112 @@
+"""Builds the parts of this folder for one replica, starts them, and stops them."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from service.access.callers import Access
+from service.answers.acceptance import Acceptance
+from service.answers.admission import Admission
+from service.answers.answers import Answers
+from service.answers.completions import Completions
+from service.answers.presence import Presence
+from service.answers.questions import Questions
+from service.answers.runner import AnswerRunner
+from service.answers.sessions import Sessions
+from service.answers.takeover import Takeover
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.store.stores import Stores
+from service.videos.ingest import Ingest
+from service.videos.preparation import Encoding
+from service.workers.pool import Pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerParts:
+    """What the API needs of this folder."""
+
+    answers: Answers
+    completions: Completions
+    questions: Questions
+    sessions: Sessions
+
+
+@contextlib.asynccontextmanager
+async def run_answers(
+    *,
+    settings: Settings,
+    stores: Stores,
+    pool: Pool,
+    preparation: Encoding,
+    ingest: Ingest,
+    access: Access,
+    admission: Admission,
+    metrics: Metrics,
+) -> AsyncIterator[AnswerParts]:
+    """Run the answers of a replica. At the end, running ones are left to other replicas or to the next start."""
+    presence = Presence(stores.answers, grace=settings.disconnect_grace)
+    runner = AnswerRunner(
+        settings=settings,
+        pool=pool,
+        preparation=preparation,
+        videos=stores.videos,
+        answers=stores.answers,
+        presence=presence,
+        metrics=metrics,
+    )
+    takeover = Takeover(
+        runner=runner,
+        pool=pool,
+        admission=admission,
+        videos=stores.videos,
+        sessions=stores.sessions,
+        answers=stores.answers,
+        lease_seconds=settings.lease_seconds,
+        metrics=metrics,
+    )
+    answers = Answers(
+        runner=runner,
+        takeover=takeover,
+        presence=presence,
+        admission=admission,
+        answers=stores.answers,
+        grace=settings.disconnect_grace,
+    )
+    acceptance = Acceptance(pool=pool, preparation=preparation, admission=admission)
+    sessions = Sessions(
+        acceptance=acceptance,
+        runner=runner,
+        sessions=stores.sessions,
+        videos=stores.videos,
+        leases=stores.leases,
+        idempotency=stores.idempotency,
+    )
+    questions = Questions(
+        admission=admission,
+        acceptance=acceptance,
+        runner=runner,
+        access=access,
+        sessions=stores.sessions,
+        videos=stores.videos,
+        answers=stores.answers,
+        leases=stores.leases,
+        idempotency=stores.idempotency,
+    )
+    completions = Completions(
+        settings=settings,
+        admission=admission,
+        acceptance=acceptance,
+        access=access,
+        pool=pool,
+        preparation=preparation,
+        ingest=ingest,
+        videos=stores.videos,
+        metrics=metrics,
+    )
+    runner.start()
+    takeover.start()
+    try:
+        yield AnswerParts(answers=answers, completions=completions, questions=questions, sessions=sessions)
+    finally:
+        await answers.close()

@@ -1,0 +1,77 @@
+"""All stores of one replica, built on its connections to Redis."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.store.answers import AnswerStore
+from service.store.api_keys import ApiKeyStore
+from service.store.connection import StoreClient, connect
+from service.store.features import FeatureCache
+from service.store.idempotency import IdempotencyStore
+from service.store.leases import Leases
+from service.store.media import MediaStore
+from service.store.partial_files import LocalPartialFiles, PartialFiles
+from service.store.sessions import SessionStore
+from service.store.uploads import UploadStore
+from service.store.videos import VideoStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stores:
+    """The stores that the other folders use. Only this folder speaks Redis."""
+
+    redis: StoreClient
+    answers: AnswerStore
+    api_keys: ApiKeyStore
+    features: FeatureCache
+    idempotency: IdempotencyStore
+    leases: Leases
+    media: MediaStore
+    partial_files: PartialFiles
+    sessions: SessionStore
+    uploads: UploadStore
+    videos: VideoStore
+
+
+@contextlib.asynccontextmanager
+async def open_stores(settings: Settings, *, redis_url: str, metrics: Metrics) -> AsyncIterator[Stores]:
+    """Connect to Redis and to the media store; the connections close with the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        redis = connect(redis_url)
+        stack.push_async_callback(redis.aclose)
+        cache = redis
+        if settings.cache_redis_url is not None:
+            cache = connect(settings.cache_redis_url.get_secret_value())
+            stack.push_async_callback(cache.aclose)
+        media, partial_files = _open_files(settings)
+        yield Stores(
+            redis=redis,
+            answers=AnswerStore(redis),
+            api_keys=ApiKeyStore(redis),
+            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
+            idempotency=IdempotencyStore(redis, ttl=settings.idempotency_ttl),
+            leases=Leases(redis, seconds=settings.lease_seconds),
+            media=media,
+            partial_files=partial_files,
+            sessions=SessionStore(redis),
+            uploads=UploadStore(redis),
+            videos=VideoStore(redis),
+        )
+
+
+def _open_files(settings: Settings) -> tuple[MediaStore, PartialFiles]:
+    if settings.media_url is None:
+        media, partial_files = MediaStore(settings.media_path), LocalPartialFiles(settings.media_path)
+        media.open()
+        return media, partial_files
+    from service.store.bucket import Bucket  # its client is an extra
+    from service.store.bucket_media import BucketStore
+    from service.store.bucket_partial_files import BucketPartialFiles
+
+    bucket = Bucket(settings.media_url)
+    store = BucketStore(settings.media_path, bucket)
+    store.open()
+    return store, BucketPartialFiles(settings.media_path, bucket)
