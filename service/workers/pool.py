@@ -7,7 +7,7 @@ time, and the one under which a third dies fails with `worker_lost`.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -49,6 +49,9 @@ _MAX_FAILED_STARTS = 3  # in a row, before it is told that there is something to
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
 _CLIP_LOAD = 4.0  # sequences that an encode outweighs: all of its worker wait for it
 _CHARACTERS_PER_TOKEN = 4
+Sink = Callable[[Delta | Refused], None]
+"""Takes a job's output. Each output is a callback of its own on the event loop, in order; the last one ends the job."""
+
 _EMPTY = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
 
 
@@ -66,7 +69,7 @@ class _Job:
     output_token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
     prefixes: tuple[bytes, ...] = ()
-    outputs: "asyncio.Queue[Delta | Refused] | None" = None
+    sink: Sink | None = None
     submitted_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -136,8 +139,6 @@ class Pool:
         )  # it may interest nobody
         metrics.workers_configured.set(len(self._seats))
         metrics.workers_ready.set_function(lambda: len(self._ready))
-        self.outputs: asyncio.Queue[Delta | Refused] = asyncio.Queue()
-        """What the answers gain, in order; the reader takes all there is at once."""
 
     def __repr__(self) -> str:
         return (
@@ -202,6 +203,7 @@ class Pool:
             self._fail(job_id, "worker_lost", "The service is shutting down.")
         self._info.cancel()
         self._started.cancel()
+        await asyncio.sleep(0)  # the sinks have taken what was left
 
     async def encode(self, command: Encode) -> Encoded:
         """Compute a clip's features.
@@ -226,22 +228,26 @@ class Pool:
         assert isinstance(result, PromptChecked)
         return result.num_prompt_tokens
 
-    def generate(self, command: Generate, outputs: "asyncio.Queue[Delta | Refused] | None" = None) -> None:
-        """Begin an answer, or go on with one.
+    def generate(self, command: Generate, sink: Sink) -> None:
+        """Start an answer, or continue one.
 
-        What it gains comes through `outputs` (the pool's own by default), its end included.
+        `sink` gets every output up to the end, which is a `Refused` or a `Delta` with a `finish_reason`. It is called on
+        the event loop, never from within a method of the pool.
+
+        Raises:
+            InternalError: the pool is closing; `sink` is not called.
         """
         self._submit(
             _Job(
                 command,
-                outputs=outputs or self.outputs,
+                sink=sink,
                 output_token_ids=list(command.output_token_ids),
                 prefixes=prefixes(command.conversation, command.feature_keys, salt=command.cache_salt),
             )
         )
 
     def abort(self, job_id: str) -> None:
-        """Stop an answer; its end comes through `outputs`. Nothing happens if it has ended."""
+        """Stop an answer; its end comes through its sink. Nothing happens if it has ended."""
         job = self._jobs.get(job_id)
         if job is None or job.aborted:
             return
@@ -378,8 +384,7 @@ class Pool:
         if delta.finish_reason is not None:
             del self._jobs[delta.job_id]
             delta = replace(delta, num_cached_tokens=job.num_cached_tokens or 0)
-        if job.outputs is not None:
-            job.outputs.put_nowait(delta)
+        self._put(job, delta)
         if was_suspect:
             self._dispatch_waiting()
 
@@ -394,9 +399,8 @@ class Pool:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        if job.outputs is not None:
-            job.outputs.put_nowait(Refused(job_id=job_id, code=code, message=message))
-        elif job.future is not None and not job.future.done():
+        self._put(job, Refused(job_id=job_id, code=code, message=message))
+        if job.future is not None and not job.future.done():
             job.future.set_exception(from_code(code, message))
         if job.is_suspect:
             self._dispatch_waiting()
@@ -475,8 +479,8 @@ class Pool:
 
     def _end_aborted(self, job_id: str, job: _Job) -> None:
         del self._jobs[job_id]
-        assert job.outputs is not None, "only answers are aborted"
-        job.outputs.put_nowait(
+        self._put(
+            job,
             Delta(
                 job_id=job_id,
                 text="",
@@ -485,8 +489,12 @@ class Pool:
                 num_prompt_tokens=0,
                 num_cached_tokens=0,
                 num_output_tokens=len(job.output_token_ids),
-            )
+            ),
         )
+
+    def _put(self, job: _Job, output: Delta | Refused) -> None:
+        if job.sink is not None:
+            asyncio.get_running_loop().call_soon(job.sink, output)  # not now: a sink may call the pool
 
 
 def _backoff(num_failed_starts: int) -> float:

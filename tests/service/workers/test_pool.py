@@ -93,12 +93,16 @@ async def until_ready(pool: Pool, *, but: int = 0) -> int:
     return pool.pids[0]
 
 
-async def end_of(pool: Pool, job_id: str) -> tuple[list[Delta], str]:
-    """What an answer gained, and how it ended."""
+Outputs = asyncio.Queue[Delta | Refused]
+"""What sinks have taken: its `put_nowait` is a sink."""
+
+
+async def end_of(outputs: Outputs, job_id: str) -> tuple[list[Delta], str]:
+    """The deltas of an answer, and its finish reason or error code. No other job writes to `outputs`."""
     deltas: list[Delta] = []
     async with asyncio.timeout(PATIENCE):
         while True:
-            output = await pool.outputs.get()
+            output = await outputs.get()
             assert output.job_id == job_id
             if isinstance(output, Refused):
                 return deltas, output.code
@@ -111,8 +115,9 @@ async def end_of(pool: Pool, job_id: str) -> tuple[list[Delta], str]:
 
 
 async def test_a_job_waits_for_a_worker_and_no_longer_than_it_may() -> None:
+    outputs = Outputs()
     async with pool_of(0, encode_timeout=0.1) as pool:
-        pool.generate(generate("ans_1"))
+        pool.generate(generate("ans_1"), outputs.put_nowait)
         assert repr(pool) == "Pool(ready=0, starting=0, jobs=1, waiting=1)"
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.check(conversation()), 0.1)
@@ -125,26 +130,28 @@ async def test_a_job_waits_for_a_worker_and_no_longer_than_it_may() -> None:
 
 
 async def test_an_answer_that_was_never_sent_is_aborted_at_once() -> None:
+    outputs = Outputs()
     async with pool_of(0) as pool:
-        pool.generate(generate("ans_1"))
+        pool.generate(generate("ans_1"), outputs.put_nowait)
         pool.abort("ans_1")
         pool.abort("ans_1")
         pool.abort("ans_nobody")
-        deltas, reason = await end_of(pool, "ans_1")
+        deltas, reason = await end_of(outputs, "ans_1")
         assert (reason, [delta.token_ids for delta in deltas]) == ("abort", [()])
-        assert pool.outputs.empty()
+        assert outputs.empty()
 
 
 async def test_closing_fails_what_remains_and_takes_nothing_more() -> None:
+    outputs = Outputs()
     async with pool_of(0) as pool:
-        pool.generate(generate("ans_1"))
+        pool.generate(generate("ans_1"), outputs.put_nowait)
         checking = asyncio.create_task(pool.check(conversation()))
         await asyncio.sleep(0)
-    assert await end_of(pool, "ans_1") == ([], "worker_lost")
+    assert await end_of(outputs, "ans_1") == ([], "worker_lost")
     with pytest.raises(InternalError, match="shutting down"):
         await checking
     with pytest.raises(InternalError, match="shutting down"):
-        pool.generate(generate("ans_2"))
+        pool.generate(generate("ans_2"), outputs.put_nowait)
 
 
 async def test_closing_ends_a_worker_that_has_not_even_started() -> None:
@@ -157,6 +164,7 @@ async def test_closing_ends_a_worker_that_has_not_even_started() -> None:
 
 async def test_a_worker_s_life() -> None:
     """One process tells the whole story: starting one takes seconds."""
+    outputs = Outputs()
     async with pool_of(1) as pool:
         # jobs that came before the worker are sent when it is ready
         early = asyncio.create_task(pool.check(conversation()))
@@ -170,8 +178,8 @@ async def test_a_worker_s_life() -> None:
         # it encodes, and answers about what it encoded
         encoded = await pool.encode(encode(info, "req_1"))
         assert np.isfinite(unpack(encoded.blob, key="features:key", shape=info.feature_shape)).all()
-        pool.generate(generate("ans_1", blob=encoded.blob))
-        deltas, reason = await end_of(pool, "ans_1")
+        pool.generate(generate("ans_1", blob=encoded.blob), outputs.put_nowait)
+        deltas, reason = await end_of(outputs, "ans_1")
         said = [token for delta in deltas for token in delta.token_ids]
         assert reason in {"stop", "length"}
         assert deltas[-1].num_prompt_tokens == num_prompt_tokens
@@ -183,25 +191,25 @@ async def test_a_worker_s_life() -> None:
         with pytest.raises(InternalError) as failed:
             await asyncio.wait_for(pool.check(conversation(fps=0.0)), 10)
         assert failed.value.code == "engine_error"
-        pool.generate(generate("ans_2", blob=encoded.blob[:-1]))
-        assert await end_of(pool, "ans_2") == ([], "engine_error")
-        pool.generate(generate("ans_3", blob=encoded.blob, max_tokens=2000))
-        await pool.outputs.get()
+        pool.generate(generate("ans_2", blob=encoded.blob[:-1]), outputs.put_nowait)
+        assert await end_of(outputs, "ans_2") == ([], "engine_error")
+        pool.generate(generate("ans_3", blob=encoded.blob, max_tokens=2000), outputs.put_nowait)
+        await outputs.get()
         pool.abort("ans_3")
-        _, reason = await end_of(pool, "ans_3")
+        _, reason = await end_of(outputs, "ans_3")
         assert reason == "abort"
         assert await pool.check(conversation()) == num_prompt_tokens
 
         # a job in its hands when it dies goes to the next one
         os.kill(first, signal.SIGSTOP)
-        pool.generate(generate("ans_4", blob=encoded.blob))
+        pool.generate(generate("ans_4", blob=encoded.blob), outputs.put_nowait)
         poison = asyncio.create_task(pool.encode(encode(info, "req_2")))
         await asyncio.sleep(0.1)
         os.kill(first, signal.SIGKILL)
         await asyncio.sleep(0.1)
         assert not is_alive(first)
         pool.abort("ans_4")
-        assert (await end_of(pool, "ans_4"))[1] == "abort", "what waits for a worker is aborted at once"
+        assert (await end_of(outputs, "ans_4"))[1] == "abort", "what waits for a worker is aborted at once"
         again = asyncio.create_task(pool.check(conversation()))
 
         # a job that sees a third one die is given up; what came later is not
@@ -214,7 +222,7 @@ async def test_a_worker_s_life() -> None:
             await poison
         assert lost.value.code == "worker_lost"
         assert await again == num_prompt_tokens
-        pool.generate(generate("ans_5", blob=encoded.blob))
-        deltas, _ = await end_of(pool, "ans_5")
+        pool.generate(generate("ans_5", blob=encoded.blob), outputs.put_nowait)
+        deltas, _ = await end_of(outputs, "ans_5")
         assert [token for delta in deltas for token in delta.token_ids] == said
         assert repr(pool) == "Pool(ready=1, starting=0, jobs=0, waiting=0)"

@@ -16,7 +16,16 @@ from service.errors import InternalError
 from service.observability.metrics import Metrics
 from service.workers.pool import Pool, WorkersCannotStart
 from service.workers.protocol import Encode, Encoded, Generate, Refused
-from tests.service.workers.test_pool import PATIENCE, conversation, encode, end_of, generate, pool_of, until_ready
+from tests.service.workers.test_pool import (
+    PATIENCE,
+    Outputs,
+    conversation,
+    encode,
+    end_of,
+    generate,
+    pool_of,
+    until_ready,
+)
 
 LONG = SamplingParams(max_tokens=120, ignore_eos=True)
 
@@ -45,13 +54,13 @@ def of_nothing(blob: bytes, num_values: int) -> bytes:
     return hashlib.sha256(body).digest() + body
 
 
-async def ends_of(pool: Pool, *job_ids: str) -> dict[str, tuple[str, list[int]]]:
+async def ends_of(outputs: Outputs, *job_ids: str) -> dict[str, tuple[str, list[int]]]:
     """How each answer ended, and the tokens it had."""
     said: dict[str, list[int]] = {job_id: [] for job_id in job_ids}
     ends: dict[str, tuple[str, list[int]]] = {}
     async with asyncio.timeout(PATIENCE):
         while len(ends) < len(job_ids):
-            output = await pool.outputs.get()
+            output = await outputs.get()
             if isinstance(output, Refused):
                 ends[output.job_id] = output.code, []
                 continue
@@ -63,7 +72,7 @@ async def ends_of(pool: Pool, *job_ids: str) -> dict[str, tuple[str, list[int]]]
 
 async def test_a_poisoned_request_fails_alone() -> None:
     """One process tells the whole story: starting one takes seconds."""
-    metrics = Metrics()
+    metrics, outputs = Metrics(), Outputs()
     async with pool_of(1, metrics=metrics) as pool:
         info = await pool.started()
         worker = await until_ready(pool)
@@ -90,7 +99,7 @@ async def test_a_poisoned_request_fails_alone() -> None:
 
         # what is no question is refused, and the answers in the same batch are those given alone
         good = replace(generate("ans_alone", blob=blob), params=LONG)
-        alone = (await ends_of(pool, *_sent(pool, good)))["ans_alone"]
+        alone = (await ends_of(outputs, *_sent(pool, outputs, good)))["ans_alone"]
         assert alone == ("length", alone[1])
         assert len(alone[1]) == LONG.max_tokens
         bad = {
@@ -118,9 +127,11 @@ async def test_a_poisoned_request_fails_alone() -> None:
             ],
         }
         mates = [replace(good, job_id=f"ans_{n}") for n in range(3)]
-        sent = _sent(pool, mates[0], *bad["engine_error"], mates[1], *bad["invalid_value"], *bad["error"], mates[2])
-        sent += _sent(pool, *bad["context_length_exceeded"])
-        ends = await ends_of(pool, *sent)
+        sent = _sent(
+            pool, outputs, mates[0], *bad["engine_error"], mates[1], *bad["invalid_value"], *bad["error"], mates[2]
+        )
+        sent += _sent(pool, outputs, *bad["context_length_exceeded"])
+        ends = await ends_of(outputs, *sent)
         for reason, commands in bad.items():
             assert {command.job_id: ends[command.job_id][0] for command in commands} == {
                 command.job_id: reason for command in commands
@@ -129,8 +140,8 @@ async def test_a_poisoned_request_fails_alone() -> None:
         assert pool.pids == (worker,), "it lives"
 
         # what the prefix cache spared is told, and what the engine did is counted
-        pool.generate(good)
-        delta = (await end_of(pool, "ans_alone"))[0][-1]
+        pool.generate(good, outputs.put_nowait)
+        delta = (await end_of(outputs, "ans_alone"))[0][-1]
         assert delta.num_prompt_tokens - 16 <= delta.num_cached_tokens + 1 <= delta.num_prompt_tokens
         queries = metrics.registry.get_sample_value("reeltalk_prefix_cache_queries_total")
         hits = metrics.registry.get_sample_value("reeltalk_prefix_cache_hits_total")
@@ -142,9 +153,9 @@ async def test_a_poisoned_request_fails_alone() -> None:
         assert metrics.registry.get_sample_value("reeltalk_num_preemptions_total", {"worker": "0"}) == 0
 
 
-def _sent(pool: Pool, *commands: Generate) -> list[str]:
+def _sent(pool: Pool, outputs: Outputs, *commands: Generate) -> list[str]:
     for command in commands:
-        pool.generate(command)
+        pool.generate(command, outputs.put_nowait)
     return [command.job_id for command in commands]
 
 
@@ -158,13 +169,14 @@ async def at_once(pool: Pool, worker: int, clips: list[Encode]) -> list[object]:
 
 
 async def test_of_those_under_whom_workers_die_only_the_cause_is_given_up() -> None:
+    outputs = Outputs()
     async with pool_of(1) as pool:
         info = await pool.started()
         blob = (await pool.encode(encode(info, "req_1"))).blob
         good = replace(generate("ans_1", blob=blob), params=LONG)
         deadly = replace(good.conversation, turns=(Turn(role="user", text=Deadly("boom")),))
         poison = replace(good, job_id="poison", conversation=deadly)
-        ends = await ends_of(pool, *_sent(pool, good, poison, replace(good, job_id="ans_2")))
+        ends = await ends_of(outputs, *_sent(pool, outputs, good, poison, replace(good, job_id="ans_2")))
         assert ends["poison"] == ("worker_lost", [])
         assert ends["ans_1"] == ends["ans_2"]
         assert ends["ans_1"][0] == "length"
