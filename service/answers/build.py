@@ -48,7 +48,7 @@ async def run_answers(
     presence = Presence(stores.answers, grace=settings.disconnect_grace)
     runner = AnswerRunner(
         settings=settings,
-        pool=pool,
+        jobs=pool,
         preparation=preparation,
         videos=stores.videos,
         answers=stores.answers,
@@ -57,7 +57,7 @@ async def run_answers(
     )
     takeover = Takeover(
         runner=runner,
-        pool=pool,
+        jobs=pool,
         admission=admission,
         videos=stores.videos,
         sessions=stores.sessions,

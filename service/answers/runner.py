@@ -16,6 +16,7 @@ from structlog.contextvars import bound_contextvars
 from service.answers.answer import RunningAnswer
 from service.answers.generation import deadline_exceeded
 from service.answers.inputs import VideoInputs, prepare_videos
+from service.answers.jobs import GenerationJobs
 from service.answers.loops import Loops
 from service.answers.presence import Presence
 from service.answers.writer import STORE_PATIENCE, STORE_RETRY, AnswerWriter
@@ -27,7 +28,6 @@ from service.store.answers import AnswerStore, Hold
 from service.store.records import AnswerRecord
 from service.store.videos import VideoStore
 from service.videos.preparation import Encoding, Progress
-from service.workers.pool import Pool
 from service.workers.protocol import Delta, Refused
 
 _log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ class AnswerRunner:
         self,
         *,
         settings: Settings,
-        pool: Pool,
+        jobs: GenerationJobs,
         preparation: Encoding,
         videos: VideoStore,
         answers: AnswerStore,
@@ -51,7 +51,7 @@ class AnswerRunner:
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._pool = pool
+        self._jobs = jobs
         self._preparation = preparation
         self._videos = videos
         self._answers = answers
@@ -115,7 +115,7 @@ class AnswerRunner:
         for answer in self._running.values():
             answer.is_handed_over = True  # later output of its job is ignored: the next owner generates it again
             answer.close()
-            self._pool.abort(answer.owner)
+            self._jobs.abort(answer.owner)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._writer.flush(), _FLUSH_TIMEOUT)
         for answer in list(self._running.values()):
@@ -142,7 +142,7 @@ class AnswerRunner:
                 priority=answer.record.priority,
                 output_token_ids=answer.resumed_token_ids,
             )
-            self._pool.generate(command, functools.partial(self._on_output, answer))
+            self._jobs.generate(command, functools.partial(self._on_output, answer))
         except ServiceError as error:
             self.fail(answer, error)
         except Exception:  # noqa: BLE001  readers wait: the answer must end
@@ -212,14 +212,14 @@ class AnswerRunner:
         if self._running.get(answer.id) is answer:
             del self._running[answer.id]
             self._presence.unwatch(answer.id)
-            self._pool.abort(answer.owner)
+            self._jobs.abort(answer.owner)
         answer.close()
 
     # -- endings without a last token
 
     def _cancel(self, answer: RunningAnswer) -> None:
         if answer.is_generating:
-            self._pool.abort(answer.owner)
+            self._jobs.abort(answer.owner)
         elif not answer.ended:
             answer.finish("abort")
             answer.close()
@@ -230,7 +230,7 @@ class AnswerRunner:
         self._cancel(answer)
 
     def _expire(self, answer: RunningAnswer) -> None:
-        self._pool.abort(answer.owner)
+        self._jobs.abort(answer.owner)
         self.fail(answer, deadline_exceeded())
 
     def _seconds_left(self, record: AnswerRecord) -> float:

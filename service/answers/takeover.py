@@ -11,6 +11,7 @@ from model.text.conversation import Turn
 from service.answers.admission import Admission
 from service.answers.answer import RunningAnswer
 from service.answers.generation import Generation
+from service.answers.jobs import GenerationJobs
 from service.answers.loops import Loops
 from service.answers.runner import AnswerRunner
 from service.errors import InternalError, NotFound, ServiceError
@@ -20,7 +21,6 @@ from service.store.answers import AnswerStore
 from service.store.records import AnswerRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from service.workers.pool import Pool
 
 _log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Takeover:
         self,
         *,
         runner: AnswerRunner,
-        pool: Pool,
+        jobs: GenerationJobs,
         admission: Admission,
         videos: VideoStore,
         sessions: SessionStore,
@@ -44,7 +44,7 @@ class Takeover:
         metrics: Metrics,
     ) -> None:
         self._runner = runner
-        self._pool = pool
+        self._jobs = jobs
         self._admission = admission
         self._videos = videos
         self._sessions = sessions
@@ -73,12 +73,12 @@ class Takeover:
             await self._take_over(tenant, answer_id)
 
     def _is_able(self, answer_id: str) -> bool:
-        return answer_id not in self._runner and not self._is_stopped and self._pool.ready
+        return answer_id not in self._runner and not self._is_stopped and self._jobs.ready
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds * random.uniform(0.25, 0.5))  # noqa: S311  spreads the replicas
-            if self._is_stopped or not self._pool.ready:
+            if self._is_stopped or not self._jobs.ready:
                 continue
             with contextlib.suppress(ServiceError):
                 for tenant, answer_id in await self._answers.orphans():

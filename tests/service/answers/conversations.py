@@ -1,14 +1,19 @@
-"""A session, its video and an answer as the tests need them: complete, and about nothing."""
+"""Records of sessions, videos and answers for tests, complete and minimal."""
 
 from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Turn
-from service.answers.generation import LiveAnswer
+from service.answers.admission import Admission
+from service.answers.answer import RunningAnswer
+from service.answers.generation import Generation
 from service.ids import new_id, video_id
+from service.observability.metrics import Metrics
+from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.records import AnswerRecord, FrameRequest, Sampling, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
+from service.workers.protocol import Delta
 
 TENANT = "acme"
 OWNER = "own_first"
@@ -28,9 +33,14 @@ def video_record(**fields: object) -> VideoRecord:
     return VideoRecord.model_validate(known | fields)
 
 
-def session_record(*video_ids: str) -> SessionRecord:
+def session_record(*video_ids: str, session_id: str | None = None) -> SessionRecord:
     return SessionRecord(
-        id=new_id("ses"), video_ids=video_ids, model="tiny", system="", frames=FrameRequest(), created_at=1.0
+        id=session_id or new_id("ses"),
+        video_ids=video_ids,
+        model="tiny",
+        system="",
+        frames=FrameRequest(),
+        created_at=1.0,
     )
 
 
@@ -44,18 +54,33 @@ def answer_record(session_id: str | None = None) -> AnswerRecord:
     )
 
 
-def live_answer() -> LiveAnswer:
-    """An answer about one video that has just been accepted."""
-    video = video_record()
-    session = session_record(video.id)
-    return LiveAnswer(
+def running_answer(
+    record: AnswerRecord | None = None, *, videos: tuple[VideoRecord, ...] = (), admission: Admission | None = None
+) -> RunningAnswer:
+    """An answer that has just been accepted, about no video unless told otherwise."""
+    record = record or answer_record()
+    admission = admission or Admission(Settings(), Metrics())
+    return RunningAnswer(
         tenant=TENANT,
-        record=answer_record(session.id),
-        session=session,
-        videos=(video,),
-        turns=(Turn(role="user", text="What is it?"),),
-        params=PARAMS,
+        record=record,
+        session=session_record(*(video.id for video in videos), session_id=record.session_id),
+        videos=videos,
+        turns=(Turn(role="user", text=record.question),),
         num_messages=0,
+        generation=Generation(job_id=new_id("own"), params=PARAMS, place=admission.take_unbounded(1)),
+    )
+
+
+def delta(text: str, *token_ids: int, job_id: str = OWNER, finish_reason: str | None = None) -> Delta:
+    """What a worker reports of one step."""
+    return Delta(
+        job_id=job_id,
+        text=text,
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        num_prompt_tokens=5,
+        num_cached_tokens=0,
+        num_output_tokens=len(token_ids),
     )
 
 
@@ -67,7 +92,7 @@ async def accept(
     owner: str = OWNER,
     lease_seconds: float = 10.0,
 ) -> bool:
-    """Keep an answer as `chat` does, in a session that is there."""
+    """Store an answer as `Questions` does, in a session that exists."""
     session = SessionRecord(
         id=record.session_id, video_ids=(), model="tiny", system="", frames=FrameRequest(), created_at=1.0
     )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.engine.detokenizer import Detokenizer
-from service.answers.logprobs import ToldTokens
+from service.answers.logprobs import LogprobBuffer
 from service.workers.protocol import LikelyToken, TokenLogprobs
 
 
@@ -26,7 +26,7 @@ def logprobs_of(piece: bytes) -> tuple[TokenLogprobs, ...]:
 
 def told_of(pieces: list[bytes], stop: list[str]) -> tuple[str, list[bytes]]:
     """The text of an answer made of these pieces, and the tokens that are told of; checked at each step."""
-    detokenizer, told = Detokenizer(Pieces(pieces), stop), ToldTokens()
+    detokenizer, told = Detokenizer(Pieces(pieces), stop), LogprobBuffer()
     text, tokens = "", []
     for number, piece in enumerate(pieces):
         left = detokenizer.feed(number)

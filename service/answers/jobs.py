@@ -1,0 +1,20 @@
+"""What answers need of the pool of workers: to start a job, to stop it, and to know whether one could run."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from service.workers.protocol import Delta, Generate, Refused
+
+
+class GenerationJobs(Protocol):
+    """Runs generations. The pool of workers is one."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker could take a job now."""
+
+    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None]) -> None:
+        """Start a job. `sink` gets its output in order, on the event loop, the ending included."""
+
+    def abort(self, job_id: str) -> None:
+        """Stop a job; its ending comes through its sink. An unknown job is ignored."""

@@ -1,0 +1,327 @@
+"""Answers at several replicas: who reads them, who owns them, and what happens when a reader or an owner leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from service.answers.admission import Admission
+from service.answers.answer import RunningAnswer
+from service.answers.answers import Answers
+from service.answers.presence import Presence
+from service.answers.runner import AnswerRunner
+from service.answers.takeover import Takeover
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.store import keys
+from service.store.answers import AnswerStore, AnswerWrite, Hold
+from service.store.connection import StoreClient
+from service.store.event_log import LogEvent
+from service.store.leases import Leases
+from service.store.records import AnswerRecord
+from service.store.sessions import SessionStore
+from service.store.videos import VideoStore
+from service.workers.protocol import Delta, Generate, Refused
+from tests.service.answers.conversations import PARAMS, TENANT, accept, answer_record, delta, running_answer
+
+
+class Jobs:
+    """Jobs whose output the test provides."""
+
+    def __init__(self, *, ready: bool = True) -> None:
+        self.ready = ready
+        self.aborted: list[str] = []
+        self._commands: asyncio.Queue[Generate] = asyncio.Queue()
+        self._sinks: dict[str, Callable[[Delta | Refused], None]] = {}
+
+    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None]) -> None:
+        self._sinks[command.job_id] = sink
+        self._commands.put_nowait(command)
+
+    def abort(self, job_id: str) -> None:
+        self.aborted.append(job_id)
+        if sink := self._sinks.pop(job_id, None):
+            asyncio.get_running_loop().call_soon(sink, delta("", job_id=job_id, finish_reason="abort"))
+
+    async def next(self) -> Generate:
+        """The next job; waits for it."""
+        return await asyncio.wait_for(self._commands.get(), 10)
+
+    def say(self, command: Generate, text: str, *token_ids: int, finish_reason: str | None = None) -> None:
+        """Report the output of one step, unless the job was aborted."""
+        if sink := self._sinks.get(command.job_id):
+            sink(delta(text, *token_ids, job_id=command.job_id, finish_reason=finish_reason))
+
+    def say_late(self, sink: Callable[[Delta | Refused], None], command: Generate, text: str, *token_ids: int) -> None:
+        """Report output that was under way when the job was aborted."""
+        sink(delta(text, *token_ids, job_id=command.job_id))
+
+    def sink_of(self, command: Generate) -> Callable[[Delta | Refused], None]:
+        return self._sinks[command.job_id]
+
+
+class Replica:
+    """The answers of one replica."""
+
+    def __init__(self, redis: StoreClient, jobs: Jobs, *, grace: float, lease_seconds: float) -> None:
+        settings, metrics = Settings(disconnect_grace=grace, lease_seconds=lease_seconds), Metrics()
+        self.jobs, self.store = jobs, AnswerStore(redis)
+        self.admission = Admission(settings, metrics)
+        presence = Presence(self.store, grace=grace)
+        self.runner = AnswerRunner(
+            settings=settings,
+            jobs=jobs,
+            preparation=None,  # type: ignore[arg-type]  # these answers are about no video
+            videos=VideoStore(redis),
+            answers=self.store,
+            presence=presence,
+            metrics=metrics,
+        )
+        self.takeover = Takeover(
+            runner=self.runner,
+            jobs=jobs,
+            admission=self.admission,
+            videos=VideoStore(redis),
+            sessions=SessionStore(redis),
+            answers=self.store,
+            lease_seconds=lease_seconds,
+            metrics=metrics,
+        )
+        self.answers = Answers(
+            runner=self.runner,
+            takeover=self.takeover,
+            presence=presence,
+            admission=self.admission,
+            answers=self.store,
+            grace=grace,
+        )
+
+    async def begin(self, redis: StoreClient, *, lease_seconds: float = 60) -> tuple[RunningAnswer, Generate]:
+        """Accept a question as `Questions` does; returns its answer and its job."""
+        answer = running_answer(admission=self.admission)
+        await accept(redis, answer.record, opening=answer.opening(), owner=answer.owner, lease_seconds=lease_seconds)
+        self.runner.begin(answer)
+        return answer, await self.jobs.next()
+
+    async def until_idle(self) -> None:
+        """Wait until all places are free; an answer keeps its place until the store has its ending."""
+        async with asyncio.timeout(5):
+            while self.admission.num_answers:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def status(self, answer_id: str) -> str:
+        return (await self.answers.get(TENANT, answer_id)).status
+
+    async def read(self, answer_id: str, *, after: int = 0) -> list[LogEvent]:
+        """All events to the end."""
+        async with asyncio.timeout(20):
+            return [event async for event in self.answers.follow(TENANT, answer_id, after=after)]
+
+
+@asynccontextmanager
+async def replica(
+    redis: StoreClient, *, grace: float = 9, lease_seconds: float = 60, ready: bool = True
+) -> AsyncIterator[Replica]:
+    made = Replica(redis, Jobs(ready=ready), grace=grace, lease_seconds=lease_seconds)
+    made.runner.start()
+    made.takeover.start()
+    yield made
+    await made.answers.close()
+
+
+def names(events: list[LogEvent]) -> list[str]:
+    return [event.name for event in events]
+
+
+def texts(events: list[LogEvent]) -> list[str]:
+    return [event.data["text"] for event in events if event.name == "delta"]
+
+
+# -- readers
+
+
+async def test_a_reader_gets_what_a_worker_says_to_the_end(redis: StoreClient) -> None:
+    async with replica(redis) as here:
+        answer, job = await here.begin(redis)
+        here.jobs.say(job, "A red", 1)
+        here.jobs.say(job, " square.", 2, finish_reason="stop")
+        assert names(await here.read(answer.id)) == ["answer", "delta", "delta", "done"]
+        assert await here.status(answer.id) == "completed"
+        await here.until_idle()
+
+
+async def test_an_answer_without_readers_is_stopped_after_the_grace_period(redis: StoreClient) -> None:
+    async with replica(redis, grace=0.2) as here:
+        answer, _ = await here.begin(redis)
+        async with aclosing(here.answers.follow(TENANT, answer.id, after=0)) as events:
+            await anext(events)
+        await asyncio.sleep(0.6)
+        assert await here.status(answer.id) == "cancelled"
+
+
+async def test_without_grace_the_first_reader_still_has_time_to_arrive(redis: StoreClient) -> None:
+    async with replica(redis, grace=0) as here:
+        answer, job = await here.begin(redis)
+        await asyncio.sleep(0.2)
+        here.jobs.say(job, "Here.", 1, finish_reason="stop")
+        assert names(await here.read(answer.id)) == ["answer", "delta", "done"]
+
+
+async def test_a_reader_that_leaves_has_the_whole_grace_period_to_come_back(redis: StoreClient) -> None:
+    async with replica(redis, grace=1) as here:
+        answer, job = await here.begin(redis)
+        async with aclosing(here.answers.follow(TENANT, answer.id, after=0)) as events:
+            await anext(events)
+            await asyncio.sleep(0.8)
+        await asyncio.sleep(0.5)  # more than a period since the question, less than one since the reader left
+        here.jobs.say(job, "Back.", 1, finish_reason="stop")
+        assert names(await here.read(answer.id, after=1)) == ["delta", "done"]
+
+
+async def test_a_reader_at_another_replica_counts_while_events_come_without_a_pause(redis: StoreClient) -> None:
+    async with replica(redis, grace=0.3) as owner, replica(redis, grace=0.3, ready=False) as other:
+        answer, job = await owner.begin(redis)
+        async with aclosing(owner.answers.follow(TENANT, answer.id, after=0)) as events:
+            await anext(events)  # the connection breaks, and the client comes back at another replica
+        reading = asyncio.create_task(other.read(answer.id))
+        for _ in range(10):
+            owner.jobs.say(job, "and ", 1)
+            await asyncio.sleep(0.15)
+        owner.jobs.say(job, "so on.", 1, finish_reason="stop")
+        assert names(await reading) == ["answer", *["delta"] * 11, "done"]
+        assert await other.status(answer.id) == "completed"
+
+
+# -- take-over
+
+
+async def orphan(redis: StoreClient) -> AnswerRecord:
+    """An answer with three logged tokens whose owner has just died."""
+    record, answers = answer_record(), AnswerStore(redis)
+    await accept(redis, record, owner="own_dead", lease_seconds=0.001)
+    events = (LogEvent(2, "delta", {"text": "A r"}, (1, 2)), LogEvent(3, "delta", {"text": "ed"}, (3,)))
+    write = AnswerWrite(
+        tenant=TENANT, answer_id=record.id, session_id=record.session_id, owner="own_dead", events=events
+    )
+    assert await answers.write([write]) == [Hold.OURS]
+    await asyncio.sleep(0.01)
+    return record
+
+
+async def test_the_replica_that_is_asked_continues_an_answer_whose_owner_died(redis: StoreClient) -> None:
+    record = await orphan(redis)
+    async with replica(redis) as here:  # its leases are long, so the sweep does not come into play
+        reading = asyncio.create_task(here.read(record.id))
+        job = await here.jobs.next()
+        assert (job.output_token_ids, job.params) == ((1, 2, 3), PARAMS)
+        assert job.conversation.turns[-1].text == record.question
+        here.jobs.say(job, " square.", 4, 5, finish_reason="stop")
+        events = await reading
+        assert [(e.number, e.name) for e in events] == list(
+            enumerate(["answer", "delta", "delta", "delta", "done"], start=1)
+        )
+        ended = await here.answers.get(TENANT, record.id)
+        assert ended.message is not None
+        assert ended.message.content == "A red square."
+        [_, said] = await SessionStore(redis).messages(TENANT, record.session_id)
+        assert said == ended.message
+        await here.until_idle()
+
+
+async def test_the_sweep_finds_an_answer_without_owner_and_without_readers(redis: StoreClient) -> None:
+    record = await orphan(redis)
+    async with replica(redis, lease_seconds=1) as here:
+        here.jobs.say(await here.jobs.next(), ".", 4, finish_reason="stop")
+        assert names(await here.read(record.id))[-1] == "done"
+
+
+async def test_a_replica_without_a_worker_takes_nothing_over(redis: StoreClient) -> None:
+    record = await orphan(redis)
+    async with replica(redis, lease_seconds=1, ready=False) as here:
+        await asyncio.sleep(1)
+        assert await here.status(record.id) == "in_progress"
+        assert await AnswerStore(redis).orphans() == [(TENANT, record.id)]
+
+
+async def test_an_owner_that_was_paused_beyond_its_lease_writes_nothing_more_and_stops_its_job(
+    redis: StoreClient,
+) -> None:
+    async with replica(redis) as paused, replica(redis) as successor:
+        answer, job = await paused.begin(redis, lease_seconds=0.001)
+        paused.jobs.say(job, "A", 1)
+        await asyncio.sleep(0.1)
+        reading = asyncio.create_task(successor.read(answer.id))
+        taken = await successor.jobs.next()
+        assert taken.output_token_ids == (1,)
+        paused.jobs.say(job, " ghost", 6)
+        successor.jobs.say(taken, " cat.", 2, finish_reason="stop")
+        assert texts(await asyncio.wait_for(reading, 20)) == ["A", " cat."]
+        await paused.until_idle()
+        assert job.job_id in paused.jobs.aborted
+
+
+async def test_a_cancel_at_another_replica_takes_effect_with_the_next_token(redis: StoreClient) -> None:
+    async with replica(redis) as owner, replica(redis, ready=False) as other:
+        answer, job = await owner.begin(redis)
+        await other.answers.cancel(TENANT, answer.id)
+        owner.jobs.say(job, "A", 1)
+        assert names(await owner.read(answer.id)) == ["answer", "delta", "done"]
+        assert job.job_id in owner.jobs.aborted
+        assert await other.status(answer.id) == "cancelled"
+
+
+# -- the end of a replica
+
+
+async def test_a_draining_replica_hands_its_answers_over_and_its_readers_read_on(redis: StoreClient) -> None:
+    async with replica(redis) as here:
+        answer, job = await here.begin(redis)
+        here.jobs.say(job, "A", 1)
+        reading = asyncio.create_task(here.read(answer.id))
+        await asyncio.sleep(0.1)
+        sink = here.jobs.sink_of(job)
+        await here.answers.drain(patience=0.1, hurry=asyncio.Event())
+        here.jobs.say_late(sink, job, " ghost", 2)
+        async with replica(redis) as successor:
+            assert await successor.status(answer.id) == "in_progress"
+            taken = await successor.jobs.next()
+            assert taken.output_token_ids == (1,)
+            successor.jobs.say(taken, " cat.", 2, finish_reason="stop")
+            assert texts(await asyncio.wait_for(reading, 20)) == ["A", " cat."]
+
+
+async def test_a_draining_replica_waits_for_answers_that_end_in_time(redis: StoreClient) -> None:
+    async with replica(redis) as here:
+        answer, job = await here.begin(redis)
+        draining = asyncio.create_task(here.answers.drain(patience=20, hurry=asyncio.Event()))
+        await asyncio.sleep(0.1)
+        assert not draining.done()
+        here.jobs.say(job, "Here.", 1, finish_reason="stop")
+        await asyncio.wait_for(draining, 5)
+        assert await here.status(answer.id) == "completed"
+
+
+@pytest.mark.parametrize("accepted", ["before", "after"])
+async def test_answers_of_a_replica_that_ends_are_left_without_owner(redis: StoreClient, accepted: str) -> None:
+    async with replica(redis) as here:
+        if accepted == "after":  # a question that was accepted just before the replica closed
+            await here.answers.drain(patience=0, hurry=asyncio.Event())
+        answer, job = await here.begin(redis)
+        here.jobs.say(job, "A red", 1)
+        await asyncio.sleep(0.1)
+    [_, last] = await AnswerStore(redis).read(TENANT, answer.id, after=0)
+    assert (last.name, last.token_ids) == ("delta", (1,))
+    assert await AnswerStore(redis).orphans() == [(TENANT, answer.id)]
+    assert await Leases(redis, seconds=3).holder(keys.session_lease(TENANT, answer.session.id)) == answer.id
+
+
+async def test_an_error_in_one_answer_does_not_stop_the_others(redis: StoreClient) -> None:
+    async with replica(redis) as here:
+        first, job = await here.begin(redis)
+        second, other_job = await here.begin(redis)
+        here.jobs.sink_of(job)(Refused(job_id=job.job_id, code="worker_lost", message="Lost."))
+        here.jobs.say(other_job, "Fine.", 1, finish_reason="stop")
+        assert names(await here.read(first.id)) == ["answer", "error"]
+        assert names(await here.read(second.id)) == ["answer", "delta", "done"]
+        await here.until_idle()
