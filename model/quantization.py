@@ -7,17 +7,17 @@ for 64 weights. Both are extras, imported when asked for, and compute on the CPU
 import ctypes
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from model.weight_bits import Quantization as Quantization  # noqa: PLC0414  others import it from here
 from model.weights import WeightsError
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-Quantization = Literal["int8", "int4"]
 INT4_GROUP = 64
 """Weights that share a scale, float32."""
 

@@ -181,12 +181,12 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
-    places = settings.places
+    workers = settings.worker_specs
     config = WorkerConfig(
         name=settings.model,
         family=settings.family,
         checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
-        places=places,
+        workers=workers,
         number=0,
         dtype=settings.dtype,
         quantization=settings.quantize,
@@ -198,4 +198,4 @@ def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    return tuple(replace(config, number=number) for number in range(len(places)))
+    return tuple(replace(config, number=number) for number in range(len(workers)))

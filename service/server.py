@@ -19,7 +19,7 @@ from service.commands.demo import SAMPLE
 from service.errors import Unavailable
 from service.settings import Settings, is_loopback
 from service.store.redis_server import RedisServerError, embedded_redis
-from service.workers.pool import WorkersCannotStart
+from service.workers.supervisor import WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
 _AT_ONCE = 2  # which Ctrl-C it is that waits for nothing

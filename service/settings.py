@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from model.video.spec import MAX_FRAME_COUNT, VideoLimits
+from model.weight_bits import Quantization
 from service.videos.fetching import FetchPolicy
-from service.workers.roles import Place, Quantization, parse_places
+from service.workers.specs import WorkerSpec, parse_workers
 
 PREFIX = "REELTALK_"
 _FOREIGN = {"REELTALK_API_KEY", "REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN", "REELTALK_URL"}
@@ -84,7 +85,7 @@ class Settings(BaseModel):
     @field_validator("workers", mode="before")
     @classmethod
     def _are_workers(cls, text: object) -> str:
-        parse_places(str(text), device="auto")
+        parse_workers(str(text), device="auto")
         return str(text)
 
     threads: int = Field(default=0, ge=0, le=1024)
@@ -182,12 +183,12 @@ class Settings(BaseModel):
     def threads_per_worker(self) -> int:
         """CPU threads of each worker, at least one."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or max(1, (num_cores - 1) // len(self.places))
+        return self.threads or max(1, (num_cores - 1) // len(self.worker_specs))
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """The workers, each with its role and device."""
-        return parse_places(self.workers, device=self.device)
+    def worker_specs(self) -> tuple[WorkerSpec, ...]:
+        """The role and device of each worker."""
+        return parse_workers(self.workers, device=self.device)
 
     @property
     def video_limits(self) -> VideoLimits:

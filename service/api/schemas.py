@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video.spec import MAX_FRAME_COUNT
+from model.weight_bits import Quantization
 from service.answers.question import Question
 from service.drain import State
 from service.store.records import (
@@ -23,7 +24,6 @@ from service.store.records import (
     VideoStatus,
 )
 from service.videos.fetching import MAX_URL
-from service.workers.roles import Quantization
 
 # JSON has one kind of number, in which 8.0 is the integer 8
 WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service.workers.roles import Quantization
+from model.weight_bits import Quantization
 
 if TYPE_CHECKING:
     from model.verification.comparison import Row

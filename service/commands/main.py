@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from model.weight_bits import Quantization
 from service.commands.checkpoints import add_commands as add_checkpoint_commands
 from service.commands.keys import check_door, keys_app
 from service.terminal.commands import add_commands as add_terminal_commands
-from service.workers.roles import Quantization
 
 if TYPE_CHECKING:
     from service.settings import Settings

@@ -1,1 +1,1 @@
-"""Worker processes: the messages that go in and out, the pool that keeps them alive, and the worker itself."""
+"""Worker processes: their configuration, the pipe protocol, the pool that runs them, and the code that runs in them."""

@@ -1,4 +1,4 @@
-"""What the API process and a worker say to each other: frozen dataclasses over a pipe, errors as code and message."""
+"""Messages between the API process and a worker: frozen dataclasses over a pipe; errors are a code and a message."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,22 +7,24 @@ from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Conversation
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
+from model.weight_bits import Quantization
 from service.observability.logging import Style
-from service.workers.roles import Place, Quantization
+from service.workers.specs import WorkerSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
-    """What a worker loads and how large its batches may grow."""
+    """Configuration of one worker: the model it loads, the limits of its batches, its logging."""
 
     name: str
-    """The model's public name."""
+    """The public name of the model."""
     family: str
     checkpoint: str | None
-    places: tuple[Place, ...]
-    """All workers of the replica, since those on one device share it."""
+    """A folder with the family's files; None for the model that ships with the package."""
+    workers: tuple[WorkerSpec, ...]
+    """All workers of the replica; those on one device share its memory."""
     number: int
-    """Which of them this one is."""
+    """Index of this worker in `workers`."""
     dtype: str
     quantization: Quantization | None
     threads: int
@@ -34,37 +36,39 @@ class WorkerConfig:
     log_format: Style = "text"
 
     @property
-    def place(self) -> Place:
-        """This worker's own."""
-        return self.places[self.number]
+    def spec(self) -> WorkerSpec:
+        """The role and device of this worker."""
+        return self.workers[self.number]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
-    """What the API process has to know of the loaded model."""
+    """Properties of the loaded model that the API process needs."""
 
     name: str
     family: str
     checkpoint_digest: str
     dtype: str
-    """What the encoder computes in."""
+    """The encoder's dtype."""
     quantization: Quantization | None
-    """Bits of the language model's weights; no part of the fingerprint, since the encoder does not see them."""
+    """Format of the language model's weights; not part of the fingerprint, since features do not depend on it."""
     frame_spec: FrameSpec
     pixel_spec: PixelSpec
     feature_shape: tuple[int, int]
+    """Of one clip: query tokens, width."""
     num_video_tokens: int
+    """Tokens of one clip in a prompt."""
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
 
 
-# -- to the worker
+# -- commands: API process to worker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """Whose job it is: the ids that the worker's log lines about it carry, and the span that its own are under."""
+class RequestContext:
+    """The request that a job belongs to: ids for the worker's log lines and the parent of its spans."""
 
     ids: Mapping[str, str] = field(default_factory=dict)
     traceparent: str | None = None
@@ -72,7 +76,10 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encode:
-    """Compute the features of one clip: frames uint8 [T, S, S, 3], row-major."""
+    """Compute the features of one clip.
+
+    `frames` holds uint8 [T, S, S, 3], row-major. `timestamps` are in seconds. `key` is stored in the blob.
+    """
 
     job_id: str
     key: str
@@ -80,12 +87,12 @@ class Encode:
     shape: tuple[int, int, int, int]
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
-    origin: Origin = field(default_factory=Origin)
+    context: RequestContext = field(default_factory=RequestContext)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckPrompt:
-    """Count a prompt's tokens and refuse what can never run, before any work."""
+    """Count a prompt's tokens, and refuse a prompt that exceeds the context length."""
 
     job_id: str
     conversation: Conversation
@@ -93,10 +100,11 @@ class CheckPrompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generate:
-    """Answer a conversation. `features` are packed blobs, one a clip, made under `feature_keys`.
+    """Generate an answer to a conversation.
 
-    `output_token_ids` are tokens that the answer has already, from a worker or a replica that died. Keys and values are
-    shared with answers of the same `cache_salt` only.
+    `features` are packed blobs, one per clip, stored under `feature_keys`. `output_token_ids` are the tokens that the
+    answer already has, from a worker or replica that died. Only prompts with the same `cache_salt` share blocks of the
+    prefix cache.
     """
 
     job_id: str
@@ -107,19 +115,19 @@ class Generate:
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
     priority: int = 0
-    origin: Origin = field(default_factory=Origin)
+    context: RequestContext = field(default_factory=RequestContext)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Abort:
-    """Stop an answer at the next step."""
+    """Stop generating an answer at the next step."""
 
     job_id: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ping:
-    """Say that you live; answered at once, also during a step."""
+    """Request a `Pong`; the worker replies at once, even during a step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,36 +135,46 @@ class Stop:
     """End the worker."""
 
 
-# -- from the worker
+# -- reports: worker to API process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The model is loaded and has done on its own, once, what the worker is for."""
+    """The model is loaded and warmed up."""
 
     info: ModelInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NotLoaded:
-    """The model cannot be loaded, and why in a sentence; the worker ends."""
+class LoadFailed:
+    """The model cannot be loaded; the worker ends. `reason` is a sentence."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """Reply to a `Ping`, with the memory that the process uses."""
+
+    resident_bytes: int
+    device_bytes: int
+    """GPU memory that torch holds for this process; 0 on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """The packed features of a clip, its part of the seconds the encoder took, and how many clips shared the call."""
+    """The packed features of one clip."""
 
     job_id: str
     blob: bytes
     seconds: float
+    """The encoder's time for the batch, divided by the number of its clips."""
     num_batched_clips: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptChecked:
-    """The prompt fits."""
+    """The prompt fits into the context."""
 
     job_id: str
     num_prompt_tokens: int
@@ -164,7 +182,7 @@ class PromptChecked:
 
 @dataclass(frozen=True, slots=True)
 class LikelyToken:
-    """A token in UTF-8, half a character maybe, and the natural logarithm of its probability."""
+    """A token's bytes, which may be part of a UTF-8 character, and the natural logarithm of its probability."""
 
     token: bytes
     logprob: float
@@ -172,7 +190,7 @@ class LikelyToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a token was, and which were the likeliest in its place."""
+    """The log probability of the chosen token, and those of the likeliest tokens at its position."""
 
     chosen: LikelyToken
     top: tuple[LikelyToken, ...]
@@ -180,7 +198,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """What one answer gained in one step. `logprobs` has one for each of `token_ids`, where they were asked for."""
+    """Output of one step for one answer; the last one has a `finish_reason`."""
 
     job_id: str
     text: str
@@ -188,45 +206,39 @@ class Delta:
     finish_reason: str | None
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Of the prompt, how many the KV cache had already."""
+    """Prompt tokens that were in the prefix cache."""
     num_output_tokens: int
+    """Output tokens up to and including this delta."""
     running_seconds: float = 0.0
-    """Since it got a place in the batch."""
+    """Time since the sequence joined the batch."""
     queue_seconds: float | None = None
-    """With its first tokens, filled in by the pool: how long it had waited for that place."""
+    """With the first tokens only, set by the API process: how long the job waited to join the batch."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token in `token_ids`, if the request asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepDone:
-    """What all answers gained in one step, and how the engine stands after it."""
+    """The deltas of one engine step, and the engine's state after it."""
 
     deltas: tuple[Delta, ...]
     num_running: int
     num_waiting: int
     kv_cache_usage: float
-    """Blocks that sequences hold, of all."""
+    """Blocks held by sequences, as a fraction of all blocks."""
     num_preemptions: int
-    """Since the worker began."""
+    """Since the worker started."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """A job that cannot be done."""
+    """A job that failed; `code` is one of `service.errors`."""
 
     job_id: str
     code: str
     message: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pong:
-    """The process lives, and this is how much memory it has."""
-
-    resident_bytes: int
-    device_bytes: int
-    """Of a GPU, held by this process for tensors."""
-
-
 Command = Encode | CheckPrompt | Generate | Abort | Ping | Stop
-Report = Ready | NotLoaded | Encoded | PromptChecked | StepDone | Refused | Pong
+JobReport = Encoded | PromptChecked | StepDone | Refused
+Report = Ready | LoadFailed | Pong | JobReport

@@ -1,4 +1,4 @@
-"""Which worker gets an answer: one that has computed how it begins, unless that one has too much to do. No I/O."""
+"""Chooses the worker for a prompt: one that has cached a prefix of it, unless its load is too high. No I/O."""
 
 import hashlib
 from collections import OrderedDict
@@ -8,67 +8,68 @@ from typing import Generic, TypeVar
 from model.text.conversation import Conversation
 
 MAX_PREFIXES = 8192
-SLACK = 4.0
-"""How much more than the least loaded a worker may have to do and still be preferred. A shared prefix spares the
-prefill of at most one prompt; a place behind so many others costs more than that."""
+MAX_EXTRA_LOAD = 4.0
+"""How much a preferred worker's load may exceed the lowest load. A shared prefix saves the prefill of at most one
+prompt; waiting behind more sequences than this costs more."""
 
 WorkerT = TypeVar("WorkerT", bound=Hashable)
 
 
-def prefixes(conversation: Conversation, feature_keys: Sequence[str], *, salt: str) -> tuple[bytes, ...]:
-    """Names of how a prompt begins, the shortest first: system text and videos, and then these with every turn.
+def prompt_prefixes(conversation: Conversation, feature_keys: Sequence[str], *, salt: str) -> tuple[bytes, ...]:
+    """Return one digest for each prefix of a prompt, the shortest first.
 
-    As in the engine's prefix cache, each depends on all that is before it, and on the salt. A session's next
-    question begins with what this one names, and every session about a video with the same first one.
+    The first covers the system text and the videos; each of the others covers one more turn. As in the engine's prefix
+    cache, a digest depends on everything before it and on the salt. The prefixes of a session's next question start
+    with those of its last one; all sessions on one video share the first.
     """
     digest = hashlib.sha256(
         repr((salt, conversation.system, tuple(feature_keys), conversation.clips)).encode()
     ).digest()
-    names = [digest]
+    prefixes = [digest]
     for turn in conversation.turns:
         digest = hashlib.sha256(digest + repr((turn.role, turn.text)).encode("utf-8", "surrogatepass")).digest()
-        names.append(digest)
-    return tuple(names)
+        prefixes.append(digest)
+    return tuple(prefixes)
 
 
 class PrefixTable(Generic[WorkerT]):
-    """Who has computed what, as far as is remembered: the least recently used is forgotten first.
+    """Records which workers have computed which prefixes; evicts the least recently used.
 
-    An entry may be wrong, since a worker drops blocks that it needs; then the answer costs a prefill, as anywhere.
+    An entry can be out of date, since a worker's prefix cache evicts blocks; the prompt is then prefilled in full.
     """
 
     def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
         self._max_prefixes = max_prefixes
-        self._holders: OrderedDict[bytes, set[WorkerT]] = OrderedDict()
+        self._workers: OrderedDict[bytes, set[WorkerT]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._workers)
 
-    def choose(self, names: Sequence[bytes], loads: Mapping[WorkerT, float]) -> WorkerT:
-        """The worker for a prompt that begins so; `loads` has those that can take it, and what each has to do.
+    def choose(self, prefixes: Sequence[bytes], loads: Mapping[WorkerT, float]) -> WorkerT:
+        """Choose a worker for a prompt with these prefixes; `loads` holds the load of every worker that can take it.
 
-        Of those that have equally little to do the prompt's beginning decides, so that videos are shared out.
+        Among equally loaded workers the first prefix decides, which spreads videos over the workers.
         """
-        least = min(loads, key=lambda worker: (loads[worker], hash((names[0], worker)) if names else 0))
-        for name in reversed(names):
-            near = [worker for worker in self._holders.get(name, ()) if worker in loads]
-            if near:
-                nearest = min(near, key=loads.__getitem__)
-                if loads[nearest] <= loads[least] + SLACK:
-                    return nearest
-        return least
+        least_loaded = min(loads, key=lambda worker: (loads[worker], hash((prefixes[0], worker)) if prefixes else 0))
+        for prefix in reversed(prefixes):
+            candidates = [worker for worker in self._workers.get(prefix, ()) if worker in loads]
+            if candidates:
+                preferred = min(candidates, key=loads.__getitem__)
+                if loads[preferred] <= loads[least_loaded] + MAX_EXTRA_LOAD:
+                    return preferred
+        return least_loaded
 
-    def remember(self, names: Sequence[bytes], worker: WorkerT) -> None:
-        """A worker computes a prompt that begins so."""
-        for name in names:
-            self._holders.setdefault(name, set()).add(worker)
-            self._holders.move_to_end(name)
-        while len(self._holders) > self._max_prefixes:
-            self._holders.popitem(last=False)
+    def add(self, prefixes: Sequence[bytes], worker: WorkerT) -> None:
+        """Record that a worker computes a prompt with these prefixes."""
+        for prefix in prefixes:
+            self._workers.setdefault(prefix, set()).add(worker)
+            self._workers.move_to_end(prefix)
+        while len(self._workers) > self._max_prefixes:
+            self._workers.popitem(last=False)
 
-    def forget(self, worker: WorkerT) -> None:
-        """A worker is gone, and all it had with it."""
-        for name, holders in list(self._holders.items()):
-            holders.discard(worker)
-            if not holders:
-                del self._holders[name]
+    def remove(self, worker: WorkerT) -> None:
+        """Remove a worker that has ended from all entries."""
+        for prefix, workers in list(self._workers.items()):
+            workers.discard(worker)
+            if not workers:
+                del self._workers[prefix]

@@ -106,7 +106,7 @@ def test_a_worker_that_cannot_start_is_told_of_while_the_others_work(tmp_path: P
         reply = service.client.get("/readyz")
         assert (reply.status_code, reply.json()["status"]) == (200, "ok")
         [problem] = reply.json()["problems"]
-        assert problem.startswith("Worker 1 (all, device cuda:77) does not start: It is to run on cuda:77, but")
+        assert problem.startswith("Worker 1 (all, device cuda:77) does not start: The worker is configured for cuda:77")
         assert service.ask(service.open_session(service.upload(drawn)["id"]), "Still there?")["finish_reason"]
 
 

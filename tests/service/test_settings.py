@@ -27,7 +27,7 @@ def test_without_any_the_defaults_hold_and_the_service_is_reached_from_this_mach
 def test_the_command_line_goes_before_the_environment_and_that_before_the_defaults(tmp_path: Path) -> None:
     environ = {"REELTALK_PORT": "1", "REELTALK_WORKERS": "3", "REELTALK_DATA_DIR": str(tmp_path)}
     settings = load_settings({"port": 2, "workers": None, "data_dir": None}, environ=environ)
-    assert (settings.port, len(settings.places), settings.max_num_seqs) == (2, 3, 32)
+    assert (settings.port, len(settings.worker_specs), settings.max_num_seqs) == (2, 3, 32)
     assert settings.media_path == tmp_path / "media"
 
 

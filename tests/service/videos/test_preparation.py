@@ -26,7 +26,7 @@ from service.videos.preparation import Encoding
 from service.workers.pool import Pool
 from tests.clips import h264_mp4
 from tests.service.answers.conversations import TENANT, video_record
-from tests.service.workers.test_pool import PATIENCE, pool_of
+from tests.service.workers.pools import PATIENCE, pool_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,4 +1,4 @@
-"""What is bad fails alone: in a worker the others go on, and a worker that dies of one takes no other with it."""
+"""A bad job fails alone: the other jobs of its worker succeed, even if it kills the worker."""
 
 import asyncio
 import hashlib
@@ -7,31 +7,21 @@ import signal
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from model.engine.sampling_params import SamplingParams
 from model.features import unpack
 from model.text.conversation import Turn
 from service.errors import InternalError
 from service.observability.metrics import Metrics
-from service.workers.pool import Pool, WorkersCannotStart
-from service.workers.protocol import Encode, Encoded, Generate, Refused
-from tests.service.workers.test_pool import (
-    PATIENCE,
-    Outputs,
-    conversation,
-    encode,
-    end_of,
-    generate,
-    pool_of,
-    until_ready,
-)
+from service.workers.pool import Pool
+from service.workers.protocol import Encode, Encoded, Generate
+from tests.service.workers.pools import Outputs, conversation, encode, end_of, ends_of, generate, pool_of, until_ready
 
 LONG = SamplingParams(max_tokens=120, ignore_eos=True)
 
 
 class Deadly(str):
-    """A text that ends the process that receives it, as a fault in a kernel would."""
+    """A text that ends the process that unpickles it, as a crash in a kernel would."""
 
     __slots__ = ()
 
@@ -39,45 +29,29 @@ class Deadly(str):
         return os._exit, (7,)
 
 
-def smuggled(**fields: object) -> SamplingParams:
-    """Parameters that no bound was applied to."""
+def unchecked(**fields: object) -> SamplingParams:
+    """Sampling parameters that skip validation."""
     params = SamplingParams()
     for name, value in fields.items():
         object.__setattr__(params, name, value)
     return params
 
 
-def of_nothing(blob: bytes, num_values: int) -> bytes:
-    """The same blob with features that are no numbers, sealed anew."""
+def with_nan_features(blob: bytes, num_values: int) -> bytes:
+    """The same blob with NaN features and a valid checksum."""
     body = blob[32:]
     body = body[: -2 * num_values] + np.full(num_values, np.nan, np.float16).tobytes()
     return hashlib.sha256(body).digest() + body
 
 
-async def ends_of(outputs: Outputs, *job_ids: str) -> dict[str, tuple[str, list[int]]]:
-    """How each answer ended, and the tokens it had."""
-    said: dict[str, list[int]] = {job_id: [] for job_id in job_ids}
-    ends: dict[str, tuple[str, list[int]]] = {}
-    async with asyncio.timeout(PATIENCE):
-        while len(ends) < len(job_ids):
-            output = await outputs.get()
-            if isinstance(output, Refused):
-                ends[output.job_id] = output.code, []
-                continue
-            said[output.job_id] += output.token_ids
-            if output.finish_reason is not None:
-                ends[output.job_id] = output.finish_reason, said[output.job_id]
-    return ends
-
-
 async def test_a_poisoned_request_fails_alone() -> None:
-    """One process tells the whole story: starting one takes seconds."""
+    """One test, because starting a worker takes seconds."""
     metrics, outputs = Metrics(), Outputs()
     async with pool_of(1, metrics=metrics) as pool:
         info = await pool.started()
         worker = await until_ready(pool)
 
-        # clips of one shape go through the encoder together, and one that is cut short fails by itself
+        # clips of one shape are encoded together, and a truncated one fails alone
         cut = encode(info, "req_cut")
         cut = replace(cut, frames=cut.frames[:-1])
         other = encode(info, "req_other", key="features:other")
@@ -88,7 +62,7 @@ async def test_a_poisoned_request_fails_alone() -> None:
         num_encoded = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_count")
         num_mates = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_sum")
         assert num_mates is not None
-        assert num_encoded == 5 < num_mates, "not each by itself: the others came while the first was encoded"
+        assert num_encoded == 5 < num_mates, "clips that wait are batched"
         encoded, same = results[0], results[-1]
         assert isinstance(encoded, Encoded)
         assert isinstance(same, Encoded)
@@ -97,17 +71,17 @@ async def test_a_poisoned_request_fails_alone() -> None:
         others = unpack(same.blob, key="features:other", shape=info.feature_shape)
         assert np.abs(features - others).max() <= 2**-8 * np.abs(features).max(), "see tests/model/test_clip_encoder.py"
 
-        # what is no question is refused, and the answers in the same batch are those given alone
+        # bad prompts are refused, and the answers in the same batch are those of a prompt that runs alone
         good = replace(generate("ans_alone", blob=blob), params=LONG)
-        alone = (await ends_of(outputs, *_sent(pool, outputs, good)))["ans_alone"]
+        alone = (await ends_of(outputs, *submit(pool, outputs, good)))["ans_alone"]
         assert alone == ("length", alone[1])
         assert len(alone[1]) == LONG.max_tokens
         bad = {
             "invalid_value": [
-                replace(good, job_id="nan", params=smuggled(temperature=float("nan"))),
-                replace(good, job_id="nan_on_and_on", params=smuggled(temperature=float("nan"), ignore_eos=True)),
-                replace(good, job_id="endless", params=smuggled(max_tokens=10**12)),
-                replace(good, job_id="beams", params=smuggled(num_beams=10**6)),
+                replace(good, job_id="nan", params=unchecked(temperature=float("nan"))),
+                replace(good, job_id="nan_without_eos", params=unchecked(temperature=float("nan"), ignore_eos=True)),
+                replace(good, job_id="endless", params=unchecked(max_tokens=10**12)),
+                replace(good, job_id="beams", params=unchecked(num_beams=10**6)),
             ],
             "engine_error": [
                 replace(good, job_id="cut", features=(blob[:-1],)),
@@ -121,25 +95,25 @@ async def test_a_poisoned_request_fails_alone() -> None:
                 replace(
                     good,
                     job_id="not_finite",
-                    features=(of_nothing(same.blob, features.size),),
-                    feature_keys=("features:other",),  # the same key would promise the same features
+                    features=(with_nan_features(same.blob, features.size),),
+                    feature_keys=("features:other",),  # the prefix cache relies on equal keys for equal features
                 )
             ],
         }
         mates = [replace(good, job_id=f"ans_{n}") for n in range(3)]
-        sent = _sent(
+        sent = submit(
             pool, outputs, mates[0], *bad["engine_error"], mates[1], *bad["invalid_value"], *bad["error"], mates[2]
         )
-        sent += _sent(pool, outputs, *bad["context_length_exceeded"])
+        sent += submit(pool, outputs, *bad["context_length_exceeded"])
         ends = await ends_of(outputs, *sent)
         for reason, commands in bad.items():
             assert {command.job_id: ends[command.job_id][0] for command in commands} == {
                 command.job_id: reason for command in commands
             }
         assert [ends[mate.job_id] for mate in mates] == [alone] * 3
-        assert pool.pids == (worker,), "it lives"
+        assert pool.pids == (worker,), "the worker has not died"
 
-        # what the prefix cache spared is told, and what the engine did is counted
+        # the delta and the metrics report what the prefix cache saved
         pool.generate(good, outputs.put_nowait)
         delta = (await end_of(outputs, "ans_alone"))[0][-1]
         assert delta.num_prompt_tokens - 16 <= delta.num_cached_tokens + 1 <= delta.num_prompt_tokens
@@ -153,14 +127,14 @@ async def test_a_poisoned_request_fails_alone() -> None:
         assert metrics.registry.get_sample_value("reeltalk_num_preemptions_total", {"worker": "0"}) == 0
 
 
-def _sent(pool: Pool, outputs: Outputs, *commands: Generate) -> list[str]:
+def submit(pool: Pool, outputs: Outputs, *commands: Generate) -> list[str]:
     for command in commands:
         pool.generate(command, outputs.put_nowait)
     return [command.job_id for command in commands]
 
 
 async def at_once(pool: Pool, worker: int, clips: list[Encode]) -> list[object]:
-    """Encode clips that a worker finds all waiting."""
+    """Encode clips that are all in the queue when the worker continues."""
     os.kill(worker, signal.SIGSTOP)
     tasks = [asyncio.create_task(pool.encode(clip)) for clip in clips]
     await asyncio.sleep(0.3)
@@ -168,7 +142,7 @@ async def at_once(pool: Pool, worker: int, clips: list[Encode]) -> list[object]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_of_those_under_whom_workers_die_only_the_cause_is_given_up() -> None:
+async def test_of_the_jobs_of_workers_that_die_only_the_cause_fails() -> None:
     outputs = Outputs()
     async with pool_of(1) as pool:
         info = await pool.started()
@@ -176,39 +150,9 @@ async def test_of_those_under_whom_workers_die_only_the_cause_is_given_up() -> N
         good = replace(generate("ans_1", blob=blob), params=LONG)
         deadly = replace(good.conversation, turns=(Turn(role="user", text=Deadly("boom")),))
         poison = replace(good, job_id="poison", conversation=deadly)
-        ends = await ends_of(outputs, *_sent(pool, outputs, good, poison, replace(good, job_id="ans_2")))
+        ends = await ends_of(outputs, *submit(pool, outputs, good, poison, replace(good, job_id="ans_2")))
         assert ends["poison"] == ("worker_lost", [])
         assert ends["ans_1"] == ends["ans_2"]
         assert ends["ans_1"][0] == "length"
         await until_ready(pool)
-        assert repr(pool) == "Pool(ready=1, starting=0, jobs=0, waiting=0)"
-
-
-async def test_a_model_that_cannot_be_loaded_is_given_up_with_its_cause_and_tried_ever_more_rarely() -> None:
-    async with pool_of("encode,generate", checkpoint="/nowhere") as pool:
-        first = set(pool.pids)
-        with pytest.raises(WorkersCannotStart, match=r"/nowhere/config\.json is not there") as cause:
-            await asyncio.wait_for(pool.started(), PATIENCE)
-        assert not pool.ready
-        assert any(problem.endswith(f"does not start: {cause.value}") for problem in pool.problems)
-        async with asyncio.timeout(PATIENCE):
-            while not set(pool.pids) - first:  # noqa: ASYNC110  seen from outside
-                await asyncio.sleep(0.05)
-        assert pool.problems, "it is still told of while the next try is under way"
-
-
-async def test_a_worker_that_dies_without_a_word_is_tried_again_before_it_is_told_of() -> None:
-    async with pool_of(1) as pool:
-        pids: set[int] = set()
-        async with asyncio.timeout(PATIENCE):
-            while not pool.problems:
-                for pid in set(pool.pids) - pids:
-                    os.kill(pid, signal.SIGKILL)
-                    pids.add(pid)
-                await asyncio.sleep(0.02)
-        assert len(pids) == 3
-        assert "its process ended with status -9 while it loaded the model" in pool.problems[0]
-        with pytest.raises(WorkersCannotStart):
-            await pool.started()
-        await until_ready(pool)
-        assert pool.problems == (), "nothing is wrong any more"
+        assert repr(pool) == "Pool(Supervisor(ready=1, starting=0), Dispatcher(jobs=0, waiting=0))"

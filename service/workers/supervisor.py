@@ -1,0 +1,233 @@
+"""Keeps the worker processes of a replica running: starts them, restarts them after a death, kills those that hang."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from service.observability.metrics import Metrics
+from service.workers.process import WorkerProcess
+from service.workers.protocol import JobReport, LoadFailed, ModelInfo, Ping, Pong, Ready, Report, WorkerConfig
+
+_log = structlog.get_logger(__name__)
+
+_MAX_FAILED_STARTS = 3  # in a row, after which the worker counts as broken
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
+
+
+class WorkersCannotStart(Exception):
+    """No worker can start that encodes, or none that generates; the message is a sentence for the operator."""
+
+
+@dataclass(slots=True, eq=False)
+class _ConfiguredWorker:
+    """One worker of the configuration, and how the starts of its processes went."""
+
+    config: WorkerConfig
+    num_failed_starts: int = 0
+    """In a row."""
+    load_error: str = ""
+    """Why the current process cannot load the model; empty unless it has reported so."""
+    last_error: str = ""
+    """Why the last start failed."""
+
+    @property
+    def is_broken(self) -> bool:
+        return self.num_failed_starts >= _MAX_FAILED_STARTS
+
+    @property
+    def problem(self) -> str:
+        """A sentence for the operator."""
+        spec = self.config.spec
+        return f"Worker {self.config.number} ({spec.role}, device {spec.device}) does not start: {self.last_error}"
+
+
+class Supervisor:
+    """Starts one process for each worker configuration and replaces processes that end.
+
+    `on_ready` gets each process that has loaded its model, `on_job_report` the reports about jobs, and `on_death` each
+    process that has ended. All are called on the event loop.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[WorkerConfig],
+        *,
+        worker_timeout: float,
+        metrics: Metrics,
+        on_ready: Callable[[WorkerProcess, ModelInfo], None],
+        on_job_report: Callable[[WorkerProcess, JobReport], None],
+        on_death: Callable[[WorkerProcess], None],
+    ) -> None:
+        self._workers = tuple(_ConfiguredWorker(config) for config in configs)
+        self._worker_timeout = worker_timeout
+        self._metrics = metrics
+        self._on_ready = on_ready
+        self._on_job_report = on_job_report
+        self._on_death = on_death
+        self._starting: set[WorkerProcess] = set()
+        self._ready: set[WorkerProcess] = set()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._watchdog: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self._info: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+        self._started.add_done_callback(lambda started: started.cancelled() or started.exception())  # marks it as seen
+        metrics.workers_configured.set(len(self._workers))
+        metrics.workers_ready.set_function(lambda: len(self._ready))
+
+    def __repr__(self) -> str:
+        return f"Supervisor(ready={len(self._ready)}, starting={len(self._starting)})"
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker that encodes and one that generates are ready."""
+        specs = [worker.spec for worker in self._ready]
+        return any(spec.encodes for spec in specs) and any(spec.generates for spec in specs)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for each worker that has failed to start several times in a row. Its restarts continue."""
+        return tuple(worker.problem for worker in self._workers if worker.is_broken)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of all workers."""
+        return tuple(worker.pid for worker in (*self._starting, *self._ready))
+
+    async def info(self, *, timeout: float) -> ModelInfo:
+        """Return the model's properties; wait until the first worker is ready.
+
+        Raises:
+            TimeoutError: no worker became ready in time.
+        """
+        return await asyncio.wait_for(asyncio.shield(self._info), timeout)
+
+    async def started(self) -> ModelInfo:
+        """Return the model's properties once `ready` has been true.
+
+        Raises:
+            WorkersCannotStart: all workers that encode, or all that generate, are broken.
+        """
+        return await asyncio.shield(self._started)
+
+    def start(self) -> None:
+        """Start all processes and the watchdog; does not wait for them to be ready."""
+        for worker in self._workers:
+            self._start_process(worker)
+        self._watchdog = asyncio.create_task(self._watch())
+
+    def retire(self) -> None:
+        """Stop replacing processes that end."""
+        self._is_closing = True
+
+    async def close(self) -> None:
+        """End all processes."""
+        self.retire()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        for task in self._restarts:
+            task.cancel()
+        for process in self._starting:
+            process.kill()  # it has no job, and reads no command before the model is loaded
+        await asyncio.gather(*(process.stop() for process in (*self._starting, *self._ready)))
+        self._info.cancel()
+        self._started.cancel()
+
+    # -- state transitions
+
+    def _start_process(self, worker: _ConfiguredWorker) -> None:
+        worker.load_error = ""
+        self._starting.add(WorkerProcess(worker.config, on_report=self._receive, on_death=self._process_died))
+
+    def _receive(self, process: WorkerProcess, report: Report) -> None:
+        match report:
+            case Ready():
+                self._process_ready(process, report.info)
+            case LoadFailed():
+                worker = self._workers[process.number]
+                worker.load_error = report.reason
+                # the cause will not go away by itself: the death that follows marks the worker as broken
+                worker.num_failed_starts = max(worker.num_failed_starts, _MAX_FAILED_STARTS - 1)
+            case Pong():
+                self._metrics.show_memory(
+                    process.number, resident_bytes=report.resident_bytes, device_bytes=report.device_bytes
+                )
+            case _:
+                self._on_job_report(process, report)
+
+    def _process_ready(self, process: WorkerProcess, info: ModelInfo) -> None:
+        self._starting.discard(process)
+        self._ready.add(process)
+        self._workers[process.number].num_failed_starts = 0
+        if not self._info.done():
+            self._info.set_result(info)
+            self._metrics.show_model(info)
+        if self.ready and not self._started.done():
+            self._started.set_result(info)
+        _log.info("worker_ready", worker=process.number, role=process.spec.role, pid=process.pid, model=info.name)
+        self._on_ready(process, info)
+
+    def _process_died(self, process: WorkerProcess) -> None:
+        worker = self._workers[process.number]
+        was_starting = process in self._starting
+        self._starting.discard(process)
+        if process in self._ready:
+            self._ready.remove(process)
+            self._metrics.show_memory(process.number, resident_bytes=0, device_bytes=0)
+        if not self._is_closing:
+            if was_starting:
+                worker.num_failed_starts += 1
+                exit_error = f"its process ended with status {process.exit_status} while it loaded the model."
+                worker.last_error = worker.load_error or exit_error
+                self._report_if_unable_to_start()
+            self._schedule_restart(worker, process, was_starting=was_starting)
+        self._on_death(process)
+
+    def _report_if_unable_to_start(self) -> None:
+        """Fail `started` if all workers that encode, or all that generate, are broken."""
+        encoders = [worker for worker in self._workers if worker.config.spec.encodes]
+        generators = [worker for worker in self._workers if worker.config.spec.generates]
+        for workers in (encoders, generators):
+            if workers and all(worker.is_broken for worker in workers) and not self._started.done():
+                self._started.set_exception(WorkersCannotStart(workers[0].last_error))
+
+    def _schedule_restart(self, worker: _ConfiguredWorker, process: WorkerProcess, *, was_starting: bool) -> None:
+        delay = _backoff(worker.num_failed_starts)
+        if worker.is_broken:
+            _log.error("worker_does_not_start", problem=worker.problem, next_try_in=delay)
+        else:
+            _log.error("worker_died", worker=process.number, pid=process.pid, while_starting=was_starting)
+        self._metrics.worker_restarts.inc()
+        restart = asyncio.create_task(self._restart_after(delay, worker))
+        self._restarts.add(restart)
+        restart.add_done_callback(self._restarts.discard)
+
+    # -- tasks
+
+    async def _restart_after(self, delay: float, worker: _ConfiguredWorker) -> None:
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                self._start_process(worker)
+            except OSError:  # out of memory or process ids, which may be temporary
+                _log.exception("worker_not_started")
+                delay = _LONGEST_BACKOFF
+            else:
+                return
+
+    async def _watch(self) -> None:
+        """Kill ready workers that send no reports; even a busy worker replies to `Ping`."""
+        while True:
+            await asyncio.sleep(self._worker_timeout / 6)
+            for process in list(self._ready):
+                if process.seconds_since_report > self._worker_timeout:
+                    _log.error("worker_hangs", pid=process.pid, seconds=round(process.seconds_since_report))
+                    process.kill()
+                process.send(Ping())
+
+
+def _backoff(num_failed_starts: int) -> float:
+    """Seconds before the next start; 0 for a worker whose last start succeeded."""
+    return min(_FIRST_BACKOFF * 2 ** (num_failed_starts - 1), _LONGEST_BACKOFF) if num_failed_starts else 0.0
