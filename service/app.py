@@ -18,7 +18,7 @@ from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import AnswerWhenCut, documented, install_error_handlers
 from service.api.middleware import LimitBodies, ObserveRequests, Tus
-from service.decoding.decoder import Decoder
+from service.decoding.decoder import build_decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -33,7 +33,7 @@ from service.store.partial_files import LocalPartialFiles, PartialFiles
 from service.store.sessions import SessionStore
 from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
-from service.videos.fetching import Fetcher
+from service.videos.fetching import Fetcher, fetch_policy
 from service.videos.ingest import Ingest
 from service.videos.preparation import Encoding
 from service.videos.quota import Quota
@@ -107,12 +107,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
         stack.push_async_callback(pool.close)
         pool.start()
-        decoder = Decoder(
-            settings.video_limits,
-            timeout=settings.decode_timeout,
-            concurrency=settings.decode_concurrency,
-            sandbox_required=settings.decode_sandbox == "required",
-        )
+        decoder = build_decoder(settings)
         stack.push_async_callback(decoder.close)
         await decoder.start()
         for layer, holds in asdict(decoder.sandbox).items():
@@ -179,7 +174,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         ingest = Ingest(
             settings=settings,
             drain=drain,
-            fetcher=Fetcher(settings.fetch_policy),
+            fetcher=Fetcher(fetch_policy(settings)),
             encoding=encoding,
             quota=quota,
             videos=videos_store,

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from model.video.spec import MAX_FRAME_COUNT, VideoLimits
-from service.videos.fetching import FetchPolicy
+from model.video.spec import MAX_FRAME_COUNT
 from service.workers.roles import Place, Quantization, parse_places
 
 PREFIX = "REELTALK_"
@@ -188,27 +187,6 @@ class Settings(BaseModel):
     def places(self) -> tuple[Place, ...]:
         """The workers, each with its role and device."""
         return parse_places(self.workers, device=self.device)
-
-    @property
-    def video_limits(self) -> VideoLimits:
-        """What a file may declare before it is opened any further."""
-        return VideoLimits(
-            max_side=self.max_video_side,
-            max_pixels=self.max_video_pixels,
-            max_frames=self.max_video_frames,
-            max_duration=self.max_video_seconds,
-        )
-
-    @property
-    def fetch_policy(self) -> FetchPolicy:
-        """What may be fetched by URL."""
-        return FetchPolicy(
-            hosts=self.fetch_hosts,
-            networks=self.fetch_networks,
-            http=self.fetch_http,
-            max_bytes=self.max_upload_bytes,
-            timeout=self.fetch_timeout,
-        )
 
     @property
     def media_path(self) -> Path:

@@ -18,6 +18,7 @@ import httpcore2
 import httpx2
 
 from service.errors import Forbidden, InvalidRequest, TooLarge, UnsupportedMedia
+from service.settings import Settings
 from service.videos.receiving import UploadBody
 
 Address = IPv4Address | IPv6Address
@@ -59,6 +60,17 @@ class FetchPolicy:
     max_bytes: int = 2 << 30
     timeout: float = 120.0
     """For all of it, redirects and the last byte included."""
+
+
+def fetch_policy(settings: Settings) -> FetchPolicy:
+    """The policy that the settings describe."""
+    return FetchPolicy(
+        hosts=settings.fetch_hosts,
+        networks=settings.fetch_networks,
+        http=settings.fetch_http,
+        max_bytes=settings.max_upload_bytes,
+        timeout=settings.fetch_timeout,
+    )
 
 
 class Fetcher:

@@ -14,7 +14,8 @@ from structlog.contextvars import bind_contextvars
 from model.features import PackedFeatures, fingerprint
 from model.video.pixels import PREPROCESSING_VERSION
 from model.video.spec import FrameSpec, VideoFacts
-from service.decoding.decoder import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
+from service.decoding.child_process import DecodeEvent, VideoRejected
+from service.decoding.decoder import DecodedVideo, DecodeFailed, Decoder
 from service.decoding.protocol import Probed
 from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
 from service.ids import new_id

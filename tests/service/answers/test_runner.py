@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.text.conversation import Turn
+from model.video.spec import VideoLimits
 from service.answers.generation import LiveAnswer
 from service.answers.runner import Answering
 from service.answers.takeover import Takeover
@@ -42,7 +43,7 @@ async def replica(
     metrics, videos, leases = Metrics(), VideoStore(redis), Leases(redis, seconds=lease_seconds)
     encoding = Encoding(
         pool=pool,
-        decoder=Decoder(settings.video_limits, 10),
+        decoder=Decoder(VideoLimits(), 10),
         videos=videos,
         features=FeatureCache(redis, ttl=100, metrics=metrics),
         media=MediaStore(tmp_path),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
 from service.errors import ServiceError, Unavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
-from service.settings import Settings
 from service.store.connection import StoreClient, connect
 from service.store.event_log import LogEvent
 from service.store.features import FeatureCache
@@ -40,7 +40,7 @@ async def pool() -> AsyncIterator[Pool]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def decoder() -> AsyncIterator[Decoder]:
-    decoder = Decoder(Settings().video_limits, 30)
+    decoder = Decoder(VideoLimits(), 30)
     await decoder.start()
     yield decoder
     await decoder.close()
