@@ -25,20 +25,9 @@ from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.api_keys import ApiKeyStore
 from service.store.connection import connect
-from service.store.features import FeatureCache
-from service.store.idempotency import IdempotencyStore
-from service.store.leases import Leases
-from service.store.media import MediaStore
-from service.store.partial_files import LocalPartialFiles, PartialFiles
 from service.store.sessions import SessionStore
-from service.store.uploads import UploadStore
-from service.store.videos import VideoStore
-from service.videos.fetching import Fetcher, fetch_policy
-from service.videos.ingest import Ingest
-from service.videos.preparation import Encoding
-from service.videos.quota import Quota
-from service.videos.resumable import Resumable
-from service.videos.retention import Retention
+from service.videos.build import build_videos
+from service.videos.stores import open_video_stores
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -96,8 +85,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(redis.aclose)
         cache = redis if settings.cache_redis_url is None else connect(settings.cache_redis_url.get_secret_value())
         stack.push_async_callback(cache.aclose)
-        media, partial_files = _files(settings)
-        media.open()
+        stores = open_video_stores(settings, redis, metrics, cache=cache)
 
         pool = Pool(
             _worker_configs(settings),
@@ -114,28 +102,26 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             metrics.decode_sandbox.labels(layer).set(holds)
 
         access = Access(ApiKeyStore(redis), settings=settings, metrics=metrics)
-        idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
-        videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
-        leases = Leases(redis, seconds=settings.lease_seconds)
-        encoding = Encoding(
+        sessions_store = SessionStore(redis)
+        video_parts = build_videos(
+            settings,
+            stores,
             pool=pool,
             decoder=decoder,
-            videos=videos_store,
-            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
-            media=media,
-            leases=leases,
             metrics=metrics,
+            check_open=lambda: drain.check(),  # noqa: PLW0108 - the drain is made later
         )
-        stack.push_async_callback(encoding.close)
+        stack.push_async_callback(video_parts.close)
+        video_parts.start()
         answers_store = AnswerStore(redis)
         answering = Answering(
             settings=settings,
             pool=pool,
-            encoding=encoding,
-            videos=videos_store,
+            encoding=video_parts.preparation,
+            videos=stores.videos,
             answers=answers_store,
             takeover=Takeover(
-                videos=videos_store,
+                videos=stores.videos,
                 sessions=sessions_store,
                 answers=answers_store,
                 lease_seconds=settings.lease_seconds,
@@ -146,56 +132,26 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.callback(pool.retire)  # what ends from here on is not started again
         stack.push_async_callback(answering.close)
         answering.start()
-        retention = Retention(
-            settings=settings,
-            media=media,
-            partial_files=partial_files,
-            videos=videos_store,
-            leases=leases,
-            metrics=metrics,
-        )
-        stack.push_async_callback(retention.close)
-        retention.start()
         drain = Drain(answering=answering, notice=settings.drain_notice, patience=settings.shutdown_timeout)
         stack.push_async_callback(drain.finish)
         chat = Chat(
             answering=answering,
             drain=drain,
             pool=pool,
-            encoding=encoding,
-            videos=videos_store,
+            encoding=video_parts.preparation,
+            videos=stores.videos,
             sessions=sessions_store,
             answers=answers_store,
-            leases=leases,
+            leases=stores.leases,
             access=access,
-            idempotency=idempotency,
-        )
-        quota = Quota(videos_store, metrics)
-        ingest = Ingest(
-            settings=settings,
-            drain=drain,
-            fetcher=Fetcher(fetch_policy(settings)),
-            encoding=encoding,
-            quota=quota,
-            videos=videos_store,
-            media=media,
-            idempotency=idempotency,
-            metrics=metrics,
-        )
-        resumable = Resumable(
-            settings=settings,
-            ingest=ingest,
-            quota=quota,
-            uploads=UploadStore(redis),
-            partial_files=partial_files,
-            leases=leases,
+            idempotency=stores.idempotency,
         )
         completions = Completions(
             settings=settings,
             answering=answering,
             pool=pool,
-            encoding=encoding,
-            ingest=ingest,
+            encoding=video_parts.preparation,
+            ingest=video_parts.ingest,
             drain=drain,
             access=access,
             metrics=metrics,
@@ -203,28 +159,17 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         yield Service(
             settings=settings,
             access=access,
-            ingest=ingest,
-            encoding=encoding,
+            ingest=video_parts.ingest,
+            encoding=video_parts.preparation,
             chat=chat,
             answering=answering,
             drain=drain,
             completions=completions,
-            resumable=resumable,
+            resumable=video_parts.resumable,
             pool=pool,
             redis=redis,
             metrics=metrics,
         )
-
-
-def _files(settings: Settings) -> tuple[MediaStore, PartialFiles]:
-    if settings.media_url is None:
-        return MediaStore(settings.media_path), LocalPartialFiles(settings.media_path)
-    from service.store.bucket import Bucket  # its client is an extra
-    from service.store.bucket_media import BucketStore
-    from service.store.bucket_partial_files import BucketPartialFiles
-
-    bucket = Bucket(settings.media_url)
-    return BucketStore(settings.media_path, bucket), BucketPartialFiles(settings.media_path, bucket)
 
 
 def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:

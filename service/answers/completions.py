@@ -27,7 +27,7 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.records import SampledFrame, VideoFrames, VideoRecord
 from service.videos.ingest import Ingest
-from service.videos.preparation import DEFAULT_FRAMES, Encoding, check_usable
+from service.videos.preparation import DEFAULT_FRAMES, Preparation, check_usable
 from service.videos.receiving import UploadBody
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused
@@ -48,7 +48,7 @@ class Completions:
         settings: Settings,
         answering: Answering,
         pool: Pool,
-        encoding: Encoding,
+        encoding: Preparation,
         ingest: Ingest,
         drain: Drain,
         access: Access,

@@ -28,7 +28,7 @@ from service.store.listing import Page
 from service.store.records import AnswerRecord, FrameRequest, MessageRecord, Sampling, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding, check_usable
+from service.videos.preparation import Preparation, check_usable
 from service.workers.pool import Pool
 from service.workers.protocol import ModelInfo
 
@@ -70,7 +70,7 @@ class Chat:
         answering: Answering,
         drain: Drain,
         pool: Pool,
-        encoding: Encoding,
+        encoding: Preparation,
         videos: VideoStore,
         sessions: SessionStore,
         answers: AnswerStore,
@@ -225,7 +225,7 @@ class Chat:
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
-            await self._encoding.check_there(tenant, video, session.frames)
+        await self._encoding.check_available(tenant, videos, session.frames)
         lease = keys.session_lease(tenant, session_id)
         if not await self._leases.acquire(lease, answer_id):
             if await self._leases.holder(lease) == answer_id:

@@ -31,7 +31,8 @@ from service.store.answers import AnswerStore, AnswerWrite, Hold
 from service.store.event_log import LogEvent
 from service.store.records import AnswerRecord, VideoRecord
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding, Progress
+from service.videos.preparation import Preparation
+from service.videos.progress import PreparationProgress
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, Refused
 
@@ -55,7 +56,7 @@ class Answering:
         *,
         settings: Settings,
         pool: Pool,
-        encoding: Encoding,
+        encoding: Preparation,
         videos: VideoStore,
         answers: AnswerStore,
         takeover: Takeover,
@@ -270,7 +271,7 @@ class Answering:
     async def _prepare(self, live: LiveAnswer) -> None:
         """Get the features of the session's videos and hand the question to a worker."""
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: PreparationProgress) -> None:
             live.add_progress(progress.video_id, progress.stage, progress.fraction)
             self._changed.put_nowait(live)
 
@@ -302,7 +303,7 @@ class Answering:
             self._end_with_error(live, InternalError("internal_error", "Something went wrong on our side."))
 
     async def _features(
-        self, live: LiveAnswer, on_progress: Callable[[Progress], None]
+        self, live: LiveAnswer, on_progress: Callable[[PreparationProgress], None]
     ) -> tuple[list[tuple[str, PackedFeatures]], list[float]]:
         packed = [
             await self._encoding.ensure(live.tenant, video, live.session.frames, on_progress=on_progress)

@@ -18,7 +18,7 @@ from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.idempotency import Repeatable
 from service.videos.ingest import Ingest
-from service.videos.preparation import Encoding
+from service.videos.preparation import Preparation
 from service.videos.receiving import UploadBody
 from service.videos.resumable import Resumable
 from service.workers.pool import Pool
@@ -31,7 +31,7 @@ class Service:
     settings: Settings
     access: Access
     ingest: Ingest
-    encoding: Encoding
+    encoding: Preparation
     chat: Chat
     answering: Answering
     drain: Drain

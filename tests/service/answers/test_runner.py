@@ -19,13 +19,12 @@ from service.store import keys
 from service.store.answers import AnswerStore, AnswerWrite, Hold
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
-from service.store.features import FeatureCache
 from service.store.leases import Leases
-from service.store.media import MediaStore
 from service.store.records import AnswerRecord, FrameRequest, SessionRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding
+from service.videos.preparation import Preparation
+from service.videos.stores import open_video_stores
 from service.workers.pool import Pool, _Job
 from service.workers.process import WorkerProcess
 from service.workers.protocol import Abort, Command, Delta, Generate, StepDone
@@ -39,17 +38,10 @@ async def replica(
     redis: StoreClient, pool: Pool, tmp_path: Path, *, grace: float, lease_seconds: float = 3
 ) -> AsyncIterator[Answering]:
     """The answering part of a replica whose workers are this test: it says what they say."""
-    settings = Settings(disconnect_grace=grace, lease_seconds=lease_seconds)
-    metrics, videos, leases = Metrics(), VideoStore(redis), Leases(redis, seconds=lease_seconds)
-    encoding = Encoding(
-        pool=pool,
-        decoder=Decoder(VideoLimits(), 10),
-        videos=videos,
-        features=FeatureCache(redis, ttl=100, metrics=metrics),
-        media=MediaStore(tmp_path),
-        leases=leases,
-        metrics=metrics,
-    )
+    settings = Settings(data_dir=tmp_path, disconnect_grace=grace, lease_seconds=lease_seconds)
+    metrics, videos = Metrics(), VideoStore(redis)
+    stores = open_video_stores(settings, redis, metrics)
+    encoding = Preparation(stores, pool=pool, decoder=Decoder(VideoLimits(), 10), metrics=metrics)
     answering = Answering(
         settings=settings,
         pool=pool,
