@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import ServiceError, Unavailable
+from service.errors import Gone, ServiceError, Unavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -21,6 +21,7 @@ from service.store.event_log import LogEvent
 from service.store.records import FrameRequest, VideoRecord
 from service.store.videos import VideoStore
 from service.videos.preparation import Preparation
+from service.videos.progress import follow_progress
 from service.videos.stores import VideoStores, open_video_stores
 from service.workers.pool import Pool
 from tests.clips import h264_mp4
@@ -149,3 +150,48 @@ async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
     gc.collect()
     await asyncio.sleep(0)
     assert unhandled == []
+
+
+async def test_a_video_is_available_while_its_file_or_its_features_are_left(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pool, decoder, redis, tmp_path)
+    stores, preparation = replica.stores, replica.preparation
+    with_file = await uploaded(stores, h264_mp4(tmp_path / "first.mp4", frames=30))
+    with_features = await uploaded(stores, h264_mp4(tmp_path / "second.mp4", frames=24))
+    await asyncio.wait_for(preparation.ensure(TENANT, with_features, FrameRequest()), PATIENCE)
+    await stores.media.erase(TENANT, with_features.sha256)
+    both = [with_file, with_features]
+    await preparation.check_available(TENANT, both, FrameRequest())
+    with pytest.raises(Gone):
+        await preparation.check_available(TENANT, both, FrameRequest(end=0.5))
+    await preparation.erase_features(TENANT, with_features.id)
+    with pytest.raises(Gone):
+        await preparation.check_available(TENANT, both, FrameRequest())
+    await preparation.check_available(TENANT, [with_file], FrameRequest())
+
+
+async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expired(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pool, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    videos = replica.stores.videos
+
+    async def read_record() -> VideoRecord:
+        current = await videos.get(TENANT, record.id)
+        assert current is not None
+        return current
+
+    async def followed(after: int) -> list[LogEvent]:
+        events = follow_progress(videos, TENANT, record.id, after=after, read_record=read_record)
+        return [event async for event in events]
+
+    following = asyncio.create_task(followed(0))
+    await replica.preparation.start(TENANT, record)
+    events = await asyncio.wait_for(following, PATIENCE)
+    assert [event.name for event in events] == [*["decode"] * 8, "encode", "encode", "ready"]
+    assert [event.number for event in events] == list(range(1, 12))
+    assert [event.name for event in await followed(9)] == ["encode", "ready"]
+    await videos.restart_progress(TENANT, record.id)
+    assert [(event.number, event.name) for event in await followed(11)] == [(12, "ready")]
