@@ -16,17 +16,11 @@ from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import AnswerWhenCut, documented, install_error_handlers
 from service.api.middleware import LimitBodies, ObserveRequests, Tus
-from service.decoding.decoder import Decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.stores import open_stores
-from service.videos.fetching import Fetcher
-from service.videos.ingest import Ingest
-from service.videos.preparation import Encoding
-from service.videos.quota import Quota
-from service.videos.resumable import Resumable
-from service.videos.retention import Retention
+from service.videos.build import build_videos
 from service.workers.pool import Pool
 from service.workers.protocol import WorkerConfig
 
@@ -92,64 +86,24 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         )
         stack.push_async_callback(pool.close)
         pool.start()
-        decoder = Decoder(
-            settings.video_limits,
-            timeout=settings.decode_timeout,
-            concurrency=settings.decode_concurrency,
-            sandbox_required=settings.decode_sandbox == "required",
-        )
+        decoder = build_decoder(settings)
         stack.push_async_callback(decoder.close)
         await decoder.start()
         for layer, holds in asdict(decoder.sandbox).items():
             metrics.decode_sandbox.labels(layer).set(holds)
-        encoding = Encoding(
-            pool=pool,
-            decoder=decoder,
-            videos=stores.videos,
-            features=stores.features,
-            media=stores.media,
-            leases=stores.leases,
-            metrics=metrics,
+        video_parts = build_videos(
+            settings, stores, pool=pool, decoder=decoder, metrics=metrics, check_open=admission.check_open
         )
-        stack.push_async_callback(encoding.close)
-        quota = Quota(stores.videos, metrics)
-        ingest = Ingest(
-            settings=settings,
-            check_open=admission.check_open,
-            fetcher=Fetcher(settings.fetch_policy),
-            encoding=encoding,
-            quota=quota,
-            videos=stores.videos,
-            media=stores.media,
-            idempotency=stores.idempotency,
-            metrics=metrics,
-        )
-        resumable = Resumable(
-            settings=settings,
-            ingest=ingest,
-            quota=quota,
-            uploads=stores.uploads,
-            partial_files=stores.partial_files,
-            leases=stores.leases,
-        )
-        retention = Retention(
-            settings=settings,
-            media=stores.media,
-            partial_files=stores.partial_files,
-            videos=stores.videos,
-            leases=stores.leases,
-            metrics=metrics,
-        )
-        stack.push_async_callback(retention.close)
-        retention.start()
+        stack.push_async_callback(video_parts.close)
+        video_parts.start()
         stack.callback(pool.retire)  # workers that end from here on are not started again
         answers = await stack.enter_async_context(
             run_answers(
                 settings=settings,
                 stores=stores,
                 pool=pool,
-                preparation=encoding,
-                ingest=ingest,
+                preparation=video_parts.preparation,
+                ingest=video_parts.ingest,
                 access=access,
                 admission=admission,
                 metrics=metrics,
@@ -171,9 +125,9 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             questions=answers.questions,
             sessions=answers.sessions,
             drain=drain,
-            encoding=encoding,
-            ingest=ingest,
-            resumable=resumable,
+            preparation=video_parts.preparation,
+            ingest=video_parts.ingest,
+            resumable=video_parts.resumable,
             pool=pool,
             redis=stores.redis,
             metrics=metrics,

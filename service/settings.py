@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from model.video.spec import MAX_FRAME_COUNT, VideoLimits
+from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
-from service.videos.fetching import FetchPolicy
 from service.workers.specs import WorkerSpec, parse_workers
 
 PREFIX = "REELTALK_"
@@ -189,27 +188,6 @@ class Settings(BaseModel):
     def worker_specs(self) -> tuple[WorkerSpec, ...]:
         """The role and device of each worker."""
         return parse_workers(self.workers, device=self.device)
-
-    @property
-    def video_limits(self) -> VideoLimits:
-        """What a file may declare before it is opened any further."""
-        return VideoLimits(
-            max_side=self.max_video_side,
-            max_pixels=self.max_video_pixels,
-            max_frames=self.max_video_frames,
-            max_duration=self.max_video_seconds,
-        )
-
-    @property
-    def fetch_policy(self) -> FetchPolicy:
-        """What may be fetched by URL."""
-        return FetchPolicy(
-            hosts=self.fetch_hosts,
-            networks=self.fetch_networks,
-            http=self.fetch_http,
-            max_bytes=self.max_upload_bytes,
-            timeout=self.fetch_timeout,
-        )
 
     @property
     def media_path(self) -> Path:

@@ -13,7 +13,7 @@ from service.answers.generation import deadline_exceeded
 from service.answers.question import Question, sampling_params
 from service.errors import NotFound, Unavailable
 from service.store.records import FrameRequest, VideoRecord
-from service.videos.preparation import Encoding, check_usable
+from service.videos.preparation import Preparation, check_usable
 from service.workers.pool import Pool
 from service.workers.protocol import ModelInfo
 
@@ -31,7 +31,7 @@ class Accepted:
 class Acceptance:
     """Checks a question about videos against the model, the videos and the queue."""
 
-    def __init__(self, *, pool: Pool, preparation: Encoding, admission: Admission) -> None:
+    def __init__(self, *, pool: Pool, preparation: Preparation, admission: Admission) -> None:
         self._pool = pool
         self._preparation = preparation
         self._admission = admission
@@ -70,8 +70,7 @@ class Acceptance:
         params = sampling_params(question, default=info.default_sampling)
         for video in videos:
             check_usable(video)
-        for video in videos:
-            await self._preparation.check_there(tenant, video, frames)
+        await self._preparation.check_available(tenant, videos, frames)
         longest = _longest_prompt(videos, turns, system=system, num_frames=frames.count, info=info)
         num_tokens = await self._count_tokens(longest, deadline=deadline)
         self._admission.reserve_tokens(place, num_tokens=num_tokens)

@@ -18,7 +18,7 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.stores import Stores
 from service.videos.ingest import Ingest
-from service.videos.preparation import Encoding
+from service.videos.preparation import Preparation
 from service.workers.pool import Pool
 
 
@@ -38,7 +38,7 @@ async def run_answers(
     settings: Settings,
     stores: Stores,
     pool: Pool,
-    preparation: Encoding,
+    preparation: Preparation,
     ingest: Ingest,
     access: Access,
     admission: Admission,

@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.store.records import VideoFrames, VideoRecord
 from service.store.videos import VideoStore
 from service.videos.ingest import Ingest
-from service.videos.preparation import DEFAULT_FRAMES, Encoding, check_usable
+from service.videos.preparation import DEFAULT_FRAMES, Preparation, check_usable
 from service.videos.receiving import UploadBody
 from service.workers.pool import Pool
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
@@ -83,7 +83,7 @@ class Completions:
         acceptance: Acceptance,
         access: Access,
         pool: Pool,
-        preparation: Encoding,
+        preparation: Preparation,
         ingest: Ingest,
         videos: VideoStore,
         metrics: Metrics,

@@ -8,7 +8,8 @@ from model.text.conversation import Clip, Conversation, Turn
 from service.answers.generation import Generation
 from service.store.records import FrameRequest, SampledFrame, VideoFrames, VideoRecord
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding, Progress
+from service.videos.preparation import Preparation
+from service.videos.progress import PreparationProgress
 from service.workers.protocol import Generate
 
 
@@ -47,13 +48,13 @@ class VideoInputs:
 
 
 async def prepare_videos(
-    preparation: Encoding,
+    preparation: Preparation,
     store: VideoStore,
     tenant: str,
     videos: Sequence[VideoRecord],
     frames: FrameRequest,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PreparationProgress], None] | None = None,
 ) -> VideoInputs:
     """Get the features of all videos, from the cache or computed now.
 

@@ -27,7 +27,8 @@ from service.settings import Settings
 from service.store.answers import AnswerStore, Hold
 from service.store.records import AnswerRecord
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding, Progress
+from service.videos.preparation import Preparation
+from service.videos.progress import PreparationProgress
 from service.workers.protocol import Delta, Refused
 
 _log = structlog.get_logger(__name__)
@@ -44,7 +45,7 @@ class AnswerRunner:
         *,
         settings: Settings,
         jobs: GenerationJobs,
-        preparation: Encoding,
+        preparation: Preparation,
         videos: VideoStore,
         answers: AnswerStore,
         presence: Presence,
@@ -152,7 +153,7 @@ class AnswerRunner:
     async def _prepare_videos(self, answer: RunningAnswer) -> VideoInputs:
         """Prepare the videos, again while the store is away."""
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: PreparationProgress) -> None:
             answer.add_progress(progress.video_id, progress.stage, progress.fraction)
             self._writer.add(answer)
 

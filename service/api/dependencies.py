@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.idempotency import Repeatable
 from service.videos.ingest import Ingest
-from service.videos.preparation import Encoding
+from service.videos.preparation import Preparation
 from service.videos.receiving import UploadBody
 from service.videos.resumable import Resumable
 from service.workers.pool import Pool
@@ -38,7 +38,7 @@ class Service:
     questions: Questions
     sessions: Sessions
     drain: Drain
-    encoding: Encoding
+    preparation: Preparation
     ingest: Ingest
     resumable: Resumable
     pool: Pool

@@ -54,13 +54,13 @@ async def metrics(service: ServiceDep) -> Response:
 @router.get("/v1/models", responses=documented(401, 403, 429, 503), dependencies=[BEARER])
 async def list_models(service: ServiceDep) -> ModelList:
     """The model this server answers with."""
-    return ModelList(data=[_described(await service.encoding.model())])
+    return ModelList(data=[_described(await service.preparation.model())])
 
 
 @router.get("/v1/models/{model}", responses=documented(401, 403, 404, 422, 429, 503), dependencies=[BEARER])
 async def get_model(service: ServiceDep, model: Annotated[str, Path(max_length=200)]) -> Model:
     """One model."""
-    info = await service.encoding.model()
+    info = await service.preparation.model()
     if model != info.name:
         raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
     return _described(info)

@@ -1,1 +1,1 @@
-"""The sandboxed decode child process, its protocol, and the parent that starts it."""
+"""Decoding of uploads in sandboxed child processes: the child, its protocol, and the parent that starts it."""

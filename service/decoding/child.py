@@ -1,8 +1,8 @@
-"""The decode child, `python -m service.decoding.child`: decodes one upload within limits, answers, and ends.
+"""The decode child, `python -m service.decoding.child`: decodes one upload within limits, replies, and exits.
 
-It is started before it is needed, waits for its one request on stdin and replies on stdout. It opens the file,
-locks itself in, and only then reads the first byte. It holds no secret, no socket, no cache; imports neither torch
-nor the web framework; and whoever started it may kill it at any moment.
+The parent starts the child before it is needed. The child waits for one request on stdin and replies on stdout. It
+opens the file, confines itself, and only then reads the first byte of the file. It has no secrets, sockets or caches,
+imports neither torch nor the web framework, and the parent may kill it at any moment.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-import av.subtitles.stream  # noqa: F401 - PyAV imports it, and numpy `ma`, at first need: too late
+import av.subtitles.stream  # noqa: F401 - PyAV imports it, and numpy.ma, on first use: then the filter refuses it
 import numpy as np
 import numpy.ma
 import numpy.typing as npt
@@ -27,11 +27,11 @@ from model.video.container import VideoFile
 from model.video.pixels import resize
 from model.video.reader import read_video
 from model.video.spec import VideoError
-from service.decoding import seccomp as jail
+from service.decoding import seccomp
 from service.decoding.protocol import (
+    DecodeProgress,
     DecodeRequest,
     Probed,
-    Progress,
     Rejected,
     Reply,
     Sampled,
@@ -45,26 +45,26 @@ PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 def main() -> None:
-    """Wait for a request, answer it, end. Ends silently when stdin closes without one."""
-    Image.preinit()  # now, not at the first thumbnail
+    """Wait for a request, reply to it, and exit. Exits silently when stdin closes without a request."""
+    Image.preinit()  # it imports the codecs, which is not possible once the filter is installed
     replies = private_stdout()
-    part_from_the_world()
+    isolate()
     line = sys.stdin.buffer.readline(MAX_REQUEST)
     if not line.endswith(b"\n"):
         return
     request = read_request(line)
     _silence_stderr()
     with VideoFile(request.path) as file:
-        confine(request)
-        if request.locked:
-            jail.lock()
-        for reply in answer(request, file):
+        set_limits(request)
+        if request.seccomp:
+            seccomp.install_filter()
+        for reply in decode(request, file):
             replies.write(write_reply(reply))
             replies.flush()
 
 
-def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
-    """The facts, the progress, and then the frames; or a rejection."""
+def decode(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
+    """Yield the facts, the progress, and at last the frames; or a rejection."""
     try:
         with read_video(file, request.limits) as video:
             yield Probed(facts=video.facts)
@@ -81,7 +81,7 @@ def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)
                 timestamps.append(frame.timestamp)
-                yield Progress(done=len(frames), total=total)
+                yield DecodeProgress(done=len(frames), total=total)
         yield Sampled(
             indices=tuple(indices),
             timestamps=tuple(timestamps),
@@ -96,7 +96,7 @@ def answer(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
 
 
 def thumbnail(rgb: npt.NDArray[np.uint8], side: int) -> bytes:
-    """A JPEG of a picture [height, width, 3] whose longest side is at most `side` pixels."""
+    """Return a JPEG of a picture [height, width, 3] whose longest side is at most `side` pixels."""
     picture = Image.fromarray(rgb)
     picture.thumbnail((side, side))
     jpeg = BytesIO()
@@ -105,46 +105,46 @@ def thumbnail(rgb: npt.NDArray[np.uint8], side: int) -> bytes:
 
 
 def private_stdout() -> BinaryIO:
-    """Stdout under a number that no C library knows; what they print goes to stderr."""
+    """Move stdout to a descriptor that no C library knows; what libraries print goes to stderr."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return replies
 
 
 def _silence_stderr() -> None:
-    """Only Python's own tracebacks reach the log from here on: C libraries quote the file they read."""
+    """Discard what C libraries print, because they quote the file; Python's tracebacks still reach the log."""
     sys.stderr = os.fdopen(os.dup(2), "w")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
 
 
-def part_from_the_world() -> None:
-    """End when the parent ends, gain no rights, see no network, be the first to go when memory runs out; Linux only.
+def isolate() -> None:
+    """Give up the network and new privileges, exit with the parent, and be the OOM killer's first choice. Linux only.
 
-    The kernel may refuse a network of one's own, as it does in most containers. It grants the rest.
+    The kernel may refuse a network namespace, as it does in most containers. It grants the rest.
     """
     if sys.platform == "linux":
         with suppress(OSError):  # some containers mount /proc read-only
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-        jail.leave_network()
-        # After it: a change of credentials clears the signal.
+        seccomp.leave_network()
+        # After `leave_network`: a change of credentials clears the parent-death signal.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        jail.gain_no_rights()
+        seccomp.set_no_new_privileges()
 
 
-def confine(request: DecodeRequest) -> None:
-    """Bounds that hold even if a decoder is taken over. All imports must be done by now."""
+def set_limits(request: DecodeRequest) -> None:
+    """Set resource limits that hold even if a file takes over a decoder. All imports must be done before."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_seconds = int(used.ru_utime + used.ru_stime) + 1 + request.cpu_seconds
     for kind, soft, hard in (
         (resource.RLIMIT_AS, request.memory_bytes, request.memory_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),  # SIGXCPU first: it tells the parent why
+        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),  # SIGXCPU comes first and tells the parent the reason
         (resource.RLIMIT_FSIZE, 0, 0),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES, MAX_OPEN_FILES),
-        (resource.RLIMIT_NPROC, 0, 0),  # it starts nothing; root is not bound by this
+        (resource.RLIMIT_NPROC, 0, 0),  # no new processes; root is exempt
     ):
         _, ceiling = resource.getrlimit(kind)
         if ceiling != resource.RLIM_INFINITY:

@@ -1,18 +1,13 @@
-"""Decoding an upload in a sandboxed child: one process each, started before it is needed, never reused.
+"""Decodes uploads in sandboxed children: one child per upload, tried again once if the child is lost.
 
-The API process keeps its hands off the file. What a child may spend is bounded in the child (memory, CPU time,
-files) and here (wall time, length of replies). However a decode ends, the child's whole process group is killed
-and reaped.
+The API process never reads the file itself. The child limits its memory, CPU time and files; the parent limits the
+wall time and the length of replies. However a decode ends, the child's process group is killed and reaped.
 """
 
 import asyncio
-import json
-import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -21,56 +16,25 @@ from typing import Literal
 import structlog
 
 from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec, VideoErrorCode, VideoFacts, VideoLimits
-from service.decoding.protocol import (
-    PREFIX,
-    DecodeRequest,
-    Probed,
-    Progress,
-    ProtocolBreach,
-    Rejected,
-    Reply,
-    Sampled,
-    read_lengths,
-    read_reply,
-    write_request,
-)
-
-ROOT = Path(__file__).resolve().parents[2]
-"""Where `service` and `model` are imported from."""
+from model.video.spec import FrameSpec, VideoFacts, VideoLimits
+from service.decoding.child_process import ChildProcess, DecodeEvent
+from service.decoding.children import Children, NoChild
+from service.decoding.protocol import DecodeProgress, DecodeRequest, ProtocolViolation, Sampled
+from service.decoding.sandbox import Sandbox, SandboxUnavailable, probe_sandbox
+from service.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-Child = asyncio.subprocess.Process
-DecodeEvent = Probed | Progress
-
-READ_AHEAD = 1 << 20
-"""Bytes of a child's replies that wait in this process before the child is made to wait."""
-REAP_TIMEOUT = 10.0
-"""Seconds that a killed child may take to be gone before it is left to the operating system."""
-RESPAWN_PAUSE = 1.0
-"""Seconds between the death of a child that waited and the start of the next: where none lives, few are started."""
-CHECK_TIMEOUT = 30.0
-"""Seconds that finding out which walls hold on this machine may take; it takes a tenth of one."""
-_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM}
-"""How a child ends that somebody else has ended: an operator, or the kernel where the machine has no memory left.
-Nothing in a file does that; over its own limits a child gets other signals."""
-PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
-"""All that a child sees of the environment: it must hold no secret."""
-
-
-class VideoRejected(Exception):
-    """The file is at fault; code and message as in `VideoError`."""
-
-    def __init__(self, code: VideoErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code: VideoErrorCode = code
+_EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM}
+"""Exit statuses of a child that an operator or the kernel's OOM killer has ended. No file causes them: a child that
+exceeds its own limits gets other signals."""
 
 
 class DecodeFailed(Exception):
-    """Decoding broke down, in one child and then in another, or took too much of the processor: the file's doing.
+    """Decoding failed: two children in a row were lost, or one used up its CPU time.
 
-    Only `decode_unavailable` is ours: no child could be started, or two were killed from outside or got no time.
+    `decode_timeout` and `decode_crashed` are the file's fault. `decode_unavailable` is the service's fault: no child
+    could be started, or two were killed from outside or got no CPU time.
     """
 
     def __init__(self, code: Literal["decode_timeout", "decode_crashed", "decode_unavailable"], message: str) -> None:
@@ -79,25 +43,11 @@ class DecodeFailed(Exception):
 
 
 class _ChildLost(Exception):
-    """A child gave no answer; `verdict` is what that comes to if the next one gives none either."""
+    """A child gave no result; `failure` is the error to raise if the next child gives none either."""
 
-    def __init__(self, verdict: DecodeFailed) -> None:
-        super().__init__(str(verdict))
-        self.verdict = verdict
-
-
-class SandboxMissing(Exception):
-    """This machine has no kernel filter for decode children, and the operator wants none to run without."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sandbox:
-    """Which walls this machine puts around a decode child, beyond limits and an own session."""
-
-    seccomp: bool = False
-    """It can open, connect, start and signal nothing once it has its file (`service.decoding.seccomp`)."""
-    network_namespace: bool = False
-    """It has a network of its own, without devices."""
+    def __init__(self, failure: DecodeFailed) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,15 +63,18 @@ class DecodedVideo:
     shape: tuple[int, int, int, int]
     """[frames, size, size, 3]."""
     thumbnails: tuple[bytes, ...]
-    """A JPEG of each frame, whole and upright."""
+    """A JPEG of each frame, uncropped and upright."""
     seconds: float
     """How long decoding took."""
     preprocess_seconds: float
-    """How much of that the child says went into resizing; never more than all."""
+    """The part of `seconds` that the child reports for resizing; never more than `seconds`."""
 
 
 class Decoder:
-    """Decodes uploads, at most `concurrency` at a time; others wait their turn."""
+    """Decodes uploads, at most `concurrency` at a time; further ones wait.
+
+    `timeout` is the wall time and the CPU time of one child, in seconds.
+    """
 
     def __init__(
         self,
@@ -137,43 +90,35 @@ class Decoder:
         self._memory_bytes, self._thumbnail_side = memory_bytes, thumbnail_side
         self._sandbox_required = sandbox_required
         self.sandbox = Sandbox()
-        """What holds on this machine; known once started."""
-        self._turns = asyncio.Semaphore(concurrency)
-        self._spare: Child | None = None
-        self._children: set[Child] = set()
-        self._all_reaped = asyncio.Event()
-        self._all_reaped.set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = asyncio.Event()
+        """The layers that work on this machine; known once the decoder is started."""
+        self._slots = asyncio.Semaphore(concurrency)
+        self._children = Children()
 
     async def start(self) -> None:
-        """Find out which walls hold here, and have a first child ready.
+        """Probe the sandbox and start the first child.
 
         Raises:
-            SandboxMissing: not the one that is required.
+            SandboxUnavailable: the seccomp filter is required and does not work here.
+            DecodeFailed: `decode_unavailable`, no child can be started.
         """
-        self.sandbox = await _walls_of_this_machine()
+        self.sandbox = await probe_sandbox()
         if self.sandbox.seccomp:
             _log.info("decode_sandbox", **asdict(self.sandbox))
         elif self._sandbox_required:
-            raise SandboxMissing(
-                "The kernel filter for decode children does not hold here: `python -m service.decoding.seccomp`."
+            raise SandboxUnavailable(
+                "The seccomp filter for decode children does not work here: `python -m service.decoding.seccomp`."
             )
         else:
-            _log.warning("decode_sandbox", advice="uploads are decoded within limits only", **asdict(self.sandbox))
-        self._keep(await self._spawn())
+            advice = "uploads are decoded within resource limits only"
+            _log.warning("decode_sandbox", advice=advice, **asdict(self.sandbox))
+        try:
+            await self._children.start()
+        except NoChild as error:
+            raise _unavailable(str(error)) from None
 
     async def close(self) -> None:
-        """Kill and reap every child. A decode that is under way fails."""
-        self._closed.set()
-        for child in self._children:
-            _kill(child)  # a decode sees its child go, and reaps it
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            await self._end(spare)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._all_reaped.wait()
+        """Kill and reap every child. A decode in progress fails."""
+        await self._children.close()
 
     async def decode(
         self,
@@ -182,31 +127,32 @@ class Decoder:
         pixel_spec: PixelSpec,
         on_event: Callable[[DecodeEvent], None],
     ) -> DecodedVideo:
-        """The frames of `path` that `frame_spec` asks for, as `pixel_spec` wants them.
+        """Decode the frames of `path` that `frame_spec` selects, resized to `pixel_spec`.
 
-        `on_event` hears the facts as soon as they are known, then the progress.
+        `on_event` is called with the facts as soon as they are known, then with each frame's progress.
 
-        A child that dies, or gets nothing done in its time, may be the machine's doing as well as the file's, so
-        another tries once more, and `on_event` hears nothing twice. One that was busy all the time had its chance.
+        A child that dies, or gets little CPU time before its timeout, may be lost because of the machine as well as
+        because of the file. A second child then tries once more, and no event is repeated. A child that was busy
+        until its timeout is not retried.
 
         Raises:
             VideoRejected: the file cannot be used.
             DecodeFailed: `decode_timeout`, `decode_crashed` or `decode_unavailable`.
         """
         request = self._request(path, frame_spec, pixel_spec)
-        news = _OnlyNews(on_event)
-        async with self._turns:
+        on_new_event = _WithoutRepeats(on_event)
+        async with self._slots:
             started = time.monotonic()
             try:
-                facts, sampled = await self._attempt(request, news)
-            except _ChildLost as lost:
-                if lost.verdict.code == "decode_timeout":
-                    raise lost.verdict from None
-                _log.warning("decode_tried_again", because=lost.verdict.code)
+                facts, sampled = await self._attempt(request, on_new_event)
+            except _ChildLost as first:
+                if first.failure.code == "decode_timeout":
+                    raise first.failure from None
+                _log.warning("decode_retried", reason=first.failure.code)
                 try:
-                    facts, sampled = await self._attempt(request, news)
-                except _ChildLost as lost_too:
-                    raise lost_too.verdict from None
+                    facts, sampled = await self._attempt(request, on_new_event)
+                except _ChildLost as second:
+                    raise second.failure from None
         seconds = time.monotonic() - started
         return DecodedVideo(
             facts=facts,
@@ -222,17 +168,19 @@ class Decoder:
     async def _attempt(
         self, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
     ) -> tuple[VideoFacts, Sampled]:
-        child = await self._take()
-        used_before = _processor_seconds(child)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await _converse(child, request, on_event)
-        except TimeoutError:
-            raise _overdue(_processor_seconds(child) - used_before, timeout=self._timeout) from None
-        except ProtocolBreach:
-            raise await _autopsy(child) from None
-        finally:
-            await self._end(child)
+            async with self._children.child() as child:
+                cpu_seconds_before = child.cpu_seconds()
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        return await child.decode(request, on_event)
+                except TimeoutError:
+                    cpu_seconds = child.cpu_seconds() - cpu_seconds_before
+                    raise _ChildLost(_timeout_failure(cpu_seconds, timeout=self._timeout)) from None
+                except ProtocolViolation:
+                    raise _ChildLost(await _exit_failure(child)) from None
+        except NoChild as error:
+            raise _unavailable(str(error)) from None
 
     def _request(self, path: Path, frame_spec: FrameSpec, pixel_spec: PixelSpec) -> DecodeRequest:
         return DecodeRequest(
@@ -243,202 +191,39 @@ class Decoder:
             thumbnail_side=self._thumbnail_side,
             memory_bytes=self._memory_bytes,
             cpu_seconds=ceil(self._timeout),
-            locked=self.sandbox.seccomp,
+            seccomp=self.sandbox.seccomp,
         )
 
-    async def _take(self) -> Child:
-        """A child of one's own; the next one is started at once."""
-        child, self._spare = self._spare, None
-        if child is not None and child.returncode is not None:  # it died while it waited
-            await self._end(child)
-            child = None
-        self._in_background(self._start_spare())
-        child = child or await self._spawn()
-        if self._closed.is_set():
-            await self._end(child)
-            raise DecodeFailed("decode_unavailable", "The service is shutting down.")
-        return child
 
-    async def _start_spare(self) -> None:
-        with suppress(DecodeFailed):  # the decode that finds no spare tries again, and tells
-            child = await self._spawn()
-            if self._closed.is_set() or self._spare is not None:
-                await self._end(child)
-            else:
-                self._keep(child)
-
-    def _keep(self, child: Child) -> None:
-        self._spare = child
-        self._in_background(self._replace_if_it_dies(child))
-
-    async def _replace_if_it_dies(self, child: Child) -> None:
-        """So that the next upload finds one ready; a child that was taken meanwhile is its decode's business."""
-        await child.wait()
-        if self._spare is not child:
-            return
-        self._spare = None
-        await self._end(child)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), RESPAWN_PAUSE)
-        if not self._closed.is_set() and self._spare is None:
-            await self._start_spare()
-
-    async def _spawn(self) -> Child:
-        try:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service.decoding.child",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=READ_AHEAD,
-                start_new_session=True,
-                cwd=ROOT,
-                # One thread: OpenBLAS would reserve more address space than the child may have.
-                env=_environment() | {"OPENBLAS_NUM_THREADS": "1"},
-            )
-        except OSError:
-            message = "No process could be started to decode the video; try again in a moment."
-            raise DecodeFailed("decode_unavailable", message) from None
-        self._children.add(child)
-        self._all_reaped.clear()
-        return child
-
-    async def _end(self, child: Child) -> None:
-        """Kill the child's process group at once, and reap it even if the caller is cancelled meanwhile."""
-        _kill(child)
-        await asyncio.shield(self._in_background(self._reap(child)))
-
-    async def _reap(self, child: Child) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(child.communicate(), REAP_TIMEOUT)  # closes its pipes, too
-        self._children.discard(child)
-        if not self._children:
-            self._all_reaped.set()
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-
-
-async def _walls_of_this_machine() -> Sandbox:
-    """What a process like a decode child finds when it tries; nothing holds where it cannot tell."""
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT):
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service.decoding.seccomp",
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                cwd=ROOT,
-                env=_environment(),
-            )
-            try:
-                told, _ = await process.communicate()
-            finally:
-                _kill(process)
-        walls = json.loads(told)
-        return Sandbox(seccomp=walls["seccomp"] is True, network_namespace=walls["network_namespace"] is True)
-    except (OSError, TimeoutError, ValueError, KeyError):
-        return Sandbox()
-
-
-def _kill(child: Child) -> None:
-    if child.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-
-
-class _OnlyNews:
-    """Passes on what a second child says only where it goes beyond what the first has said."""
+class _WithoutRepeats:
+    """Passes events on, without those of a second child that the first one has sent already."""
 
     def __init__(self, on_event: Callable[[DecodeEvent], None]) -> None:
         self._on_event = on_event
         self._last = -1
 
     def __call__(self, event: DecodeEvent) -> None:
-        place = event.done if isinstance(event, Progress) else 0
-        if place > self._last:
-            self._last = place
+        position = event.done if isinstance(event, DecodeProgress) else 0
+        if position > self._last:
+            self._last = position
             self._on_event(event)
 
 
-async def _converse(
-    child: Child, request: DecodeRequest, on_event: Callable[[DecodeEvent], None]
-) -> tuple[VideoFacts, Sampled]:
-    """Ask, and listen until the frames are there: facts first, each progress further than the one before."""
-    await _send(child, write_request(request))
-    facts: VideoFacts | None = None
-    done = 0
-    while True:
-        match await _receive(child, request):
-            case Rejected(code=code, message=message):
-                raise VideoRejected(code, message)
-            case Probed() as event if facts is None:
-                facts = event.facts
-                on_event(event)
-            case Progress() as event if facts is not None and event.done == done + 1 <= event.total:
-                done = event.done
-                on_event(event)
-            case Sampled() as sampled if facts is not None and max(sampled.indices) < facts.num_frames:
-                return facts, sampled
-            case _:
-                raise ProtocolBreach("A reply is out of order.")
-
-
-async def _send(child: Child, request: bytes) -> None:
-    assert child.stdin is not None
-    try:
-        child.stdin.write(request)
-        await child.stdin.drain()
-    except OSError:
-        raise ProtocolBreach("The child has gone.") from None
-
-
-async def _receive(child: Child, request: DecodeRequest) -> Reply:
-    assert child.stdout is not None
-    try:
-        header, payload = read_lengths(await child.stdout.readexactly(PREFIX.size), request)
-        return read_reply(await child.stdout.readexactly(header), await child.stdout.readexactly(payload), request)
-    except (asyncio.IncompleteReadError, OSError):
-        raise ProtocolBreach("The child has gone.") from None
-
-
-async def _autopsy(child: Child) -> _ChildLost:
-    """What to say of a child that fell silent."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(child.wait(), 1.0)
+async def _exit_failure(child: ChildProcess) -> DecodeFailed:
+    """The failure of a child that broke the protocol, judged by how it exits."""
+    await child.wait_briefly()
     if child.returncode == -signal.SIGXCPU:
-        return _ChildLost(_timed_out())
-    if child.returncode in _FROM_OUTSIDE:
-        return _ChildLost(_unavailable("The machine ended the decoding of the video, twice; try again in a moment."))
-    return _ChildLost(DecodeFailed("decode_crashed", "Decoding the video broke down, twice."))
+        return _timed_out()
+    if child.returncode in _EXTERNAL_SIGNALS:
+        return _unavailable("The decoding of the video was killed twice from outside; try again in a moment.")
+    return DecodeFailed("decode_crashed", "Decoding the video crashed twice.")
 
 
-def _overdue(processor_seconds: float, *, timeout: float) -> _ChildLost:
-    """What to say of a child whose time is up: it was busy with the file, or did not get to it."""
-    if processor_seconds >= timeout / 2:
-        return _ChildLost(_timed_out())
-    return _ChildLost(_unavailable("The machine had no time to decode the video, twice; try again in a moment."))
-
-
-def _processor_seconds(child: Child) -> float:
-    """How long a child has run on a processor; 0 where the system does not tell, so that the file gets no blame."""
-    try:
-        fields = (
-            Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _timeout_failure(cpu_seconds: float, *, timeout: float) -> DecodeFailed:
+    """The failure of a child that reached its timeout: it was busy with the file, or it got too little CPU time."""
+    if cpu_seconds >= timeout / 2:
+        return _timed_out()
+    return _unavailable("Decoding the video got too little CPU time, twice; try again in a moment.")
 
 
 def _timed_out() -> DecodeFailed:
@@ -447,3 +232,18 @@ def _timed_out() -> DecodeFailed:
 
 def _unavailable(message: str) -> DecodeFailed:
     return DecodeFailed("decode_unavailable", message)
+
+
+def build_decoder(settings: Settings) -> Decoder:
+    """The decoder of a replica; it must be started and closed."""
+    return Decoder(
+        VideoLimits(
+            max_side=settings.max_video_side,
+            max_pixels=settings.max_video_pixels,
+            max_frames=settings.max_video_frames,
+            max_duration=settings.max_video_seconds,
+        ),
+        settings.decode_timeout,
+        concurrency=settings.decode_concurrency,
+        sandbox_required=settings.decode_sandbox == "required",
+    )

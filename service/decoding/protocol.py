@@ -1,200 +1,223 @@
-"""What the API process and a decode child say to each other: frozen dataclasses. No asyncio, PyAV or pickle.
+"""The messages between the API process and a decode child: frozen, and checked when they are read.
 
-The request is one line of JSON. Every reply is two lengths, a JSON header and raw bytes. The child has read a
-stranger's file, so nothing that it says is believed unchecked: what does not fit raises `ProtocolBreach`.
+The request is one line of JSON. A reply is two lengths, a JSON header and a payload of raw bytes. The child reads
+untrusted files, so the parent validates every reply; one that is malformed or does not fit the request raises
+`ProtocolViolation`. This module imports neither asyncio nor PyAV nor pickle.
 """
 
-import json
 import math
 import struct
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoErrorCode, VideoFacts, VideoLimits
 
 PREFIX = struct.Struct(">II")
-"""Length of the header and of the bytes that follow it."""
+"""The lengths of a reply's header and payload, in bytes."""
 MAX_HEADER = 1 << 16
+"""Bytes of a header."""
 MAX_THUMBNAIL = 1 << 20
+"""Bytes of one thumbnail."""
 MAX_MESSAGE = 300
+"""Characters of a rejection's message."""
+
+_Whole = Annotated[int, Meta(ge=0, lt=2**31)]
+_Count = Annotated[int, Meta(ge=1, lt=2**31)]
+_Number = Annotated[float, Meta(ge=0, lt=2**31)]
+"""Finite: JSON has no NaN and no infinity."""
+_CodecName = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z]+\Z", max_length=MAX_MESSAGE)]
 
 
-class ProtocolBreach(Exception):
-    """The child said something that it should not have."""
+class ProtocolViolation(Exception):
+    """A child sent something that the protocol does not allow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeRequest:
-    """One upload to decode, and what the child may spend on it."""
+    """One upload to decode, and the resources that the child may use for it."""
 
     path: str
     frame_spec: FrameSpec
     pixel_spec: PixelSpec
     limits: VideoLimits
     thumbnail_side: int
+    """The longest side of a thumbnail, in pixels."""
     memory_bytes: int
     cpu_seconds: int
-    locked: bool
-    """Whether the child must put itself behind the kernel's filter, or fail."""
+    seccomp: bool
+    """Whether the child must install the seccomp filter, or fail."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """[frames, size, size, 3] of the answer; a frame rule may take fewer frames of a short video."""
+        """The largest shape of the reply's frames, [frames, size, size, 3]; a short video may give fewer frames."""
         return (self.frame_spec.count, self.pixel_spec.size, self.pixel_spec.size, 3)
+
+
+class _Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """The JSON header of a reply."""
+
+
+class DecodeProgress(_Header, frozen=True, tag="DecodeProgress"):
+    """`done` of `total` frames are decoded."""
+
+    done: _Whole
+    total: _Count
+
+
+class Rejected(_Header, frozen=True, tag="Rejected"):
+    """The file cannot be used; code and message are those of a `VideoError`."""
+
+    code: VideoErrorCode
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE)]
+
+    def __post_init__(self) -> None:
+        if not self.message.isprintable():
+            raise ValueError("The message has control characters.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probed:
-    """The file is a video; this is what it says of itself."""
+    """The file is a video, and these are its properties."""
 
     facts: VideoFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """So many of the wanted frames are decoded."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """All wanted frames: raw uint8 pixels [frames, size, size, 3], and a JPEG thumbnail of each."""
+    """The requested frames, with a JPEG thumbnail of each."""
 
     indices: tuple[int, ...]
     timestamps: tuple[float, ...]
+    """Seconds after the first frame of the video."""
     frames: bytes
+    """Raw uint8 pixels, [frames, size, size, 3]."""
     thumbnails: tuple[bytes, ...]
     preprocess_seconds: float
-    """Of all the time it took, how much went into resizing."""
+    """The part of the decoding time that was spent on resizing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rejected:
-    """The file cannot be used; code and message as in `VideoError`."""
-
-    code: VideoErrorCode
-    message: str
+Reply = Probed | DecodeProgress | Sampled | Rejected
 
 
-Reply = Probed | Progress | Sampled | Rejected
+class _Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`VideoFacts`, with bounds."""
+
+    duration: _Number
+    width: _Whole
+    height: _Whole
+    fps: _Number
+    num_frames: _Count
+    codec: _CodecName
+    rotation: Literal[0, 90, 180, 270]
+
+
+class _ProbedHeader(_Header, frozen=True, tag="Probed"):
+    facts: _Facts
+
+
+class _SampledHeader(_Header, frozen=True, tag="Sampled"):
+    """All of `Sampled` but its bytes: the payload has the frames, then the thumbnails."""
+
+    indices: tuple[_Whole, ...]
+    timestamps: tuple[_Number, ...]
+    thumbnail_sizes: tuple[Annotated[int, Meta(ge=0, le=MAX_THUMBNAIL)], ...]
+    preprocess_seconds: _Number
+
+
+_AnyHeader = _ProbedHeader | DecodeProgress | _SampledHeader | Rejected
+_HEADER_DECODER: msgspec.json.Decoder[_AnyHeader] = msgspec.json.Decoder(_AnyHeader)
+_REQUEST_DECODER = msgspec.json.Decoder(DecodeRequest)
+_ENCODER = msgspec.json.Encoder()
 
 
 def write_request(request: DecodeRequest) -> bytes:
-    """One line of JSON."""
-    return json.dumps(asdict(request)).encode() + b"\n"
+    """Encode a request as one line of JSON."""
+    return _ENCODER.encode(request) + b"\n"
 
 
 def read_request(line: bytes) -> DecodeRequest:
-    """The reverse of `write_request`."""
-    values = json.loads(line)
-    values["frame_spec"] = FrameSpec(**values["frame_spec"])
-    pixels = values["pixel_spec"]
-    values["pixel_spec"] = PixelSpec(**pixels | {"mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
-    values["limits"] = VideoLimits(**values["limits"])
-    return DecodeRequest(**values)
+    """Decode a request; the reverse of `write_request`."""
+    return _REQUEST_DECODER.decode(line)
 
 
 def write_reply(reply: Reply) -> bytes:
-    """Lengths, header and bytes of one reply."""
-    values = asdict(reply)
-    payload = b""
-    if isinstance(reply, Sampled):
-        payload = b"".join([values.pop("frames"), *values.pop("thumbnails")])
-        values["thumbnail_sizes"] = [len(thumbnail) for thumbnail in reply.thumbnails]
-    header = json.dumps({"kind": type(reply).__name__, **values}).encode()
+    """Encode a reply: its lengths, its header and its payload."""
+    payload = b"".join([reply.frames, *reply.thumbnails]) if isinstance(reply, Sampled) else b""
+    header = _ENCODER.encode(_header(reply))
     return PREFIX.pack(len(header), len(payload)) + header + payload
 
 
+def _header(reply: Reply) -> _AnyHeader:
+    match reply:
+        case Probed(facts=facts):
+            return _ProbedHeader(facts=_Facts(**asdict(facts)))
+        case Sampled():
+            return _SampledHeader(
+                indices=reply.indices,
+                timestamps=reply.timestamps,
+                thumbnail_sizes=tuple(len(thumbnail) for thumbnail in reply.thumbnails),
+                preprocess_seconds=reply.preprocess_seconds,
+            )
+        case DecodeProgress() | Rejected():
+            return reply
+
+
 def read_lengths(prefix: bytes, request: DecodeRequest) -> tuple[int, int]:
-    """How many bytes of header and payload follow; both bounded by what `request` can be answered with."""
+    """Decode the lengths of the header and the payload that follow, in bytes.
+
+    Raises:
+        ProtocolViolation: no valid reply to `request` is that long.
+    """
     header, payload = PREFIX.unpack(prefix)
-    most = math.prod(request.shape) + request.frame_spec.count * MAX_THUMBNAIL
-    if header > MAX_HEADER or payload > most:
-        raise ProtocolBreach("A reply is too long.")
+    max_payload = math.prod(request.shape) + request.frame_spec.count * MAX_THUMBNAIL
+    if header > MAX_HEADER or payload > max_payload:
+        raise ProtocolViolation("A reply is too long.")
     return header, payload
 
 
 def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> Reply:
-    """One reply to `request`.
+    """Decode and check one reply to `request`.
 
     Raises:
-        ProtocolBreach: it is not well formed, or does not fit the request.
+        ProtocolViolation: the reply is malformed or does not fit the request.
     """
     try:
-        values = json.loads(header)
-        kind = values.pop("kind")
-        if kind == "Sampled":
-            return _read_sampled(values, payload, request)
-        _check(payload == b"")
-        if kind == "Probed":
-            return Probed(facts=_read_facts(values["facts"]))
-        if kind == "Progress":
-            return Progress(done=_whole(values["done"]), total=_read_count(values["total"], request))
-        _check(kind == "Rejected" and values["code"] in get_args(VideoErrorCode))
-        return Rejected(code=values["code"], message=_text(values["message"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ProtocolBreach("A reply is not well formed.") from None
+        values = _HEADER_DECODER.decode(header)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        raise ProtocolViolation("A reply is malformed.") from None
+    if isinstance(values, _SampledHeader):
+        return _sampled(values, payload, request)
+    _check(payload == b"")
+    match values:
+        case _ProbedHeader(facts=facts):
+            return Probed(facts=VideoFacts(**msgspec.structs.asdict(facts)))
+        case DecodeProgress():
+            _check(values.total <= request.frame_spec.count)
+            return values
+        case Rejected():
+            return values
 
 
-def _read_facts(values: dict[str, Any]) -> VideoFacts:
-    facts = VideoFacts(
-        duration=_finite(values["duration"]),
-        width=_whole(values["width"]),
-        height=_whole(values["height"]),
-        fps=_finite(values["fps"]),
-        num_frames=_whole(values["num_frames"]),
-        codec=_text(values["codec"]),
-        rotation=_whole(values["rotation"]),
-    )
-    _check(facts.rotation in {0, 90, 180, 270} and facts.codec.isalnum() and facts.num_frames > 0)
-    return facts
-
-
-def _read_sampled(values: dict[str, Any], payload: bytes, request: DecodeRequest) -> Sampled:
-    count = _read_count(len(values["indices"]), request)
+def _sampled(header: _SampledHeader, payload: bytes, request: DecodeRequest) -> Sampled:
+    count, sizes = len(header.indices), header.thumbnail_sizes
+    _check(1 <= count <= request.frame_spec.count)
+    _check(len(header.timestamps) == len(sizes) == count)
     pixels = count * math.prod(request.shape[1:])
-    sizes = [_whole(size) for size in values["thumbnail_sizes"]]
-    _check(len(sizes) == len(values["timestamps"]) == count)
-    _check(max(sizes) <= MAX_THUMBNAIL and pixels + sum(sizes) == len(payload))
+    _check(pixels + sum(sizes) == len(payload))
     ends = [pixels + sum(sizes[: place + 1]) for place in range(count)]
     return Sampled(
-        indices=tuple(_whole(index) for index in values["indices"]),
-        timestamps=tuple(_finite(timestamp) for timestamp in values["timestamps"]),
+        indices=header.indices,
+        timestamps=header.timestamps,
         frames=payload[:pixels],
         thumbnails=tuple(payload[end - size : end] for end, size in zip(ends, sizes, strict=True)),
-        preprocess_seconds=_finite(values["preprocess_seconds"]),
+        preprocess_seconds=header.preprocess_seconds,
     )
-
-
-def _read_count(value: object, request: DecodeRequest) -> int:
-    count = _whole(value)
-    _check(1 <= count <= request.frame_spec.count)
-    return count
 
 
 def _check(fits: bool) -> None:  # noqa: FBT001 - a condition, not a mode
     if not fits:
-        raise ValueError
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**31:
-        raise ValueError
-    return value
-
-
-def _finite(value: object) -> float:
-    if type(value) is not int and type(value) is not float:
-        raise ValueError
-    if not 0 <= value < 2**31:  # NaN is not, either
-        raise ValueError
-    return float(value)
-
-
-def _text(value: object) -> str:
-    if type(value) is not str or len(value) > MAX_MESSAGE or not value.isprintable():
-        raise ValueError
-    return value
+        raise ProtocolViolation("A reply does not fit the request.")

@@ -47,6 +47,17 @@ class FeatureCache:
         except Unavailable:
             return False
 
+    async def existing(self, features_keys: Sequence[str]) -> set[str]:
+        """Return those keys that have a value, in one round trip; the values are not checked or counted."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key in features_keys:
+                    pipeline.exists(key)
+                found = await pipeline.execute()
+        except Unavailable:
+            return set()
+        return {key for key, exists in zip(features_keys, found, strict=True) if exists}
+
     async def put(self, key: str, features: PackedFeatures) -> None:
         """Keep features under `key` for the cache's time to live."""
         try:

@@ -38,7 +38,7 @@ class Stores:
 
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, *, redis_url: str, metrics: Metrics) -> AsyncIterator[Stores]:
-    """Connect to Redis and to the media store; the connections close with the block."""
+    """Connect to Redis and build the stores; the connections close with the block."""
     async with contextlib.AsyncExitStack() as stack:
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
@@ -46,32 +46,43 @@ async def open_stores(settings: Settings, *, redis_url: str, metrics: Metrics) -
         if settings.cache_redis_url is not None:
             cache = connect(settings.cache_redis_url.get_secret_value())
             stack.push_async_callback(cache.aclose)
-        media, partial_files = _open_files(settings)
-        yield Stores(
-            redis=redis,
-            answers=AnswerStore(redis),
-            api_keys=ApiKeyStore(redis),
-            features=FeatureCache(cache, ttl=settings.feature_ttl, metrics=metrics),
-            idempotency=IdempotencyStore(redis, ttl=settings.idempotency_ttl),
-            leases=Leases(redis, seconds=settings.lease_seconds),
-            media=media,
-            partial_files=partial_files,
-            sessions=SessionStore(redis),
-            uploads=UploadStore(redis),
-            videos=VideoStore(redis),
-        )
+        yield build_stores(settings, redis, metrics, cache=cache)
+
+
+def build_stores(
+    settings: Settings, redis: StoreClient, metrics: Metrics, *, cache: StoreClient | None = None
+) -> Stores:
+    """Build the stores on `redis`, with the features on `cache` if there is one, and create the media directory."""
+    media, partial_files = _open_files(settings)
+    return Stores(
+        redis=redis,
+        answers=AnswerStore(redis),
+        api_keys=ApiKeyStore(redis),
+        features=FeatureCache(cache or redis, ttl=settings.feature_ttl, metrics=metrics),
+        idempotency=IdempotencyStore(redis, ttl=settings.idempotency_ttl),
+        leases=Leases(redis, seconds=settings.lease_seconds),
+        media=media,
+        partial_files=partial_files,
+        sessions=SessionStore(redis),
+        uploads=UploadStore(redis),
+        videos=VideoStore(redis),
+    )
 
 
 def _open_files(settings: Settings) -> tuple[MediaStore, PartialFiles]:
+    media: MediaStore
+    partial_files: PartialFiles
     if settings.media_url is None:
         media, partial_files = MediaStore(settings.media_path), LocalPartialFiles(settings.media_path)
-        media.open()
-        return media, partial_files
-    from service.store.bucket import Bucket  # its client is an extra
-    from service.store.bucket_media import BucketStore
-    from service.store.bucket_partial_files import BucketPartialFiles
+    else:
+        from service.store.bucket import Bucket  # its client is an extra
+        from service.store.bucket_media import BucketStore
+        from service.store.bucket_partial_files import BucketPartialFiles
 
-    bucket = Bucket(settings.media_url)
-    store = BucketStore(settings.media_path, bucket)
-    store.open()
-    return store, BucketPartialFiles(settings.media_path, bucket)
+        bucket = Bucket(settings.media_url)
+        media, partial_files = (
+            BucketStore(settings.media_path, bucket),
+            BucketPartialFiles(settings.media_path, bucket),
+        )
+    media.open()
+    return media, partial_files

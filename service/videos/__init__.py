@@ -1,1 +1,1 @@
-"""Uploaded videos: receive, resume, fetch, prepare (decode and encode), retain, erase."""
+"""Videos: receive, resume or fetch the file, prepare it (decode and encode), retain and erase it."""

@@ -1,4 +1,4 @@
-"""Flow 1: a file becomes a video. Receives uploads, keeps their records, and starts their preparation at once."""
+"""Receives videos, keeps their records and starts their preparation at once."""
 
 import asyncio
 import contextlib
@@ -10,53 +10,53 @@ from typing import Any
 from structlog.contextvars import bind_contextvars
 
 from service.access.callers import Caller
-from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import Gone, NotFound, Overloaded, ServiceError, Unavailable
 from service.ids import video_id
 from service.observability import tracing
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store import keys
 from service.store.event_log import LogEvent
-from service.store.idempotency import IdempotencyStore, Repeatable
+from service.store.idempotency import Repeatable
 from service.store.listing import Order, Page
-from service.store.media import MediaStore, RemoteContent, SpoolFile
+from service.store.media import RemoteContent, SpoolFile
 from service.store.records import VideoRecord
-from service.store.videos import VideoStore
-from service.videos import receiving as uploads
+from service.store.stores import Stores
+from service.videos import receiving
 from service.videos.fetching import Fetcher
-from service.videos.preparation import Encoding, is_our_fault
+from service.videos.preparation import Preparation, is_service_failure
+from service.videos.progress import follow_progress
 from service.videos.quota import Quota, Reservation
-from service.videos.receiving import UploadBody
+from service.videos.receiving import UploadBody, UploadHeader
 
-_PROBE_WAIT = 30.0  # seconds the reply to an upload waits for the file's facts
-_IDLE = 1.0  # seconds between two signs of life of a progress stream
+_FACTS_TIMEOUT = 30.0  # seconds that the response to an upload waits for the file's facts
 
 
 class Ingest:
-    """Videos, from their first byte on."""
+    """Receives videos by upload and by URL, and reads and erases their records and files.
+
+    `check_open` raises an `Unavailable` when the replica accepts no new work.
+    """
 
     def __init__(
         self,
-        *,
         settings: Settings,
+        stores: Stores,
+        *,
+        preparation: Preparation,
         fetcher: Fetcher,
-        check_open: Callable[[], None],
-        encoding: Encoding,
         quota: Quota,
-        videos: VideoStore,
-        media: MediaStore,
-        idempotency: IdempotencyStore,
         metrics: Metrics,
+        check_open: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._videos = stores.videos
+        self._media = stores.media
+        self._idempotency = stores.idempotency
+        self._preparation = preparation
         self._fetcher = fetcher
-        self._check_open = check_open
-        self._encoding = encoding
         self._quota = quota
-        self._videos = videos
-        self._media = media
-        self._idempotency = idempotency
         self._metrics = metrics
+        self._check_open = check_open
         self._num_receiving = 0
 
     # -- uploads
@@ -64,42 +64,43 @@ class Ingest:
     async def receive(
         self, caller: Caller, body: UploadBody, *, idempotency_key: str | None = None
     ) -> tuple[VideoRecord, bool]:
-        """Take an upload; returns its record, with the facts of the probed file, and whether it is new.
+        """Receive an upload; returns its record, with the facts of the file, and whether the video is new.
 
-        Without an idempotency key an upload can be repeated, too: the same bytes are the same video.
+        An upload can be repeated without an idempotency key, too: the same bytes are the same video.
 
         Raises:
-            ServiceError: the upload cannot be used, or there is no room for it now.
+            ServiceError: the upload cannot be used, or the server cannot take it now.
         """
         self._check_open()
-        uploads.check_headers(body, max_bytes=self._settings.max_upload_bytes)
-        announced = (body.content_length or 0) if idempotency_key is None else None  # the bytes may be here already
-        async with self._quota.hold(caller, announced) as room:
-            with self.place():
-                record, is_new = await self._store(caller, room, body, idempotency_key=idempotency_key)
-        return await self.probed(caller.tenant, record), is_new
+        receiving.check_headers(body, max_bytes=self._settings.max_upload_bytes)
+        # With an idempotency key the video may be stored already and need no bytes.
+        num_bytes = (body.content_length or 0) if idempotency_key is None else None
+        async with self._quota.reserving(caller, num_bytes) as reservation:
+            with self.receiving():
+                record, is_new = await self._receive(caller, reservation, body, idempotency_key=idempotency_key)
+        return await self.prepare(caller.tenant, record), is_new
 
     async def fetch(self, caller: Caller, url: str) -> tuple[VideoRecord, bool]:
-        """Take the video that a URL leads to, as if it had been uploaded.
+        """Fetch a video from a URL; otherwise as `receive`.
 
         Raises:
             ServiceError: as `Fetcher.open` and `receive`.
         """
         self._check_open()
-        async with self._quota.hold(caller, None) as room:
-            with self.place():
+        async with self._quota.reserving(caller, None) as reservation:
+            with self.receiving():
                 async with self._fetcher.open(url) as body:
-                    record, is_new = await self._store(caller, room, body)
-        return await self.probed(caller.tenant, record), is_new
+                    record, is_new = await self._receive(caller, reservation, body)
+        return await self.prepare(caller.tenant, record), is_new
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one more video, while its bytes come in.
+    def receiving(self) -> Iterator[None]:
+        """Count one more video as pending while its bytes arrive.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: too many videos are being received or prepared.
         """
-        if self._num_receiving + self._encoding.num_flights >= self._settings.max_pending_videos:
+        if self._num_receiving + self._preparation.num_jobs >= self._settings.max_pending_videos:
             self._metrics.admission_rejections.labels("max_pending_videos").inc()
             raise Overloaded("overloaded", "Too many videos are being prepared; try again in a moment.")
         self._num_receiving += 1
@@ -108,35 +109,35 @@ class Ingest:
         finally:
             self._num_receiving -= 1
 
-    async def _store(
-        self, caller: Caller, room: Reservation, body: UploadBody, *, idempotency_key: str | None = None
+    async def _receive(
+        self, caller: Caller, reservation: Reservation, body: UploadBody, *, idempotency_key: str | None = None
     ) -> tuple[VideoRecord, bool]:
         settings, start = self._settings, time.perf_counter()
         with tracing.span("upload"):
             async with self._media.spool() as spool:
-                header = await uploads.receive(
+                header = await receiving.receive(
                     body, spool, max_bytes=settings.max_upload_bytes, idle_timeout=settings.upload_idle_timeout
                 )
                 if idempotency_key is not None:
                     known_id = video_id(caller.tenant, spool.sha256)
                     request = Repeatable.of(idempotency_key, method="POST", path="/v1/videos", body_sha256=spool.sha256)
                     await self._idempotency.claim(caller.tenant, request, result_id=known_id)
-                kept = await self.keep(caller, spool, header, room)
+                stored = await self.store(caller, spool, header, reservation)
         self._metrics.video_upload.observe(time.perf_counter() - start)
-        return kept
+        return stored
 
-    async def keep(
-        self, caller: Caller, spool: SpoolFile, header: uploads.UploadHeader, room: Reservation
+    async def store(
+        self, caller: Caller, spool: SpoolFile, header: UploadHeader, reservation: Reservation
     ) -> tuple[VideoRecord, bool]:
-        """Make a received file permanent; returns its record, which takes the room, and whether it is new.
+        """Store a received file and its record, which takes over the reserved bytes; returns whether it is new.
 
         Raises:
-            LimitExceeded: the key's tenant has no room for it.
-            Unavailable: the store is away, or the same video was erased this moment.
+            LimitExceeded: the key's tenant would store more than its limit.
+            Unavailable: the store cannot be reached, or the same video was erased meanwhile.
         """
         tenant = caller.tenant
         if await self._videos.get(tenant, video_id(tenant, spool.sha256)) is None:
-            await self._quota.reserve(caller, room, spool.num_bytes)
+            await self._quota.reserve(caller, reservation, spool.num_bytes)
         sha256 = await self._media.commit(spool, tenant)
         now, ttl = time.time(), self._settings.media_ttl
         record = VideoRecord(
@@ -149,84 +150,84 @@ class Ingest:
             expires_at=None if ttl is None else now + ttl,
         )
         bind_contextvars(video_id=record.id)
-        if await self._videos.create(tenant, record, reservation=room.name):
+        if await self._videos.create(tenant, record, reservation=reservation.name):
             return record, True
         known = await self._videos.get(tenant, record.id)
-        if known is None:  # erased this very moment
+        if known is None:  # it was erased between the two calls
             raise Unavailable("try_again", "The same video was erased while it was uploaded; send it again.")
-        if known.status == "failed":  # another try of the same bytes
+        if known.status == "failed":  # the upload is a new attempt
             await self._videos.update(tenant, record)
             return record, True
-        filename = record.filename if known.filename == uploads.UNNAMED else known.filename
-        if (known.expires_at, known.filename) != (record.expires_at, filename):  # and are kept from now on
+        filename = record.filename if known.filename == receiving.UNNAMED else known.filename
+        if (known.expires_at, known.filename) != (record.expires_at, filename):  # the retention time starts again
             known = known.model_copy(update={"expires_at": record.expires_at, "filename": filename})
             await self._videos.update(tenant, known)
         return known, False
 
-    async def probed(self, tenant: str, record: VideoRecord) -> VideoRecord:
-        """Start a video's preparation; returns its record with the facts of the file, if they come soon.
+    async def prepare(self, tenant: str, record: VideoRecord) -> VideoRecord:
+        """Start a video's preparation; returns its record, with the facts of the file if they are known in time.
 
         Raises:
             ServiceError: the file cannot be used and was erased again, or a part of the service failed.
         """
         if record.num_frames is not None:
             return record
-        flight = await self._encoding.begin(tenant, record)
-        assert flight.task is not None
-        either: set[asyncio.Future[Any]] = {flight.task, flight.probed}
-        done, _ = await asyncio.wait(either, timeout=_PROBE_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        job = await self._preparation.start(tenant, record)
+        assert job.task is not None
+        either: set[asyncio.Future[Any]] = {job.task, job.probed}
+        done, _ = await asyncio.wait(either, timeout=_FACTS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            return await self.get(tenant, record.id)  # the reply goes without facts; they follow
-        if flight.probed.done():
-            return flight.probed.result()
-        error = flight.task.exception()
-        if isinstance(error, ServiceError) and not is_our_fault(error.code):
-            with contextlib.suppress(NotFound):  # another upload of the same bytes was quicker
-                await self.erase(tenant, record.id)  # not a video at all: nothing to keep
+            return await self.get(tenant, record.id)
+        if job.probed.done():
+            return job.probed.result()
+        error = job.task.exception()
+        if isinstance(error, ServiceError) and not is_service_failure(error.code):
+            with contextlib.suppress(NotFound):  # another upload of the same bytes has erased it
+                await self.erase(tenant, record.id)  # the file is not a video
         if error is not None:
             raise error
-        return await self.get(tenant, record.id)  # another replica has filled it, or its features were still there
+        return await self.get(tenant, record.id)  # another replica has prepared it, or its features were still cached
 
-    # -- records
+    # -- records and files
 
     async def get(self, tenant: str, video_id: str) -> VideoRecord:
-        """A video's record; takes up its preparation if a crash left it lying.
+        """Return a video's record; starts its preparation again if a crash has interrupted it.
 
         Raises:
             NotFound: there is no such video.
         """
         record = await self._videos.get(tenant, video_id)
         if record is None:
-            raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
-        if record.status in {"uploaded", "processing"} and self._encoding.ready:
-            await self._encoding.begin(tenant, record)
+            raise _not_found()
+        if record.status in {"uploaded", "processing"} and self._preparation.ready:
+            await self._preparation.start(tenant, record)
         return record
 
     async def page(
         self, tenant: str, *, limit: int, after: str | None, order: Order = "desc"
     ) -> tuple[list[VideoRecord], Page]:
-        """Videos by time of creation."""
+        """Return a page of videos by time of creation."""
         page = await self._videos.page(tenant, limit=limit, after=after, order=order)
         return await self._videos.get_many(tenant, page.ids), page
 
     async def erase(self, tenant: str, video_id: str) -> None:
-        """Erase a video's file, pictures, features and record. Its sessions are the caller's.
+        """Erase a video's file, thumbnails, features and record. The caller must erase its sessions.
 
         Raises:
             NotFound: there is no such video.
         """
         record = await self._videos.get(tenant, video_id)
         if record is None:
-            raise NotFound("video_not_found", "There is no video with this id.", param="video_id")
-        await self._encoding.erase(tenant, video_id)
+            raise _not_found()
+        await self._preparation.erase_features(tenant, video_id)
         await self._videos.erase(tenant, video_id)
         await self._media.erase(tenant, record.sha256)
 
     async def content(self, tenant: str, record: VideoRecord, *, byte_range: str | None) -> Path | RemoteContent:
-        """A video's file, to be sent.
+        """Return a video's file, to be sent to a client.
 
         Raises:
-            Gone: it is not kept any more.
+            Gone: the file has been removed.
         """
         found = await self._media.content(tenant, record.sha256, byte_range=byte_range)
         if found is None:
@@ -234,37 +235,22 @@ class Ingest:
         return found
 
     async def frame(self, tenant: str, record: VideoRecord, index: int) -> bytes:
-        """The picture of one of a video's sampled frames, as JPEG.
+        """Return the thumbnail of one of a video's sampled frames, a JPEG.
 
         Raises:
-            NotFound: there is none, or not yet.
+            NotFound: there is no such frame, or the video is not prepared yet.
         """
         picture = await self._media.frame(tenant, record.sha256, index)
         if picture is None:
             raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
         return picture
 
-    async def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent | None, None]:
-        """A video's progress events up to `ready` or `failed`; None now and then while nothing happens."""
-        while True:
-            record = await self.get(tenant, video_id)
-            key = keys.video_events(tenant, video_id)
-            events = await self._videos.events.read(key, after=after, block=_IDLE)
-            for event in events:
-                yield event
-                after = event.number
-                if event.name in {"ready", "failed"}:
-                    return
-            if events:
-                continue
-            if record.status in {"ready", "failed"}:  # its events have expired, or a reader has them all
-                yield _ending(record, number=after + 1)
-                return
-            yield None
+    def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent, None]:
+        """Yield a video's progress events after number `after`, up to `ready` or `failed`."""
+        return follow_progress(
+            self._videos, tenant, video_id, after=after, read_record=lambda: self.get(tenant, video_id)
+        )
 
 
-def _ending(record: VideoRecord, *, number: int) -> LogEvent:
-    data: dict[str, object] = {"video_id": record.id, "fraction": 1.0}
-    if record.error is not None:
-        data |= from_code(record.error.code, record.error.message).envelope()
-    return LogEvent(number, record.status, data)
+def _not_found() -> NotFound:
+    return NotFound("video_not_found", "There is no video with this id.", param="video_id")

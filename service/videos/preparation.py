@@ -1,389 +1,231 @@
-"""Features on demand: the cache first, else one filling (decode, encode, keep) that everybody who needs it shares.
+"""The features of videos: read from the cache, or computed once for all requests at all replicas that need them.
 
-In this process a filling is a shared task; across replicas a lease says who does it, and the others wait for it.
+Requests in one process share a job. Across replicas the holder of a lease computes, and the others wait for its result.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures, fingerprint
 from model.video.pixels import PREPROCESSING_VERSION
-from model.video.spec import FrameSpec, VideoFacts
-from service.decoding.decoder import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
-from service.decoding.protocol import Probed
-from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
+from model.video.spec import FrameSpec
+from service.decoding.decoder import Decoder
+from service.errors import ServiceError, Unavailable, from_code
 from service.ids import new_id
-from service.observability import tracing
 from service.observability.metrics import Metrics
 from service.store import keys
-from service.store.event_log import LogEvent
-from service.store.features import FeatureCache
-from service.store.leases import Leases
-from service.store.media import MediaStore
-from service.store.records import FrameRequest, Problem, SampledFrame, VideoRecord
-from service.store.videos import VideoStore
+from service.store.records import FrameRequest, VideoRecord
+from service.store.stores import Stores
+from service.videos.computation import FeatureComputation, PreparationJob, video_gone
+from service.videos.progress import PreparationProgress, ProgressReporter
 from service.workers.pool import Pool
-from service.workers.protocol import Encode, ModelInfo
+from service.workers.protocol import ModelInfo
 
 _log = structlog.get_logger(__name__)
 
-MODEL_WAIT = 30.0  # seconds that work waits for the model to be loaded
-_POLL = 0.2
+MODEL_TIMEOUT = 30.0
+"""Seconds to wait for the model to be loaded."""
+_POLL_INTERVAL = 0.2  # seconds between two attempts to take the lease or to read another replica's result
 
 DEFAULT_FRAMES = FrameRequest()
 """The model's own frame spec."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a video is: stage `decode` or `encode`, `ready` or `failed`, and a fraction of the stage."""
-
-    video_id: str
-    stage: str
-    fraction: float
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One filling, shared by all who need its result."""
-
-    tenant: str
-    record: VideoRecord
-    spec: FrameSpec
-    info: ModelInfo
-    key: str
-    is_default: bool
-    """Of the frames that the video's own record tells of."""
-    probed: asyncio.Future[VideoRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    listeners: list[Callable[[Progress], None]] = field(default_factory=list)
-    task: "asyncio.Task[PackedFeatures] | None" = None
-    num_events: int = 0
+_SERVICE_FAILURES = {
+    "worker_lost",
+    "encode_failed",
+    "decode_unavailable",
+    "store_unavailable",
+    "media_unavailable",
+    "internal_error",
+}
 
 
-def is_our_fault(code: str) -> bool:
-    """Whether a video failed because of us, so that another try may go well."""
-    return code in {
-        "worker_lost",
-        "encode_failed",
-        "decode_unavailable",
-        "store_unavailable",
-        "media_unavailable",
-        "internal_error",
-    }
+def is_service_failure(code: str) -> bool:
+    """Whether a video failed because of the service, not because of its file, so that another attempt may succeed."""
+    return code in _SERVICE_FAILURES
 
 
-def check_usable(record: VideoRecord) -> None:
-    """Refuse a video that failed by its own fault.
+def check_usable(video: VideoRecord) -> None:
+    """Refuse a video whose file cannot be used.
 
     Raises:
-        ServiceError: what it failed with.
+        ServiceError: the error with which its preparation failed.
     """
-    if record.error is not None and not is_our_fault(record.error.code):
-        raise from_code(record.error.code, record.error.message)
+    if video.error is not None and not is_service_failure(video.error.code):
+        raise from_code(video.error.code, video.error.message)
 
 
-class Encoding:
-    """The features of videos, each computed once."""
+class Preparation:
+    """Prepares videos: computes the features of each choice of frames once."""
 
-    def __init__(
-        self,
-        *,
-        pool: Pool,
-        decoder: Decoder,
-        videos: VideoStore,
-        features: FeatureCache,
-        media: MediaStore,
-        leases: Leases,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, stores: Stores, *, pool: Pool, decoder: Decoder, metrics: Metrics) -> None:
         self._pool = pool
-        self._decoder = decoder
-        self._videos = videos
-        self._features = features
-        self._media = media
-        self._leases = leases
-        self._metrics = metrics
+        self._videos = stores.videos
+        self._features = stores.features
+        self._media = stores.media
+        self._leases = stores.leases
+        self._computation = FeatureComputation(stores, pool=pool, decoder=decoder, metrics=metrics)
         self._replica = new_id("rep")
-        self._flights: dict[str, Flight] = {}
+        self._jobs: dict[str, PreparationJob] = {}
 
     @property
-    def num_flights(self) -> int:
-        """Videos being prepared here."""
-        return len(self._flights)
+    def num_jobs(self) -> int:
+        """The number of jobs that run or wait in this process."""
+        return len(self._jobs)
 
     @property
     def ready(self) -> bool:
-        """Whether a video could be encoded now."""
+        """Whether a worker can encode a video now."""
         return self._pool.ready
 
     async def close(self) -> None:
-        """Give up what is being prepared; another replica, or the next start, takes it up."""
-        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        """Cancel all jobs; another replica, or the next start of this one, runs them again."""
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def model(self) -> ModelInfo:
-        """The loaded model; waits for it within bounds.
+        """Return the loaded model; waits for it for `MODEL_TIMEOUT` seconds at most.
 
         Raises:
-            Unavailable: it is not there yet.
+            Unavailable: the model is not loaded yet.
         """
         try:
-            return await self._pool.info(timeout=MODEL_WAIT)
+            return await self._pool.info(timeout=MODEL_TIMEOUT)
         except TimeoutError:
             raise Unavailable("model_unavailable", "The model is not loaded yet; try again in a moment.") from None
 
     async def ensure(
         self,
         tenant: str,
-        record: VideoRecord,
+        video: VideoRecord,
         frames: FrameRequest,
         *,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[PreparationProgress], None] | None = None,
     ) -> tuple[str, PackedFeatures]:
-        """A video's features and their key, from the cache or computed now.
+        """Return the key and the features of a video's frames, from the cache or computed now.
 
         Raises:
-            ServiceError: the video cannot be used, or its file is gone, or a part of the service failed.
+            ServiceError: the file cannot be used or is gone, or a part of the service failed.
         """
-        check_usable(record)
-        info = await self.model()
-        flight = self._flight(tenant, record, frames, info)
-        if flight.task is None:
-            cached = await self._features.get(flight.key, shape=info.feature_shape)
+        check_usable(video)
+        job = self._job(tenant, video, frames, await self.model())
+        if job.task is None:
+            cached = await self._features.get(job.key, shape=job.info.feature_shape)
             if cached is not None:
                 if on_progress is not None:
-                    on_progress(Progress(video_id=record.id, stage="ready", fraction=1.0))
-                return flight.key, cached
-        flight = self._launch(flight)
+                    on_progress(PreparationProgress(video_id=video.id, stage="ready", fraction=1.0))
+                return job.key, cached
+        job, task = self._start(job)
         if on_progress is not None:
-            flight.listeners.append(on_progress)
-        assert flight.task is not None
-        return flight.key, await asyncio.shield(flight.task)
+            job.progress.add_listener(on_progress)
+        return job.key, await asyncio.shield(task)
 
-    async def check_there(self, tenant: str, record: VideoRecord, frames: FrameRequest) -> None:
-        """Refuse a video of which neither the features nor the file are left.
+    async def check_available(self, tenant: str, videos: Sequence[VideoRecord], frames: FrameRequest) -> None:
+        """Refuse videos of which one has neither its file nor its features; takes one round trip to the store at most.
 
         Raises:
-            Gone: so it is.
+            Gone: a video must be uploaded again.
+            Unavailable: the model is not loaded yet, or the bucket cannot be reached.
         """
-        if await self._media.exists(tenant, record.sha256):
+        exist = await asyncio.gather(*(self._media.exists(tenant, video.sha256) for video in videos))
+        without_file = [video for video, exists in zip(videos, exist, strict=True) if not exists]
+        if not without_file:
             return
-        flight = self._flight(tenant, record, frames, await self.model())
-        if flight.task is None and not await self._features.exists(flight.key):
-            raise _gone()
+        info = await self.model()
+        jobs = [self._job(tenant, video, frames, info) for video in without_file]
+        needed = {job.key for job in jobs if job.task is None}
+        if needed and not needed <= set(await self._features.existing(sorted(needed))):
+            raise video_gone()
 
-    async def erase(self, tenant: str, video_id: str) -> None:
+    async def erase_features(self, tenant: str, video_id: str) -> None:
         """Erase all cached features of a video.
 
         Raises:
-            Unavailable: they may still be there.
+            Unavailable: the store cannot be reached, and the features may still be there.
         """
         await self._features.erase(await self._videos.features_keys(tenant, video_id))
 
-    async def begin(self, tenant: str, record: VideoRecord) -> Flight:
-        """Start preparing a video's own frames, or join in; does not wait."""
-        return self._launch(self._flight(tenant, record, DEFAULT_FRAMES, await self.model()))
+    async def start(self, tenant: str, video: VideoRecord) -> PreparationJob:
+        """Start the preparation of a video's default frames, unless it runs already; returns its job at once.
 
-    def _flight(self, tenant: str, record: VideoRecord, frames: FrameRequest, info: ModelInfo) -> Flight:
+        Raises:
+            Unavailable: the model is not loaded yet.
+        """
+        job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, await self.model()))
+        return job
+
+    # -- one job
+
+    def _job(self, tenant: str, video: VideoRecord, frames: FrameRequest, info: ModelInfo) -> PreparationJob:
+        """Return the running job for these features, or a new one that is not started."""
         spec = replace(info.frame_spec, count=frames.count or info.frame_spec.count, start=frames.start, end=frames.end)
-        made = fingerprint(
-            family=info.family,
-            checkpoint_digest=info.checkpoint_digest,
-            frame_spec=spec,
-            pixel_spec=info.pixel_spec,
-            preprocessing_version=PREPROCESSING_VERSION,
-            dtype=info.dtype,
+        key = _features_key(tenant, video, spec, info)
+        running = self._jobs.get(key)
+        if running is not None:
+            return running
+        is_default = spec == info.frame_spec
+        return PreparationJob(
+            tenant=tenant,
+            record=video,
+            spec=spec,
+            info=info,
+            key=key,
+            is_default=is_default,
+            progress=ProgressReporter(self._videos, tenant, video.id, is_logged=is_default),
         )
-        key = keys.features(tenant, made, record.sha256)
-        return self._flights.get(key) or Flight(tenant, record, spec, info, key, is_default=spec == info.frame_spec)
 
-    def _launch(self, flight: Flight) -> Flight:
-        launched = self._flights.setdefault(flight.key, flight)
-        if launched.task is None:
-            launched.task = asyncio.create_task(self._fill(launched), name=f"fill {launched.record.id}")
-            launched.task.add_done_callback(lambda task: self._landed(launched, task))
-        return launched
+    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures]]:
+        """Start a job, unless one for the same features runs; returns the one that runs, and its task."""
+        job = self._jobs.setdefault(job.key, job)
+        if job.task is None:
+            job.task = asyncio.create_task(self._run(job), name=f"prepare {job.record.id}")
+            job.task.add_done_callback(lambda task: self._end(job, task))
+        return job, job.task
 
-    def _landed(self, flight: Flight, task: "asyncio.Task[PackedFeatures]") -> None:
-        del self._flights[flight.key]
+    def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures]) -> None:
+        del self._jobs[job.key]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ServiceError):
-            _log.error("video_failed_unexpectedly", video_id=flight.record.id, tenant=flight.tenant, exc_info=error)
+            _log.error("video_failed_unexpectedly", video_id=job.record.id, tenant=job.tenant, exc_info=error)
 
-    # -- one filling
-
-    async def _fill(self, flight: Flight) -> PackedFeatures:
-        bind_contextvars(tenant=flight.tenant, video_id=flight.record.id)  # of this task; it outlives who began it
+    async def _run(self, job: PreparationJob) -> PackedFeatures:
+        """Compute the features if this replica gets the lease, or wait for the replica that has it."""
+        bind_contextvars(tenant=job.tenant, video_id=job.record.id)  # the task outlives the request that started it
         while True:
-            async with self._leases.hold(keys.fill_lease(flight.key), self._replica) as is_ours:
-                if is_ours:
-                    return await self._already_filled(flight) or await self._compute(flight)
-            await asyncio.sleep(_POLL)
-            if await self._features.exists(flight.key) and (cached := await self._already_filled(flight)):
-                return cached
+            async with self._leases.hold(keys.fill_lease(job.key), self._replica) as acquired:
+                if acquired:
+                    return await self._stored(job) or await self._computation.compute(job)
+            await asyncio.sleep(_POLL_INTERVAL)
+            if await self._features.existing([job.key]) and (stored := await self._stored(job)):
+                return stored
 
-    async def _already_filled(self, flight: Flight) -> PackedFeatures | None:
-        """What the last holder of the lease left; completes the record if that one died before it could."""
-        cached = await self._features.get(flight.key, shape=flight.info.feature_shape)
-        if cached is None:
+    async def _stored(self, job: PreparationJob) -> PackedFeatures | None:
+        """Return features that another replica has stored; completes the record if that replica died before it did."""
+        stored = await self._features.get(job.key, shape=job.info.feature_shape)
+        if stored is None:
             return None
-        if flight.is_default and flight.record.num_frames is None:  # as it was when we began to wait
-            flight.record = await self._videos.get(flight.tenant, flight.record.id) or flight.record
-            if flight.record.num_frames is None:
+        if job.is_default and job.record.num_frames is None:  # the record is from the time before the wait
+            job.record = await self._videos.get(job.tenant, job.record.id) or job.record
+            if job.record.num_frames is None:
                 return None
-        if flight.record.status != "ready":
-            await self._complete(flight, cached.frame_indices, cached.timestamps)
-        return cached
-
-    async def _compute(self, flight: Flight) -> PackedFeatures:
-        await self._open_progress(flight)
-        try:
-            decoded = await self._decode(flight)
-            packed = await self._encode(flight, decoded)
-        except ServiceError as error:
-            await self._fail(flight, error)
-            raise
-        except Exception:  # a full disk, say: the video must not stay in preparation for ever
-            await self._fail(flight, InternalError("internal_error", "Something went wrong on our side."))
-            raise
-        await self._complete(flight, decoded.indices, decoded.timestamps)
-        return packed
-
-    async def _complete(self, flight: Flight, indices: tuple[int, ...], timestamps: tuple[float, ...]) -> None:
-        if flight.is_default:
-            frames = tuple(
-                SampledFrame(index=index, timestamp=timestamp)
-                for index, timestamp in zip(indices, timestamps, strict=True)
-            )
-            ready = {"status": "ready", "frames": frames, "error": None}
-            flight.record = flight.record.model_copy(update=ready)
-            await self._videos.update(flight.tenant, flight.record)
-        await self._tell(flight, "ready", 1.0)
-
-    async def _decode(self, flight: Flight) -> DecodedVideo:
-        pending: list[asyncio.Task[None]] = []
-
-        def on_event(event: DecodeEvent) -> None:
-            step = (
-                self._probed(flight, event.facts)
-                if isinstance(event, Probed)
-                else self._tell(flight, "decode", event.done / event.total)
-            )
-            previous = pending[-1] if pending else None
-            pending.append(asyncio.create_task(_after(previous, step)))
-
-        try:
-            async with self._media.local(flight.tenant, flight.record.sha256) as path:
-                if path is None:
-                    raise _gone()
-                with tracing.span("decode", {"reeltalk.video.id": flight.record.id}):
-                    decoded = await self._decoder.decode(path, flight.spec, flight.info.pixel_spec, on_event)
-        except (VideoRejected, DecodeFailed) as error:
-            raise from_code(error.code, str(error)) from None
-        finally:
-            if pending:
-                await asyncio.wait(pending)
-        self._metrics.video_decode.observe(decoded.seconds)
-        self._metrics.video_preprocess.observe(decoded.preprocess_seconds)
-        return decoded
-
-    async def _encode(self, flight: Flight, decoded: DecodedVideo) -> PackedFeatures:
-        await self._tell(flight, "encode", 0.0)
-        with tracing.span("encode", {"reeltalk.video.id": flight.record.id}):
-            encoded = await self._pool.encode(
-                Encode(
-                    job_id=new_id("req"),
-                    key=flight.key,
-                    frames=decoded.frames,
-                    shape=decoded.shape,
-                    frame_indices=decoded.indices,
-                    timestamps=decoded.timestamps,
-                )
-            )
-        self._metrics.video_encode.observe(encoded.seconds)
-        _log.info(
-            "video_encoded",
-            num_frames=len(decoded.indices),
-            num_batched_clips=encoded.num_batched_clips,
-            decode_ms=round(decoded.seconds * 1000, 1),
-            preprocess_ms=round(decoded.preprocess_seconds * 1000, 1),
-            encode_ms=round(encoded.seconds * 1000, 1),
-        )
-        packed = PackedFeatures.checked(encoded.blob, key=flight.key, shape=flight.info.feature_shape)
-        if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):
-            raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
-        await self._features.put(flight.key, packed)
-        if flight.is_default:
-            await self._media.put_frames(flight.tenant, flight.record.sha256, decoded.thumbnails)
-        if not await self._videos.remember_features(flight.tenant, flight.record.id, flight.key):  # in between
-            await self._features.erase([flight.key])
-            await self._media.erase(flight.tenant, flight.record.sha256)
-            raise NotFound("video_not_found", "The video was erased meanwhile.", param="video_ids")
-        await self._tell(flight, "encode", 1.0)
-        return packed
-
-    # -- what others see of it
-
-    async def _probed(self, flight: Flight, facts: VideoFacts) -> None:
-        known = {
-            "duration": facts.duration,
-            "width": facts.width,
-            "height": facts.height,
-            "fps": facts.fps,
-            "num_frames": facts.num_frames,
-            "codec": facts.codec,
-        }
-        status = {"status": "processing"} if flight.is_default else {}
-        flight.record = flight.record.model_copy(update=known | status)
-        if flight.is_default:
-            await self._videos.update(flight.tenant, flight.record)
-        if not flight.probed.done():
-            flight.probed.set_result(flight.record)
-
-    async def _fail(self, flight: Flight, error: ServiceError) -> None:
-        self._metrics.video_failures.labels(error.code).inc()
-        _log.warning("video_failed", error=error.code)
-        if flight.is_default:
-            problem = Problem(code=error.code, message=error.message)
-            flight.record = flight.record.model_copy(update={"status": "failed", "error": problem})
-            await self._videos.update(flight.tenant, flight.record)
-        await self._tell(flight, "failed", 1.0, error=error)
-
-    async def _open_progress(self, flight: Flight) -> None:
-        """Number on from an interrupted filling; begin anew after a finished one."""
-        if not flight.is_default:
-            return
-        last = await self._videos.last_progress(flight.tenant, flight.record.id)
-        if last is not None and last.name in {"ready", "failed"}:
-            await self._videos.restart_progress(flight.tenant, flight.record.id)
-            last = None
-        flight.num_events = last.number if last is not None else 0
-
-    async def _tell(self, flight: Flight, stage: str, fraction: float, *, error: ServiceError | None = None) -> None:
-        for listener in flight.listeners:
-            listener(Progress(video_id=flight.record.id, stage=stage, fraction=fraction))
-        if not flight.is_default:
-            return
-        flight.num_events += 1
-        data: dict[str, object] = {"video_id": flight.record.id, "fraction": round(fraction, 4)}
-        if error is not None:
-            data |= error.envelope()
-        await self._videos.progress(flight.tenant, flight.record.id, LogEvent(flight.num_events, stage, data))
+        if job.record.status != "ready":
+            await self._computation.complete(job, stored.frame_indices, stored.timestamps)
+        return stored
 
 
-def _gone() -> Gone:
-    return Gone("video_gone", "The video's file is gone; upload it again.", param="video_ids")
-
-
-async def _after(previous: "asyncio.Task[None] | None", step: Coroutine[None, None, None]) -> None:
-    if previous is not None:
-        await asyncio.wait({previous})
-    with contextlib.suppress(ServiceError):  # what is told next fails as well, or the record's next state says it too
-        await step
+def _features_key(tenant: str, video: VideoRecord, spec: FrameSpec, info: ModelInfo) -> str:
+    of_model = fingerprint(
+        family=info.family,
+        checkpoint_digest=info.checkpoint_digest,
+        frame_spec=spec,
+        pixel_spec=info.pixel_spec,
+        preprocessing_version=PREPROCESSING_VERSION,
+        dtype=info.dtype,
+    )
+    return keys.features(tenant, of_model, video.sha256)

@@ -1,4 +1,4 @@
-"""The bytes a tenant may keep: set aside at all replicas while a file comes in, and taken by its record."""
+"""The stored bytes of a tenant: reserved at all replicas while a file is received, then counted by its record."""
 
 import asyncio
 import contextlib
@@ -11,67 +11,76 @@ from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store.videos import VideoStore
 
-_SECONDS = 60  # for which bytes are reserved; so long after a process died they are free again
-_RENEWAL = 15.0  # seconds between two signs of life of a reservation
+_LIFETIME = 60  # seconds of a reservation; that long after a process dies, its bytes are free again
+_RENEWAL_INTERVAL = 15.0  # seconds between two renewals of a reservation
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Bytes set aside for a file that is coming in, under a name, until so long after the last sign of life."""
+    """Bytes that are reserved under a name for a file that is being received."""
 
     name: str
     seconds: int
+    """How long they stay reserved after the last renewal."""
 
 
 class Quota:
-    """Reservations of a key's `stored_bytes`; a caller without such a limit needs none, and gets all."""
+    """Reserves bytes within a key's `stored_bytes`. A caller without this limit can always store."""
 
     def __init__(self, videos: VideoStore, metrics: Metrics) -> None:
         self._videos = videos
         self._metrics = metrics
 
-    async def reserve(self, caller: Caller, room: Reservation, num_bytes: int) -> None:
-        """Set bytes aside; or so many instead of those before.
+    async def reserve(self, caller: Caller, reservation: Reservation, num_bytes: int) -> None:
+        """Reserve bytes; they replace those that the reservation had before.
 
         Raises:
-            LimitExceeded: erasing videos makes room.
+            LimitExceeded: the tenant would store more than the limit.
         """
         limit = caller.limits.stored_bytes
         if limit is not None and not await self._videos.reserve(
-            caller.tenant, room.name, num_bytes, limit=limit, seconds=room.seconds
+            caller.tenant, reservation.name, num_bytes, limit=limit, seconds=reservation.seconds
         ):
             self._metrics.admission_rejections.labels("stored_bytes").inc()
             raise LimitExceeded(
                 "storage_full", f"With this upload more than {limit} bytes would be stored; erase videos first."
             )
 
-    async def prolong(self, tenant: str, room: Reservation) -> None:
-        """Give a sign of life of a reservation."""
-        await self._videos.prolong(tenant, room.name, seconds=room.seconds)
+    async def renew(self, tenant: str, reservation: Reservation) -> None:
+        """Extend a reservation by its lifetime.
 
-    async def release(self, tenant: str, room: Reservation) -> None:
-        """Give reserved bytes back, if a record has not taken their place. Nothing happens while the store is away."""
-        with contextlib.suppress(Unavailable):  # they run out by themselves
-            await self._videos.release(tenant, room.name)
+        Raises:
+            Unavailable: the store cannot be reached.
+        """
+        await self._videos.prolong(tenant, reservation.name, seconds=reservation.seconds)
+
+    async def release(self, tenant: str, reservation: Reservation) -> None:
+        """Release bytes that no record has taken over. If the store cannot be reached, they expire by themselves."""
+        with contextlib.suppress(Unavailable):
+            await self._videos.release(tenant, reservation.name)
 
     @contextlib.asynccontextmanager
-    async def hold(self, caller: Caller, num_bytes: int | None) -> AsyncIterator[Reservation]:
-        """A reservation that lasts as long as the block; with None, its bytes are still to be reserved."""
-        room = Reservation(new_id("req"), _SECONDS)
+    async def reserving(self, caller: Caller, num_bytes: int | None) -> AsyncIterator[Reservation]:
+        """Keep a reservation through the block; with None the block itself must reserve the bytes.
+
+        Raises:
+            LimitExceeded: the tenant would store more than the limit.
+        """
+        reservation = Reservation(new_id("req"), _LIFETIME)
         if caller.limits.stored_bytes is None:
-            yield room
+            yield reservation
             return
         if num_bytes is not None:
-            await self.reserve(caller, room, num_bytes)
-        staying = asyncio.create_task(self._stay(caller.tenant, room))
+            await self.reserve(caller, reservation, num_bytes)
+        renewal = asyncio.create_task(self._renew_forever(caller.tenant, reservation))
         try:
-            yield room
+            yield reservation
         finally:
-            staying.cancel()
-            await asyncio.shield(self.release(caller.tenant, room))
+            renewal.cancel()
+            await asyncio.shield(self.release(caller.tenant, reservation))
 
-    async def _stay(self, tenant: str, room: Reservation) -> None:
+    async def _renew_forever(self, tenant: str, reservation: Reservation) -> None:
         while True:
-            await asyncio.sleep(_RENEWAL)
-            with contextlib.suppress(Unavailable):  # the next one may be in time
-                await self.prolong(tenant, room)
+            await asyncio.sleep(_RENEWAL_INTERVAL)
+            with contextlib.suppress(Unavailable):  # the next renewal may be in time
+                await self.renew(tenant, reservation)

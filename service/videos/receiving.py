@@ -1,4 +1,4 @@
-"""Receiving an upload: a raw body or a multipart form, in constant memory, into a spool file."""
+"""Receives an upload, a raw body or a multipart form, into a spool file, in constant memory."""
 
 import asyncio
 import re
@@ -16,12 +16,12 @@ _MAX_PURPOSE = 64
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f/\\]+")
 _VIDEO_TYPE = re.compile(r"video/[a-z0-9!#$&^_.+-]{1,100}")  # RFC 6838: it becomes a header when the file is served
 UNNAMED = "video"
-"""The name of a file that came without one."""
+"""The name of a file that is uploaded without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadHeader:
-    """What the client says of the file it sends. The name is for people; nothing is ever opened by it."""
+    """The client's name and type for its file. The name is shown to people; no file is ever opened by it."""
 
     filename: str
     content_type: str
@@ -29,23 +29,23 @@ class UploadHeader:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadBody:
-    """A body with a file in it, raw or in a form, and what is said of it beforehand."""
+    """The body of an upload, raw or a form, and what its headers say."""
 
     chunks: AsyncIterator[bytes]
     content_type: str
     content_length: int | None = None
     filename: str | None = None
-    """Of a raw body; a form names its own."""
+    """Of a raw body; a form has a name of its own."""
     purposes: frozenset[str] | None = None
-    """Where they are given it has to be a form, which names one of them."""
+    """If given, the body must be a form with one of these values in the field `purpose`."""
 
 
 def check_headers(body: UploadBody, *, max_bytes: int) -> None:
-    """Refuse before the body is read what its headers already rule out.
+    """Check the headers of an upload before its body is read.
 
     Raises:
-        TooLarge: more bytes are announced than are taken.
-        UnsupportedMedia: neither a form nor a video.
+        TooLarge: the announced length exceeds the limit.
+        UnsupportedMedia: the content type is neither a form nor a video.
     """
     if (body.content_length or 0) > max_bytes + _FORM_OVERHEAD:
         raise _too_large(max_bytes)
@@ -58,15 +58,15 @@ def check_headers(body: UploadBody, *, max_bytes: int) -> None:
 
 
 async def receive(body: UploadBody, spool: SpoolFile, *, max_bytes: int, idle_timeout: float) -> UploadHeader:
-    """Write the file in a body to the spool.
+    """Write the file of a body to the spool file; returns its name and type.
 
     Raises:
-        InvalidRequest: the body is empty or not a proper form.
-        Stalled: the client stopped sending.
+        InvalidRequest: the body is empty or not a valid form.
+        Stalled: the client sent nothing for `idle_timeout` seconds.
         TooLarge: more than `max_bytes` arrived.
     """
     kind, options = parse_options_header(body.content_type)
-    chunks = paced(body.chunks, idle_timeout=idle_timeout)
+    chunks = with_idle_timeout(body.chunks, idle_timeout)
     if kind == _FORM or body.purposes is not None:
         boundary = options.get("boundary", "")
         header = await _receive_form(chunks, spool, boundary=boundary, max_bytes=max_bytes, purposes=body.purposes)
@@ -79,11 +79,11 @@ async def receive(body: UploadBody, spool: SpoolFile, *, max_bytes: int, idle_ti
     return header
 
 
-async def paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncIterator[bytes]:
-    """The chunks, unless one is too long in coming: whoever has stopped sending must not keep others out.
+async def with_idle_timeout(chunks: AsyncIterator[bytes], idle_timeout: float) -> AsyncIterator[bytes]:
+    """Yield the chunks, so that a client that stops sending does not hold its slot.
 
     Raises:
-        Stalled: one was.
+        Stalled: a chunk took longer than `idle_timeout` seconds.
     """
     source = aiter(chunks)
     while True:
@@ -93,12 +93,12 @@ async def paced(chunks: AsyncIterator[bytes], *, idle_timeout: float) -> AsyncIt
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Stalled("upload_stalled", f"Nothing came for {idle_timeout:g} seconds.") from None
+            raise Stalled("upload_stalled", f"The upload sent nothing for {idle_timeout:g} seconds.") from None
         yield chunk
 
 
 def header_of(filename: str | None, content_type: str) -> UploadHeader:
-    """What a client says of its file, made fit to be shown and kept."""
+    """Return a client's name and type for its file, sanitised."""
     return UploadHeader(filename=_clean(filename), content_type=_media_type(content_type))
 
 
@@ -117,7 +117,7 @@ async def _receive_form(
     purpose = bytearray()
     num_bytes = 0
     try:
-        # not `strict`: that refuses the form's last line break when it comes in a packet of its own
+        # not `strict`: that refuses a form whose last line break arrives in a packet of its own
         parser = PushMultipartParser(boundary, max_segment_count=16)
         async for chunk in chunks:
             if not chunk:
@@ -147,7 +147,7 @@ async def _receive_form(
 
 
 def _field(name: str, *, names: tuple[str, ...], seen: set[str]) -> str:
-    """Take note of a field; each may come once."""
+    """Check the name of a field, which may occur once."""
     if name not in names:
         known = " and ".join(f"`{name}`" for name in names)
         raise InvalidRequest("unknown_field", f"The form takes {known}, and no other field.", param=_clean(name))
@@ -162,7 +162,7 @@ def _check_purpose(purpose: bytes, purposes: frozenset[str]) -> None:
         raise InvalidRequest("missing_field", "The form has no field `purpose`.", param="purpose")
     if purpose.decode("utf-8", "replace") not in purposes:
         allowed = ", ".join(f"`{purpose}`" for purpose in sorted(purposes))
-        raise InvalidRequest("invalid_value", f"This server takes files for {allowed} alone.", param="purpose")
+        raise InvalidRequest("invalid_value", f"This server only takes files for {allowed}.", param="purpose")
 
 
 def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:
@@ -172,14 +172,14 @@ def _write(spool: SpoolFile, chunk: bytes, *, max_bytes: int) -> None:
 
 
 def _clean(filename: str | None) -> str:
-    """A name fit to be shown: no directories, no control characters, bounded."""
+    """Return a filename without directories and control characters, of bounded length."""
     parts = [part for part in _UNPRINTABLE.split(filename or "") if part.strip(". ")]
     return parts[-1][-255:] if parts else UNNAMED
 
 
-def _media_type(said: str) -> str:
-    """What a client says that its file is, without parameters; anything but a proper video type is unknown."""
-    kind = said.partition(";")[0].strip().lower()
+def _media_type(content_type: str) -> str:
+    """Return a video type without its parameters; any other type becomes `application/octet-stream`."""
+    kind = content_type.partition(";")[0].strip().lower()
     return kind if _VIDEO_TYPE.fullmatch(kind) else "application/octet-stream"
 
 

@@ -1,7 +1,7 @@
-"""Resumable uploads: a file comes in pieces, to any replica, and becomes a video when its last byte is there.
+"""Resumable uploads: a file arrives in pieces, at any replica, and becomes a video with its last byte.
 
-What is acknowledged is on disk or in a bucket; how far that is stands in Redis. A piece that breaks off counts as far
-as it came.
+Acknowledged bytes are on disk or in a bucket; Redis holds the offset. A piece that breaks off counts up to its last
+byte that arrived.
 """
 
 import asyncio
@@ -25,52 +25,42 @@ from service.errors import (
 from service.ids import new_id
 from service.settings import Settings
 from service.store import keys
-from service.store.leases import Leases
-from service.store.partial_files import PartialFile, PartialFiles
+from service.store.partial_files import PartialFile
 from service.store.records import Problem, UploadRecord
-from service.store.uploads import UploadStore
+from service.store.stores import Stores
 from service.videos.ingest import Ingest
-from service.videos.preparation import is_our_fault
+from service.videos.preparation import is_service_failure
 from service.videos.quota import Quota, Reservation
-from service.videos.receiving import UploadHeader, paced
+from service.videos.receiving import UploadHeader, with_idle_timeout
 
-_CHECKPOINT = 8 << 20  # bytes after which a piece that is still coming is put there and counted
+_CHECKPOINT = 8 << 20  # bytes of a piece after which they are synced and counted while the rest arrives
 
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """What a piece's bytes must hash to."""
+    """The checksum that the client sends with a piece."""
 
     algorithm: Literal["sha1", "sha256"]
     digest: bytes
 
 
 class Resumable:
-    """The resumable uploads that come to this replica."""
+    """Creates, continues and terminates resumable uploads."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        ingest: Ingest,
-        quota: Quota,
-        uploads: UploadStore,
-        partial_files: PartialFiles,
-        leases: Leases,
-    ) -> None:
+    def __init__(self, settings: Settings, stores: Stores, *, ingest: Ingest, quota: Quota) -> None:
         self._settings = settings
+        self._uploads = stores.uploads
+        self._partial_files = stores.partial_files
+        self._leases = stores.leases
         self._ingest = ingest
         self._quota = quota
-        self._uploads = uploads
-        self._partial_files = partial_files
-        self._leases = leases
 
     async def create(self, caller: Caller, *, length: int, header: UploadHeader, metadata: str) -> UploadRecord:
-        """Begin an upload of `length` bytes.
+        """Create an upload of `length` bytes.
 
         Raises:
-            TooLarge: that is more than this server takes.
-            LimitExceeded: that is more than the key's tenant has room for.
+            TooLarge: the server takes fewer bytes.
+            LimitExceeded: the key's tenant would store more than its limit.
         """
         if length > self._settings.max_upload_bytes:
             raise _too_large(self._settings.max_upload_bytes)
@@ -82,82 +72,86 @@ class Resumable:
             metadata=metadata,
             expires_at=time.time() + self._settings.upload_expiry,
         )
-        room = self._room(record.id)
-        await self._quota.reserve(caller, room, length)
+        reservation = self._reservation(record.id)
+        await self._quota.reserve(caller, reservation, length)
         try:
             await self._partial_files.create(record.id)
             await self._uploads.create(caller.tenant, record)
         except BaseException:
-            await asyncio.shield(self._quota.release(caller.tenant, room))
+            await asyncio.shield(self._quota.release(caller.tenant, reservation))
             raise
         return record
 
     async def get(self, caller: Caller, upload_id: str) -> UploadRecord:
-        """An upload, as far as it is; makes the video of one that a crash left whole without it.
+        """Return an upload's record; finishes an upload that is whole and that a crash left without a video.
 
         Raises:
-            ServiceError: there is no such upload, its file was no usable video, or there is no room for it.
+            ServiceError: there is no such upload, its file cannot be used, or the tenant would exceed its limit.
         """
         tenant = caller.tenant
         record = await self._record(tenant, upload_id)
         if not record.is_whole or record.video_id is not None:
             return record
-        async with self._leases.hold(keys.upload_lease(tenant, upload_id), new_id("req")) as is_ours:
-            return await self._finish(caller, await self._record(tenant, upload_id)) if is_ours else record
+        async with self._leases.hold(keys.upload_lease(tenant, upload_id), new_id("req")) as acquired:
+            return await self._finish(caller, await self._record(tenant, upload_id)) if acquired else record
 
     async def append(
         self, caller: Caller, upload_id: str, chunks: AsyncIterator[bytes], *, offset: int, checksum: Checksum | None
     ) -> UploadRecord:
-        """Take the bytes from `offset` on. With a checksum all of them count, or none.
+        """Append the bytes from `offset` on. With a checksum either all of them count, or none.
 
         Raises:
-            ServiceError: a refusal, a failure, or a file that is no usable video.
+            ServiceError: the piece is refused, a part of the service failed, or the whole file cannot be used.
         """
         tenant = caller.tenant
         lease, holder = keys.upload_lease(tenant, upload_id), new_id("req")
-        async with self._leases.hold(lease, holder) as is_ours:
-            if not is_ours:
+        async with self._leases.hold(lease, holder) as acquired:
+            if not acquired:
                 raise _busy()
             record = await self._record(tenant, upload_id)
             if offset != record.offset:
-                raise Conflict("offset_mismatch", f"The upload goes on at byte {record.offset}.", param="Upload-Offset")
-            with self._ingest.place():
+                raise Conflict(
+                    "offset_mismatch", f"The upload continues at byte {record.offset}.", param="Upload-Offset"
+                )
+            with self._ingest.receiving():
                 async with self._partial_files.append(record) as file:
                     piece = _Piece(tenant, record, file, lease, holder)
-                    await self._take(piece, chunks, checksum)
+                    await self._receive(piece, chunks, checksum)
             record = piece.record
             return await self._finish(caller, record) if record.is_whole else record
 
     async def terminate(self, tenant: str, upload_id: str) -> None:
-        """End an upload and forget what came of it. A video that it has become stays.
+        """Terminate an upload and erase its bytes. A video that it has become stays.
 
         Raises:
             NotFound: there is no such upload.
         """
         if not await self._uploads.erase(tenant, upload_id):
             raise _not_found()
-        await self._quota.release(tenant, self._room(upload_id))
+        await self._quota.release(tenant, self._reservation(upload_id))
         await self._partial_files.erase(upload_id)
 
-    # -- what an upload becomes
+    # -- the whole file
 
     async def _finish(self, caller: Caller, record: UploadRecord) -> UploadRecord:
+        """Make a video of a whole upload, unless it is one already."""
         if record.video_id is not None:
             return record
         tenant = caller.tenant
         header = UploadHeader(filename=record.filename, content_type=record.content_type)
         async with self._partial_files.whole(record) as spool:
-            video, _ = await self._ingest.keep(caller, spool, header, self._room(record.id))
-        await self._quota.release(tenant, self._room(record.id))  # the bytes may have been here already
+            video, _ = await self._ingest.store(caller, spool, header, self._reservation(record.id))
+        # A video that was stored before has not taken over the reservation.
+        await self._quota.release(tenant, self._reservation(record.id))
         record = record.model_copy(update={"video_id": video.id})
         await self._uploads.update(tenant, record)
-        with contextlib.suppress(ServiceError):  # whoever sweeps finds them
+        with contextlib.suppress(ServiceError):  # the retention sweep removes them later
             await self._partial_files.erase(record.id)
         try:
-            await self._ingest.probed(tenant, video)
+            await self._ingest.prepare(tenant, video)
         except ServiceError as error:
-            if error.status >= 500 or is_our_fault(error.code):
-                return record  # the bytes are safe, and the video's own status tells the rest
+            if error.status >= 500 or is_service_failure(error.code):
+                return record  # the bytes are stored, and the video's status has the error
             problem = Problem(code=error.code, message=error.message)
             await self._uploads.update(tenant, record.model_copy(update={"video_id": None, "error": problem}))
             raise
@@ -171,16 +165,16 @@ class Resumable:
             raise from_code(record.error.code, record.error.message)
         return record
 
-    def _room(self, upload_id: str) -> Reservation:
-        """What the whole file will take; kept for as long as the upload is."""
+    def _reservation(self, upload_id: str) -> Reservation:
+        """The reservation for the whole file; it lasts as long as the upload."""
         return Reservation(upload_id, self._settings.upload_expiry)
 
     # -- one piece
 
-    async def _take(self, piece: "_Piece", chunks: AsyncIterator[bytes], checksum: Checksum | None) -> None:
+    async def _receive(self, piece: "_Piece", chunks: AsyncIterator[bytes], checksum: Checksum | None) -> None:
         digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
         try:
-            async for chunk in paced(chunks, idle_timeout=self._settings.upload_idle_timeout):
+            async for chunk in with_idle_timeout(chunks, self._settings.upload_idle_timeout):
                 if piece.file.offset + len(chunk) > piece.record.length:
                     raise _too_large(piece.record.length)
                 piece.file.write(chunk)
@@ -189,7 +183,7 @@ class Resumable:
                 elif piece.num_uncounted >= _CHECKPOINT:
                     await self._count(piece)
         except BaseException:
-            if digest is None:  # whatever came of a piece that breaks off need not come again
+            if digest is None:  # the bytes that have arrived need not be sent again
                 with contextlib.suppress(ServiceError):
                     await asyncio.shield(self._count(piece))
             raise
@@ -198,10 +192,10 @@ class Resumable:
         await self._count(piece)
 
     async def _count(self, piece: "_Piece") -> None:
-        """Put what came where it stays, then count it, if the upload is still this request's.
+        """Sync the bytes that have arrived, then record the offset, if this request still holds the lease.
 
         Raises:
-            ServiceError: it is not, or the store is away; what came since the last time does not count.
+            ServiceError: the lease is lost, or the store cannot be reached; the bytes since the last call do not count.
         """
         await piece.file.sync()
         if not await self._leases.renew(piece.lease, piece.holder):
@@ -212,13 +206,13 @@ class Resumable:
         )
         if not await self._uploads.update(piece.tenant, record):
             raise _not_found()
-        await self._quota.prolong(piece.tenant, self._room(record.id))
+        await self._quota.renew(piece.tenant, self._reservation(record.id))
         piece.record = record
 
 
 @dataclass(slots=True)
 class _Piece:
-    """A piece that is coming in; `record` has what of it counts."""
+    """A piece that is being received; `record` has the part of it that counts."""
 
     tenant: str
     record: UploadRecord
@@ -236,7 +230,7 @@ def _not_found() -> NotFound:
 
 
 def _busy() -> Locked:
-    return Locked("upload_busy", "Another request is adding to this upload; ask how far it is in a moment.")
+    return Locked("upload_busy", "Another request is adding to this upload; read its offset again in a moment.")
 
 
 def _too_large(max_bytes: int) -> TooLarge:

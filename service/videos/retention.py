@@ -1,6 +1,6 @@
-"""How long uploaded files are kept: by age, and by how much all of them take. Records, features and sessions stay.
+"""Removes uploaded files by age and by total size. Records, features and sessions stay.
 
-What is left of uploads in pieces that nobody went on with goes, too.
+It also removes the partial files of resumable uploads that have expired.
 """
 
 import asyncio
@@ -13,94 +13,84 @@ from service.ids import new_id, video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
-from service.store.leases import Leases
-from service.store.media import MediaStore, StoredFile
-from service.store.partial_files import PartialFiles
-from service.store.videos import VideoStore
+from service.store.media import StoredFile
+from service.store.stores import Stores
 
 _log = structlog.get_logger(__name__)
 
-_PARTIAL_MARGIN = 60.0  # seconds that an upload's record, renewed after its bytes are on disk, may outlive them
+_PARTIAL_MARGIN = 60.0  # seconds: an upload's record, renewed after its bytes are written, expires that much later
 
 
 class Retention:
-    """Removes files whose time is over, and the oldest where they take too much. One replica at a time looks."""
+    """Removes files that are too old, and the oldest ones while all take too much. One replica at a time sweeps."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        media: MediaStore,
-        partial_files: PartialFiles,
-        videos: VideoStore,
-        leases: Leases,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, settings: Settings, stores: Stores, *, metrics: Metrics) -> None:
         self._interval = settings.retention_interval
         self._ttl = settings.media_ttl
         self._max_bytes = settings.media_max_bytes
         self._partial_age = settings.upload_expiry + _PARTIAL_MARGIN
-        self._media = media
-        self._partial_files = partial_files
-        self._videos = videos
-        self._leases = leases
+        self._media = stores.media
+        self._partial_files = stores.partial_files
+        self._videos = stores.videos
+        self._leases = stores.leases
         self._metrics = metrics
         self._replica = new_id("rep")
-        self._loop: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look now and then."""
-        self._loop = asyncio.create_task(self._look_for_ever(), name="retention")
+        """Sweep at regular intervals from now on."""
+        self._task = asyncio.create_task(self._sweep_forever(), name="retention")
 
     async def close(self) -> None:
-        """Stop looking."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        """Stop sweeping."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Look once; at what replicas share, unless another one is at it.
+        """Sweep once; the uploaded files only if no other replica is sweeping them.
 
         Raises:
-            ServiceError: the store or the files are away.
+            ServiceError: the store or the files cannot be reached.
         """
-        await self._partial_files.sweep(older_than=self._partial_age)  # where no one else may see them
+        # Every replica does this: partial files may lie where no other replica can see them.
+        await self._partial_files.sweep(older_than=self._partial_age)
         if self._ttl is None and self._max_bytes is None:
             return
-        async with self._leases.hold(keys.retention_lease(), self._replica) as is_ours:
-            if is_ours:
-                await self._sweep()
+        async with self._leases.hold(keys.retention_lease(), self._replica) as acquired:
+            if acquired:
+                await self._sweep_media()
 
-    async def _look_for_ever(self) -> None:
+    async def _sweep_forever(self) -> None:
         while True:
             try:
                 await self.sweep()
             except ServiceError:
-                pass  # another time
-            except Exception:  # noqa: BLE001  a mistake here must not let the disk fill up in silence for ever
+                pass  # the next sweep tries again
+            except Exception:  # noqa: BLE001 - an error must not stop the sweeps, or the disk fills up
                 _log.exception("retention_failed")
             await asyncio.sleep(self._interval)
 
-    async def _sweep(self) -> None:
+    async def _sweep_media(self) -> None:
         kept = sorted(await self._media.stored(), key=lambda file: file.modified)
         if self._ttl is not None:
             oldest = time.time() - self._ttl
             kept = [file for file in kept if file.modified >= oldest or not await self._remove(file, "ttl")]
         num_bytes = sum(file.num_bytes for file in kept)
         if self._max_bytes is not None and num_bytes > self._max_bytes:
-            needed = {file: await self._is_needed(file) for file in kept}
-            for file in sorted(kept, key=needed.__getitem__):  # stable: within each kind the oldest comes first
+            in_session = {file: await self._is_in_session(file) for file in kept}
+            for file in sorted(kept, key=in_session.__getitem__):  # a stable sort: the oldest of each kind comes first
                 if num_bytes <= self._max_bytes:
                     break
                 if await self._remove(file, "quota"):
                     num_bytes -= file.num_bytes
         self._metrics.media_bytes.set(num_bytes)
 
-    async def _is_needed(self, file: StoredFile) -> bool:
+    async def _is_in_session(self, file: StoredFile) -> bool:
         return bool(await self._videos.session_ids(file.tenant, video_id(file.tenant, file.sha256)))
 
     async def _remove(self, file: StoredFile, reason: str) -> bool:
-        """Remove a file, unless it is being prepared: what was acknowledged a moment ago is used first."""
+        """Remove a file; returns False for a file that is being prepared, which stays."""
         record = await self._videos.get(file.tenant, video_id(file.tenant, file.sha256))
         if record is not None and record.status in {"uploaded", "processing"}:
             return False

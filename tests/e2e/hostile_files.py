@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.video.pixels import PixelSpec
-from model.video.spec import MAX_FRAME_COUNT, FrameSpec
-from service.decoding.decoder import DecodeFailed, Decoder, VideoRejected
+from model.video.spec import MAX_FRAME_COUNT, FrameSpec, VideoLimits
+from service.decoding.child_process import VideoRejected
+from service.decoding.decoder import DecodeFailed, Decoder
 from service.settings import Settings
 from tests import clips
 from tests.running import RunningService, running
@@ -244,9 +245,8 @@ async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tu
     Exact, since the kernel tells of the largest of one's children once it is reaped. The decoder is as a service has
     it, with its default limits. No other child of this process may have been larger.
     """
-    settings = Settings()
     peaks: list[tuple[str, int]] = []
-    decoder = Decoder(settings.video_limits, settings.decode_timeout, concurrency=1)
+    decoder = Decoder(VideoLimits(), Settings().decode_timeout, concurrency=1)
     path = folder / "upload"
     await decoder.start()
     try:

@@ -126,7 +126,7 @@ def test_what_is_kept_is_listed_shown_and_erased(service: RunningService, tmp_pa
         (["ask", __file__, "What?"], 4, "The file is not a video of a known kind."),
         (["ask", "vid_" + "0" * 32, "What?"], 6, "There is no video with this id."),
         (["chat", "--session", "ses_" + "0" * 32], 6, "There is no session with this id."),
-        (["ask", "https://example.org/a.mp4", "What?"], 4, "This server fetches no URLs; upload the file instead."),
+        (["ask", "https://example.org/a.mp4", "What?"], 4, "This server does not fetch URLs; upload the file instead."),
         (["ask", SAMPLE, "What?", "--start", "3", "--end", "2"], 4, "end"),
     ],
     ids=["text file", "unknown video", "unknown session", "url", "frames"],

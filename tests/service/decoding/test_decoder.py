@@ -1,4 +1,4 @@
-"""Uploads are decoded in children that are bounded, killed when they misbehave, and never left behind."""
+"""Uploads are decoded in children that are limited, killed when they misbehave, and always reaped."""
 
 import asyncio
 import contextlib
@@ -19,15 +19,9 @@ from PIL import Image
 from model.video.pixels import PixelSpec, resize
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
-from service.decoding.decoder import (
-    DecodeEvent,
-    DecodeFailed,
-    Decoder,
-    VideoRejected,
-    _overdue,
-    _processor_seconds,
-)
-from service.decoding.protocol import Probed, Progress
+from service.decoding.child_process import ChildProcess, DecodeEvent, VideoRejected
+from service.decoding.decoder import DecodeFailed, Decoder, _timeout_failure
+from service.decoding.protocol import DecodeProgress, Probed
 from tests import clips
 
 PIXELS = PixelSpec(size=64)
@@ -38,7 +32,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 @asynccontextmanager
 async def running(decoder: Decoder) -> AsyncIterator[Decoder]:
-    """A decoder that has been started; once it is closed, nothing of it is left."""
+    """Start and close a decoder; afterwards none of its children is left."""
     await decoder.start()
     try:
         yield decoder
@@ -48,14 +42,14 @@ async def running(decoder: Decoder) -> AsyncIterator[Decoder]:
 
 
 def decode_children() -> list[int]:
-    """Decode children of ours, and whatever of ours has ended but was not reaped."""
+    """Return the decode children of this process, and its children that have exited but are not reaped."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
                 command = (folder / "cmdline").read_bytes()
-            except OSError:  # it ended meanwhile
+            except OSError:  # it exited meanwhile
                 continue
             if int(parent) == os.getpid() and (state == "Z" or b"service.decoding.child" in command):
                 found.append(int(folder.name))
@@ -63,9 +57,9 @@ def decode_children() -> list[int]:
 
 
 def only_child() -> int:
-    """The spare of a decoder at rest, which will take the next decode."""
+    """Return the spare child of an idle decoder, which the next decode takes."""
     patience = time.monotonic() + 10
-    while not (pids := decode_children()):  # it may not be itself yet
+    while not (pids := decode_children()):  # it may not have executed the module yet
         assert time.monotonic() < patience
         time.sleep(0.01)
     (pid,) = pids
@@ -84,16 +78,16 @@ def environment_of(pid: int) -> bytes:
 
 
 def slow_mp4(path: Path) -> Path:
-    """With 64 frames asked for, this takes a second or so."""
+    """Write a video of which 64 frames take about a second to decode."""
     return clips.write_video(path, clips.moving_shapes(12, 1280, 720), options={"preset": "ultrafast"})
 
 
 def ignore(event: DecodeEvent) -> None:
-    """For who does not care about progress."""
+    """Ignore an event."""
 
 
 def send(number: signal.Signals, pid: int) -> Callable[[DecodeEvent], None]:
-    """Send a signal to the child as soon as it has opened the file."""
+    """Return a callback that sends a signal to the child as soon as it has opened the file."""
 
     def on_event(event: DecodeEvent) -> None:
         if isinstance(event, Probed):
@@ -102,27 +96,27 @@ def send(number: signal.Signals, pid: int) -> Callable[[DecodeEvent], None]:
     return on_event
 
 
-async def newcomer(known: set[int]) -> int:
-    """A decode child that is none of these, as soon as there is one."""
+async def new_child(known: set[int]) -> int:
+    """Wait for a decode child that is not one of `known`."""
     async with asyncio.timeout(60):
-        while not (others := set(decode_children()) - known):  # noqa: ASYNC110 - nobody tells us
+        while not (others := set(decode_children()) - known):  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
     return others.pop()
 
 
 async def end_two(number: signal.Signals, first: int) -> None:
-    """End the child that has the file, which is stopped, and then the one that takes the file over from it."""
-    second = await newcomer({first})
+    """Send a signal to the stopped child that has the file, and then to the child that retries."""
+    second = await new_child({first})
     os.kill(second, signal.SIGSTOP)
     for child, known in ((first, {first, second}), (second, set())):
         os.kill(child, number)
-        with contextlib.suppress(ProcessLookupError):  # SIGKILL ends one that is stopped, too
+        with contextlib.suppress(ProcessLookupError):  # SIGKILL ends a stopped process, too
             os.kill(child, signal.SIGCONT)
         if known:
-            await newcomer(known)  # the second one is taken by now
+            await new_child(known)  # by now the second child is in use
 
 
-async def test_a_child_gives_what_decoding_at_home_would_give(tmp_path: Path) -> None:
+async def test_a_child_gives_the_same_frames_as_decoding_in_this_process(tmp_path: Path) -> None:
     path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(48))
     events: list[DecodeEvent] = []
     async with running(Decoder(VideoLimits(), 60)) as decoder:
@@ -137,10 +131,10 @@ async def test_a_child_gives_what_decoding_at_home_would_give(tmp_path: Path) ->
     assert decoded.shape == (8, 64, 64, 3)
     np.testing.assert_array_equal(np.frombuffer(decoded.frames, np.uint8).reshape(decoded.shape), expected)
     assert 0 < decoded.seconds < 60
-    assert events == [Probed(facts=video.facts), *(Progress(done=done, total=8) for done in range(1, 9))]
+    assert events == [Probed(facts=video.facts), *(DecodeProgress(done=done, total=8) for done in range(1, 9))]
 
 
-async def test_of_a_short_video_a_rule_may_take_fewer_frames_than_were_asked_for(tmp_path: Path) -> None:
+async def test_a_rule_may_take_fewer_frames_of_a_short_video_than_requested(tmp_path: Path) -> None:
     path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(3))
     events: list[DecodeEvent] = []
     async with running(Decoder(VideoLimits(), 60)) as decoder:
@@ -149,7 +143,7 @@ async def test_of_a_short_video_a_rule_may_take_fewer_frames_than_were_asked_for
     assert decoded.shape == (3, 64, 64, 3)
     assert len(decoded.frames) == 3 * 64 * 64 * 3
     assert len(decoded.thumbnails) == 3
-    assert events[1:] == [Progress(done=done, total=3) for done in (1, 2, 3)]
+    assert events[1:] == [DecodeProgress(done=done, total=3) for done in (1, 2, 3)]
 
 
 async def test_thumbnails_show_the_whole_frame_the_right_way_up(tmp_path: Path) -> None:
@@ -174,7 +168,7 @@ BAD_FILES: list[tuple[Callable[[Path], Path], set[str]]] = [
 ]
 
 
-async def test_bad_files_are_rejected_by_code_and_in_our_words(tmp_path: Path) -> None:
+async def test_bad_files_are_rejected_with_a_code_and_our_own_message(tmp_path: Path) -> None:
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         for make, codes in BAD_FILES:
             with pytest.raises(VideoRejected) as rejected:
@@ -183,7 +177,7 @@ async def test_bad_files_are_rejected_by_code_and_in_our_words(tmp_path: Path) -
             assert "upload" not in str(rejected.value)
 
 
-async def test_a_script_named_like_a_film_reads_no_other_file(tmp_path: Path) -> None:
+async def test_a_script_named_like_a_video_reads_no_other_file(tmp_path: Path) -> None:
     secret = clips.write_video(tmp_path / "secret.ts", clips.numbered_pictures(20))
     script = clips.ffconcat_script(tmp_path / "film.mp4", secret)
     async with running(Decoder(VideoLimits(), 60)) as decoder:
@@ -191,16 +185,16 @@ async def test_a_script_named_like_a_film_reads_no_other_file(tmp_path: Path) ->
             await decoder.decode(script, FRAMES, PIXELS, ignore)
 
 
-async def test_memory_is_bounded_whatever_the_limits_allow(tmp_path: Path) -> None:
+async def test_memory_is_limited_even_if_the_video_limits_are_not(tmp_path: Path) -> None:
     path = clips.swollen_webm(tmp_path / "a.webm")
-    boundless = VideoLimits(max_side=1 << 20, max_pixels=1 << 30)  # lets in its frames of 96 MB each
-    async with running(Decoder(boundless, 60, memory_bytes=320 << 20)) as decoder:
+    unlimited = VideoLimits(max_side=1 << 20, max_pixels=1 << 30)  # accepts its frames of 96 MB each
+    async with running(Decoder(unlimited, 60, memory_bytes=320 << 20)) as decoder:
         with pytest.raises(VideoRejected) as rejected:
             await decoder.decode(path, FRAMES, PIXELS, ignore)
     assert rejected.value.code == "too_large"
 
 
-async def test_a_child_that_is_killed_in_mid_decode_is_replaced_and_nobody_notices(tmp_path: Path) -> None:
+async def test_a_decode_whose_child_is_killed_is_retried_without_repeated_events(tmp_path: Path) -> None:
     slow = slow_mp4(tmp_path / "slow.mp4")
     events: list[DecodeEvent] = []
     async with running(Decoder(VideoLimits(), 60)) as decoder:
@@ -208,13 +202,13 @@ async def test_a_child_that_is_killed_in_mid_decode_is_replaced_and_nobody_notic
 
         def kill_half_way(event: DecodeEvent) -> None:
             events.append(event)
-            if isinstance(event, Progress) and event.done == 8 and is_alive(pid):
+            if isinstance(event, DecodeProgress) and event.done == 8 and is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
         decoded = await decoder.decode(slow, FrameSpec(count=64), PIXELS, kill_half_way)
         assert not is_alive(pid)
     assert len(decoded.indices) == 64
-    assert events == [Probed(facts=decoded.facts), *(Progress(done=done, total=64) for done in range(1, 65))]
+    assert events == [Probed(facts=decoded.facts), *(DecodeProgress(done=done, total=64) for done in range(1, 65))]
 
 
 @pytest.mark.parametrize(
@@ -222,10 +216,10 @@ async def test_a_child_that_is_killed_in_mid_decode_is_replaced_and_nobody_notic
     [
         (signal.SIGSEGV, "decode_crashed"),
         (signal.SIGABRT, "decode_crashed"),
-        (signal.SIGKILL, "decode_unavailable"),  # no file does that: the machine has no memory left, or an operator
+        (signal.SIGKILL, "decode_unavailable"),  # the OOM killer or an operator, never the file
     ],
 )
-async def test_a_second_child_that_dies_fails_the_decode_and_no_other(
+async def test_a_second_child_that_dies_fails_this_decode_only(
     tmp_path: Path, number: signal.Signals, code: str
 ) -> None:
     slow, good = slow_mp4(tmp_path / "slow.mp4"), clips.h264_mp4(tmp_path / "good.mp4")
@@ -247,11 +241,11 @@ async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
         os.kill(first, signal.SIGSTOP)
         started = time.monotonic()
         decoding = asyncio.create_task(decoder.decode(good, FRAMES, PIXELS, ignore))
-        second = await newcomer({first})
+        second = await new_child({first})
         os.kill(second, signal.SIGSTOP)
         with pytest.raises(DecodeFailed) as failed:
             await decoding
-        assert failed.value.code == "decode_unavailable", "neither got any time"
+        assert failed.value.code == "decode_unavailable", "neither got any CPU time"
         assert 4 <= time.monotonic() - started < 10
         assert not is_alive(first)
         assert not is_alive(second)
@@ -260,23 +254,23 @@ async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "code"), [(59.0, "decode_timeout"), (31.0, "decode_timeout"), (3.0, "decode_unavailable")]
 )
-def test_whose_fault_it_is_that_the_time_is_up_shows_in_what_the_child_did_with_it(seconds: float, code: str) -> None:
-    assert _overdue(seconds, timeout=60.0).verdict.code == code
+def test_a_timeout_is_the_files_fault_if_the_child_was_busy_half_of_the_time(seconds: float, code: str) -> None:
+    assert _timeout_failure(seconds, timeout=60.0).code == code
 
 
-async def test_what_a_child_has_done_is_known() -> None:
-    burning = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+async def test_the_cpu_time_of_a_child_is_measured() -> None:
+    busy = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
     try:
         async with asyncio.timeout(60):
-            while _processor_seconds(burning) < 0.2:  # noqa: ASYNC110 - nobody tells us
+            while ChildProcess(busy).cpu_seconds() < 0.2:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.05)
     finally:
-        burning.kill()
-        await burning.wait()
-    assert _processor_seconds(burning) == 0.0
+        busy.kill()
+        await busy.wait()
+    assert ChildProcess(busy).cpu_seconds() == 0.0
 
 
-async def test_a_child_that_used_up_its_time_on_the_processor_says_so_and_no_other_tries(tmp_path: Path) -> None:
+async def test_a_child_that_used_up_its_cpu_time_is_not_retried(tmp_path: Path) -> None:
     slow = slow_mp4(tmp_path / "slow.mp4")
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         with pytest.raises(DecodeFailed) as failed:
@@ -324,13 +318,13 @@ async def test_a_spare_that_died_while_it_waited_is_replaced(tmp_path: Path) -> 
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         os.kill(only_child(), signal.SIGKILL)
         async with asyncio.timeout(10):
-            while decode_children():  # noqa: ASYNC110 - nobody tells us when asyncio reaps it
+            while decode_children():  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
 
 
-async def test_a_spare_that_died_is_replaced_although_nobody_uploads() -> None:
+async def test_a_spare_that_died_is_replaced_without_an_upload() -> None:
     async with running(Decoder(VideoLimits(), 60)):
         for _ in range(2):
             killed = only_child()
@@ -342,24 +336,24 @@ async def test_a_spare_that_died_is_replaced_although_nobody_uploads() -> None:
 
 async def test_no_more_decodes_run_at_a_time_than_allowed(tmp_path: Path) -> None:
     good = clips.h264_mp4(tmp_path / "good.mp4")
-    heard: list[str] = []
+    events: list[str] = []
     async with running(Decoder(VideoLimits(), 60, concurrency=1)) as decoder:
         await asyncio.gather(
             *(
-                decoder.decode(good, FRAMES, PIXELS, lambda _, name=name: heard.append(name))  # type: ignore[misc]
+                decoder.decode(good, FRAMES, PIXELS, lambda _, name=name: events.append(name))  # type: ignore[misc]
                 for name in "abc"
             )
         )
-    assert len(heard) == 27
-    assert "".join(heard) in {first * 9 + second * 9 + third * 9 for first, second, third in ("abc",)}
+    assert len(events) == 27
+    assert "".join(events) in {first * 9 + second * 9 + third * 9 for first, second, third in ("abc",)}
 
 
-async def test_a_child_sees_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REELTALK_API_KEYS", "hush")
+async def test_a_child_gets_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REELTALK_API_KEYS", "secret")
     async with running(Decoder(VideoLimits(), 60)):
         environment = environment_of(only_child())
     assert b"OPENBLAS_NUM_THREADS=1" in environment
-    assert b"hush" not in environment
+    assert b"secret" not in environment
 
 
 PARENT = """

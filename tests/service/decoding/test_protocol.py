@@ -1,4 +1,4 @@
-"""Requests and replies arrive as they were sent, and nothing that a child says is believed unchecked."""
+"""Requests and replies arrive as they were sent, and every reply of a child is checked."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoFacts, VideoLimits
 from service.decoding.protocol import (
     PREFIX,
+    DecodeProgress,
     DecodeRequest,
     Probed,
-    Progress,
-    ProtocolBreach,
+    ProtocolViolation,
     Rejected,
     Reply,
     Sampled,
@@ -31,7 +31,7 @@ REQUEST = DecodeRequest(
     thumbnail_side=320,
     memory_bytes=1 << 30,
     cpu_seconds=30,
-    locked=True,
+    seccomp=True,
 )
 FACTS = VideoFacts(duration=2.5, width=320, height=240, fps=24.0, num_frames=60, codec="h264", rotation=90)
 SAMPLED = Sampled(
@@ -53,8 +53,8 @@ def test_a_request_arrives_as_it_was_sent_and_is_one_line() -> None:
     "reply",
     [
         Probed(facts=FACTS),
-        Progress(done=1, total=2),
-        Progress(done=1, total=1),
+        DecodeProgress(done=1, total=2),
+        DecodeProgress(done=1, total=1),
         SAMPLED,
         Sampled(indices=(0,), timestamps=(0.0,), frames=bytes(48), thumbnails=(b"only",), preprocess_seconds=0.0),
         Rejected(code="too_long", message="The video is longer than 60 seconds."),
@@ -69,8 +69,8 @@ def test_a_reply_arrives_as_it_was_sent(reply: Reply) -> None:
 
 
 @pytest.mark.parametrize(("header", "payload"), [(1 << 17, 0), (100, 1 << 31)])
-def test_lengths_that_no_answer_has_are_not_waited_for(header: int, payload: int) -> None:
-    with pytest.raises(ProtocolBreach):
+def test_lengths_that_no_valid_reply_has_are_refused(header: int, payload: int) -> None:
+    with pytest.raises(ProtocolViolation):
         read_lengths(PREFIX.pack(header, payload), REQUEST)
 
 
@@ -90,10 +90,12 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         ([], b""),
         ({}, b""),
         ({"kind": "Surprise"}, b""),
-        ({"kind": "Progress", "done": 1, "total": 3}, b""),
-        ({"kind": "Progress", "done": 0, "total": 0}, b""),
-        ({"kind": "Progress", "done": True, "total": 2}, b""),
-        ({"kind": "Progress", "done": 1, "total": 2}, b"and more"),
+        ({"done": 1, "total": 2}, b""),
+        ({"kind": "DecodeProgress", "done": 1, "total": 2, "more": 1}, b""),
+        ({"kind": "DecodeProgress", "done": 1, "total": 3}, b""),
+        ({"kind": "DecodeProgress", "done": 0, "total": 0}, b""),
+        ({"kind": "DecodeProgress", "done": True, "total": 2}, b""),
+        ({"kind": "DecodeProgress", "done": 1, "total": 2}, b"and more"),
         ({"kind": "Rejected", "code": "i_say_so", "message": "No."}, b""),
         ({"kind": "Rejected", "code": "too_long", "message": "x" * 1000}, b""),
         ({"kind": "Rejected", "code": "too_long", "message": "two\nlines"}, b""),
@@ -101,7 +103,11 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         ({"kind": "Probed", "facts": FACTS_HEADER | {"duration": float("inf")}}, b""),
         ({"kind": "Probed", "facts": FACTS_HEADER | {"width": -1}}, b""),
         ({"kind": "Probed", "facts": FACTS_HEADER | {"codec": "<script>"}}, b""),
+        ({"kind": "Probed", "facts": FACTS_HEADER | {"codec": ""}}, b""),
         ({"kind": "Probed", "facts": FACTS_HEADER | {"rotation": 45}}, b""),
+        ({"kind": "Probed", "facts": FACTS_HEADER | {"num_frames": 0}}, b""),
+        ({"kind": "Probed", "facts": FACTS_HEADER | {"num_frames": 2**31}}, b""),
+        ({"kind": "Probed", "facts": FACTS_HEADER | {"more": 1}}, b""),
         ({"kind": "Probed", "facts": {}}, b""),
         (SAMPLED_HEADER, bytes(96 + 14)),
         (SAMPLED_HEADER, bytes(96 + 16)),
@@ -112,14 +118,16 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         (SAMPLED_HEADER | {"preprocess_seconds": -1}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"timestamps": [0.1, None]}, bytes(96 + 15)),
         (SAMPLED_HEADER | {"thumbnail_sizes": [-5, 20]}, bytes(96 + 15)),
+        (SAMPLED_HEADER | {"thumbnail_sizes": [(1 << 20) + 1, 0]}, bytes(96 + (1 << 20) + 1)),
     ],
 )
-def test_what_does_not_fit_is_a_breach(header: Any, payload: bytes) -> None:
-    with pytest.raises(ProtocolBreach):
+def test_a_reply_that_does_not_fit_is_a_violation(header: Any, payload: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
         read_reply(json.dumps(header).encode(), payload, REQUEST)
 
 
-def test_a_header_that_is_no_json_is_a_breach() -> None:
-    for header in (b"", b"\xff\xfe", b"{", b"[" * 60_000):
-        with pytest.raises(ProtocolBreach):
+def test_a_header_that_is_not_json_is_a_violation() -> None:
+    nested = b"[" * 60_000
+    for header in (b"", b"\xff\xfe", b"{", nested, b'{"a":' + nested, b'{"kind":"DecodeProgress","done":' + nested):
+        with pytest.raises(ProtocolViolation):
             read_reply(header, b"", REQUEST)

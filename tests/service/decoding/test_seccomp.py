@@ -1,4 +1,4 @@
-"""Behind the kernel's filter a process can read and tell, and nothing else."""
+"""A process with the seccomp filter can read and write what it has open, and do nothing else."""
 
 import json
 import platform
@@ -16,20 +16,20 @@ pytestmark = pytest.mark.skipif(not HAS_FILTER, reason="the filter is for Linux 
 
 TRIES = """
 import ctypes, json, mmap, os, signal, socket, subprocess, sys, threading
-from service.decoding import seccomp as jail
+from service.decoding import seccomp
 
 own = open(sys.argv[1], "rb", buffering=0)
-other, told = sys.argv[2], {}
+other, results = sys.argv[2], {}
 listener = int(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)
 
-jail.lock()
+seccomp.install_filter()
 
 def attempt(what, act):
     try:
-        told[what] = repr(act())
+        results[what] = repr(act())
     except BaseException as error:
-        told[what] = type(error).__name__
+        results[what] = type(error).__name__
 
 def connect():
     socket.socket(socket.AF_INET, socket.SOCK_STREAM).connect(("127.0.0.1", listener))
@@ -63,12 +63,12 @@ attempt("unshare", lambda: raw({"x86_64": 272, "aarch64": 97}[sys.argv[4]], 0x10
 attempt("io_uring", lambda: raw(425, 8, 0))
 attempt("own limits", lambda: raw({"x86_64": 302, "aarch64": 261}[sys.argv[4]], 0, 7, 0, 0))
 attempt("environment of the parent", lambda: open(f"/proc/{os.getppid()}/environ", "rb").read())
-print(json.dumps(told))
+print(json.dumps(results))
 """
 READS = {"read own": "b'mine'", "seek own": "2", "size of own": "9", "memory": str(1 << 24)}
 
 
-def test_it_reads_what_it_has_and_nothing_else_whatsoever(tmp_path: Path) -> None:
+def test_it_can_read_its_open_file_and_nothing_else(tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
     own.write_bytes(b"mine only")
     other.write_bytes(b"a secret")
@@ -84,32 +84,32 @@ def test_it_reads_what_it_has_and_nothing_else_whatsoever(tmp_path: Path) -> Non
         )
         with pytest.raises(TimeoutError):
             listener.accept()
-    told = json.loads(done.stdout)
-    assert {what: told.pop(what) for what in READS} == READS
-    assert set(told.values()) <= {"PermissionError", "RuntimeError"}, told
-    assert len(told) == 19
+    results = json.loads(done.stdout)
+    assert {what: results.pop(what) for what in READS} == READS
+    assert set(results.values()) <= {"PermissionError", "RuntimeError"}, results
+    assert len(results) == 19
     assert other.read_bytes() == b"a secret"
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["other", "own"]
 
 
-def test_it_says_what_holds_on_this_machine() -> None:
+def test_the_module_reports_which_layers_work_on_this_machine() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service.decoding.seccomp"], cwd=ROOT, capture_output=True, timeout=60, check=True
     )
-    walls = json.loads(done.stdout)
-    assert walls.keys() == {"seccomp", "network_namespace"}
-    assert walls["seccomp"] is True
+    layers = json.loads(done.stdout)
+    assert layers.keys() == {"seccomp", "network_namespace"}
+    assert layers["seccomp"] is True
 
 
 FOREIGN = """
 import ctypes, sys
-from service.decoding import seccomp as jail
-jail._ARCHITECTURES = {machine: (0x40000003, column) for machine, (_, column) in jail._ARCHITECTURES.items()}
-jail.lock()  # for a machine that this is not
+from service.decoding import seccomp
+seccomp._ARCHITECTURES = {machine: (0x40000003, column) for machine, (_, column) in seccomp._ARCHITECTURES.items()}
+seccomp.install_filter()  # for another architecture
 print("alive", flush=True)
 """
 
 
-def test_the_numbers_of_another_machine_end_it() -> None:
+def test_system_calls_of_another_architecture_kill_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", FOREIGN], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-31, b"")  # SIGSYS

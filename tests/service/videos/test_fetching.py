@@ -1,4 +1,4 @@
-"""A URL is fetched from where the operator allows, from the address that was checked, within bounds; or refused."""
+"""A URL is fetched from an allowed host, at a checked address, within limits; or it is refused."""
 
 import asyncio
 import ssl
@@ -19,7 +19,7 @@ Answer = Callable[[asyncio.StreamWriter, str], Awaitable[None]]
 
 
 class Names:
-    """A resolver that gives each look-up its own answer, the last one for ever."""
+    """A resolver with one answer for each look-up; the last answer is repeated."""
 
     def __init__(self, *answers: list[str]) -> None:
         self._answers = list(answers)
@@ -32,7 +32,7 @@ class Names:
 
 
 class Server:
-    """An HTTP server of a few lines: it keeps what it was asked, and answers as told."""
+    """A minimal HTTP server that records its requests and responds with `answer`."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -73,7 +73,7 @@ def reply(*headers: str, status: str = "200 OK", body: bytes = FILE) -> Answer:
 
 
 def redirect(*targets: str) -> Answer:
-    """Request n is sent on to target n, and what is beyond them gets the file."""
+    """Redirect request n to target n; further requests get the file."""
     left = list(targets)
 
     async def answer(writer: asyncio.StreamWriter, path: str) -> None:
@@ -104,14 +104,14 @@ async def refusal(fetcher: Fetcher, url: str) -> str:
     return refused.value.code
 
 
-async def test_nothing_is_fetched_unless_the_operator_names_hosts() -> None:
+async def test_nothing_is_fetched_unless_hosts_are_allowed() -> None:
     names = Names(["93.184.215.14"])
     assert await refusal(Fetcher(FetchPolicy(), resolve=names), "https://video.test/a.mp4") == "fetch_disabled"
     assert names.asked == []
 
 
 @pytest.mark.parametrize("kind", ["video/mp4; codecs=avc1", "application/octet-stream", ""])
-async def test_a_file_comes_over_tls_under_the_name_that_was_asked_for(kind: str) -> None:
+async def test_a_file_is_fetched_over_tls_under_the_name_in_the_url(kind: str) -> None:
     authority, seen = trustme.CA(), []
     theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("video.test").configure_cert(theirs)
@@ -131,7 +131,7 @@ async def test_a_file_comes_over_tls_under_the_name_that_was_asked_for(kind: str
     assert "authorization" not in request.lower()
 
 
-async def test_a_certificate_for_another_name_is_not_taken() -> None:
+async def test_a_certificate_for_another_name_is_refused() -> None:
     authority = trustme.CA()
     theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("other.test").configure_cert(theirs)
@@ -170,14 +170,14 @@ async def test_a_certificate_for_another_name_is_not_taken() -> None:
         ("https://evil.test\\@video.test/a.mp4", "invalid_url"),
     ],
 )
-async def test_a_url_that_may_not_be_asked_for_is_refused_without_a_look_up(url: str, code: str) -> None:
+async def test_a_url_that_is_not_allowed_is_refused_without_a_look_up(url: str, code: str) -> None:
     names = Names(["127.0.0.1"])
     fetcher = Fetcher(policy("video.test", "*.parts.test", http=False), resolve=names)
     assert await refusal(fetcher, url) in {code, "url_not_allowed"}
     assert names.asked == []
 
 
-INNER = [
+INTERNAL = [
     *("127.0.0.1", "127.8.8.8", "0.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "100.100.100.200"),
     *("169.254.169.254", "168.63.129.16", "192.0.0.192", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1"),
     *("240.0.0.1", "255.255.255.255", "192.88.99.1"),
@@ -187,8 +187,8 @@ INNER = [
 ]
 
 
-@pytest.mark.parametrize("address", INNER)
-async def test_no_inner_address_is_gone_to_by_whatever_name(address: str) -> None:
+@pytest.mark.parametrize("address", INTERNAL)
+async def test_a_name_with_an_internal_address_is_refused(address: str) -> None:
     assert not is_public(ip_address(address))
     for answer in ([address], ["93.184.215.14", address], [address, "93.184.215.14"]):
         fetcher = Fetcher(policy("video.test", networks=()), resolve=Names(answer))
@@ -198,14 +198,14 @@ async def test_no_inner_address_is_gone_to_by_whatever_name(address: str) -> Non
 @pytest.mark.parametrize(
     "address", ["93.184.215.14", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
-def test_the_public_internet_is_public(address: str) -> None:
+def test_public_addresses_are_public(address: str) -> None:
     assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "127.1", "0x7f.1", "2130706433", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.1."]
 )
-async def test_loopback_under_its_many_names_gets_no_connection(host: str) -> None:
+async def test_no_name_of_loopback_gets_a_connection(host: str) -> None:
     async with serving(reply()) as server:
         fetcher = Fetcher(policy(f"*:{server.port}", networks=()))
         code = await refusal(fetcher, f"http://{host}:{server.port}/a.mp4")
@@ -213,7 +213,7 @@ async def test_loopback_under_its_many_names_gets_no_connection(host: str) -> No
     assert server.requests == []
 
 
-async def test_a_name_that_changes_its_mind_is_asked_once_and_held_to_its_word() -> None:
+async def test_a_name_is_resolved_once_and_connected_to_at_the_checked_address() -> None:
     async with serving(reply("Content-Type: video/mp4")) as good, serving(reply(), host="127.0.0.2") as evil:
         names = Names(["127.0.0.1"], ["127.0.0.2"])
         fetcher = Fetcher(policy(f"*:{good.port}", f"*:{evil.port}"), resolve=names)
@@ -223,7 +223,7 @@ async def test_a_name_that_changes_its_mind_is_asked_once_and_held_to_its_word()
     assert evil.requests == []
 
 
-async def test_every_redirect_is_checked_anew() -> None:
+async def test_every_redirect_is_checked() -> None:
     async with serving(reply()) as inner:
         for target in (
             f"http://inner.test:{inner.port}/a.mp4",
@@ -238,7 +238,7 @@ async def test_every_redirect_is_checked_anew() -> None:
     assert inner.requests == []
 
 
-async def test_a_redirect_cannot_lead_to_an_address_inside() -> None:
+async def test_a_redirect_to_an_internal_address_is_refused() -> None:
     async with serving(redirect("/second")) as server:
         names = Names(["127.0.0.1"], ["169.254.169.254"])  # the same name, looked up again
         fetcher = Fetcher(policy(f"video.test:{server.port}"), resolve=names)
@@ -275,13 +275,13 @@ async def test_redirects_are_followed_and_counted() -> None:
         (reply("Location: http://[::1", status="301 Moved"), "invalid_url"),
     ],
 )
-async def test_an_answer_that_is_no_video_is_refused(answer: Answer, code: str) -> None:
+async def test_a_response_that_is_no_video_is_refused(answer: Answer, code: str) -> None:
     async with serving(answer) as server:
         fetcher = Fetcher(policy(f"*:{server.port}", max_bytes=1_000_000), resolve=Names(["127.0.0.1"]))
         assert await refusal(fetcher, f"http://video.test:{server.port}/a.mp4") == code
 
 
-async def test_a_server_that_drips_is_cut_off() -> None:
+async def test_a_server_that_sends_too_slowly_times_out() -> None:
     async def drip(writer: asyncio.StreamWriter, path: str) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n")
         if path == "/body":
@@ -297,7 +297,7 @@ async def test_a_server_that_drips_is_cut_off() -> None:
             assert await refusal(fetcher, f"http://video.test:{server.port}/{path}") == "fetch_timeout"
 
 
-async def test_nobody_at_home_is_told_as_such() -> None:
+async def test_a_refused_connection_is_reported() -> None:
     async with serving(reply()) as server:
         pass
     fetcher = Fetcher(policy(f"*:{server.port}"), resolve=Names(["127.0.0.1"]))

@@ -1,4 +1,4 @@
-"""Features are computed once, however many ask at however many replicas, and for nobody once the video is erased."""
+"""Features are computed once for all requests at all replicas, and not kept once the video is erased."""
 
 import asyncio
 import gc
@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import ServiceError, Unavailable
+from service.errors import Gone, ServiceError, Unavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.connection import StoreClient, connect
 from service.store.event_log import LogEvent
-from service.store.features import FeatureCache
-from service.store.leases import Leases
-from service.store.media import MediaStore
 from service.store.records import FrameRequest, VideoRecord
+from service.store.stores import Stores, build_stores
 from service.store.videos import VideoStore
-from service.videos.preparation import Encoding
+from service.videos.preparation import Preparation
+from service.videos.progress import follow_progress
 from service.workers.pool import Pool
 from tests.clips import h264_mp4
 from tests.service.answers.conversations import TENANT, video_record
@@ -40,14 +40,14 @@ async def pool() -> AsyncIterator[Pool]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def decoder() -> AsyncIterator[Decoder]:
-    decoder = Decoder(Settings().video_limits, 30)
+    decoder = Decoder(VideoLimits(), 30)
     await decoder.start()
     yield decoder
     await decoder.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def store(redis_url: str) -> AsyncIterator[StoreClient]:
+async def redis(redis_url: str) -> AsyncIterator[StoreClient]:
     client = connect(redis_url)
     await client.flushall()
     yield client
@@ -55,112 +55,143 @@ async def store(redis_url: str) -> AsyncIterator[StoreClient]:
 
 
 class Replica:
-    """The encoding part of a replica, and what it has measured."""
+    """The part of a replica that prepares videos, and its metrics."""
 
-    def __init__(self, pool: Pool, decoder: Decoder, store: StoreClient, media: MediaStore) -> None:
+    def __init__(self, pool: Pool, decoder: Decoder, redis: StoreClient, data_dir: Path) -> None:
         self.metrics = Metrics()
-        self.encoding = Encoding(
-            pool=pool,
-            decoder=decoder,
-            videos=VideoStore(store),
-            features=FeatureCache(store, ttl=100, metrics=self.metrics),
-            media=media,
-            leases=Leases(store, seconds=3),
-            metrics=self.metrics,
-        )
+        self.stores = build_stores(Settings(data_dir=data_dir, lease_seconds=3), redis, self.metrics)
+        self.preparation = Preparation(self.stores, pool=pool, decoder=decoder, metrics=self.metrics)
 
     @property
     def num_encoded(self) -> float:
         return self.metrics.registry.get_sample_value("reeltalk_video_encode_seconds_count") or 0.0
 
 
-async def uploaded(store: StoreClient, media: MediaStore, clip: Path) -> VideoRecord:
+async def uploaded(stores: Stores, clip: Path) -> VideoRecord:
     content = await asyncio.to_thread(clip.read_bytes)
-    async with media.spool() as spool:
+    async with stores.media.spool() as spool:
         spool.write(content)
-        sha256 = await media.commit(spool, TENANT)
+        sha256 = await stores.media.commit(spool, TENANT)
     assert sha256 == hashlib.sha256(content).hexdigest()
     record = video_record(id=video_id(TENANT, sha256), sha256=sha256, bytes=len(content))
-    await VideoStore(store).create(TENANT, record)
+    await stores.videos.create(TENANT, record)
     return record
 
 
-@pytest.fixture
-def media(tmp_path: Path) -> MediaStore:
-    media = MediaStore(tmp_path / "media")
-    media.open()
-    return media
-
-
-async def test_all_askers_at_all_replicas_share_one_encoding(
-    pool: Pool, decoder: Decoder, store: StoreClient, media: MediaStore, tmp_path: Path
+async def test_all_requests_at_all_replicas_share_one_computation(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    record = await uploaded(store, media, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    replicas = [Replica(pool, decoder, store, media) for _ in range(3)]
-    asking = [replica.encoding.ensure(TENANT, record, FrameRequest()) for replica in replicas for _ in range(3)]
-    answers = await asyncio.wait_for(asyncio.gather(*asking), PATIENCE)
-    assert len({packed.blob for _, packed in answers}) == 1
+    replicas = [Replica(pool, decoder, redis, tmp_path) for _ in range(3)]
+    record = await uploaded(replicas[0].stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    requests = [replica.preparation.ensure(TENANT, record, FrameRequest()) for replica in replicas for _ in range(3)]
+    results = await asyncio.wait_for(asyncio.gather(*requests), PATIENCE)
+    assert len({packed.blob for _, packed in results}) == 1
     assert sum(replica.num_encoded for replica in replicas) == 1
-    ready = await VideoStore(store).get(TENANT, record.id)
+    ready = await replicas[0].stores.videos.get(TENANT, record.id)
     assert ready is not None
     assert (ready.status, ready.num_frames, len(ready.frames)) == ("ready", 30, 8)
 
 
-async def test_another_choice_of_frames_is_another_encoding(
-    pool: Pool, decoder: Decoder, store: StoreClient, media: MediaStore, tmp_path: Path
+async def test_another_choice_of_frames_is_computed_separately(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    record = await uploaded(store, media, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    replica = Replica(pool, decoder, store, media)
+    replica = Replica(pool, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     (key, whole), (other_key, half) = [
-        await replica.encoding.ensure(TENANT, record, frames) for frames in (FrameRequest(), FrameRequest(end=0.5))
+        await replica.preparation.ensure(TENANT, record, frames) for frames in (FrameRequest(), FrameRequest(end=0.5))
     ]
     assert key != other_key
     assert whole.frame_indices != half.frame_indices
     assert replica.num_encoded == 2
 
 
-async def test_of_a_video_that_is_erased_meanwhile_nothing_is_kept(
-    pool: Pool, decoder: Decoder, store: StoreClient, media: MediaStore, tmp_path: Path
+async def test_nothing_is_kept_of_a_video_that_is_erased_meanwhile(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    record = await uploaded(store, media, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    replica = Replica(pool, decoder, store, media)
-    flight = await replica.encoding.begin(TENANT, record)
-    await asyncio.wait_for(flight.probed, PATIENCE)
-    await VideoStore(store).erase(TENANT, record.id)
-    await media.erase(TENANT, record.sha256)
-    assert flight.task is not None
+    replica = Replica(pool, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    job = await replica.preparation.start(TENANT, record)
+    await asyncio.wait_for(job.probed, PATIENCE)
+    await replica.stores.videos.erase(TENANT, record.id)
+    await replica.stores.media.erase(TENANT, record.sha256)
+    assert job.task is not None
     with pytest.raises(ServiceError):
-        await asyncio.wait_for(flight.task, PATIENCE)
-    assert await store.keys() == []
+        await asyncio.wait_for(job.task, PATIENCE)
+    assert await redis.keys() == []
     assert [path for path in (tmp_path / "media").rglob("*") if record.sha256 in str(path)] == []
 
 
-async def test_progress_that_cannot_be_told_costs_the_video_nothing(
+async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
     pool: Pool,
     decoder: Decoder,
-    store: StoreClient,
-    media: MediaStore,
+    redis: StoreClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not even a traceback in the log."""
-    tell = VideoStore.progress
+    """And no traceback is logged."""
+    write = VideoStore.progress
 
     async def refused(self: VideoStore, tenant: str, video_id: str, event: LogEvent) -> None:
         if event.name == "decode":
             raise Unavailable("store_unavailable", "Away for a moment.")
-        await tell(self, tenant, video_id, event)
+        await write(self, tenant, video_id, event)
 
     monkeypatch.setattr(VideoStore, "progress", refused)
-    unheard: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-    record = await uploaded(store, media, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    flight = await Replica(pool, decoder, store, media).encoding.begin(TENANT, record)
-    assert flight.task is not None
-    await asyncio.wait_for(flight.task, PATIENCE)
-    ready = await VideoStore(store).get(TENANT, record.id)
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    replica = Replica(pool, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    job = await replica.preparation.start(TENANT, record)
+    assert job.task is not None
+    await asyncio.wait_for(job.task, PATIENCE)
+    ready = await replica.stores.videos.get(TENANT, record.id)
     assert ready is not None
     assert (ready.status, ready.num_frames) == ("ready", 30)
     gc.collect()
     await asyncio.sleep(0)
-    assert unheard == []
+    assert unhandled == []
+
+
+async def test_a_video_is_available_while_its_file_or_its_features_are_left(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pool, decoder, redis, tmp_path)
+    stores, preparation = replica.stores, replica.preparation
+    with_file = await uploaded(stores, h264_mp4(tmp_path / "first.mp4", frames=30))
+    with_features = await uploaded(stores, h264_mp4(tmp_path / "second.mp4", frames=24))
+    await asyncio.wait_for(preparation.ensure(TENANT, with_features, FrameRequest()), PATIENCE)
+    await stores.media.erase(TENANT, with_features.sha256)
+    both = [with_file, with_features]
+    await preparation.check_available(TENANT, both, FrameRequest())
+    with pytest.raises(Gone):
+        await preparation.check_available(TENANT, both, FrameRequest(end=0.5))
+    await preparation.erase_features(TENANT, with_features.id)
+    with pytest.raises(Gone):
+        await preparation.check_available(TENANT, both, FrameRequest())
+    await preparation.check_available(TENANT, [with_file], FrameRequest())
+
+
+async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expired(
+    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pool, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    videos = replica.stores.videos
+
+    async def read_record() -> VideoRecord:
+        current = await videos.get(TENANT, record.id)
+        assert current is not None
+        return current
+
+    async def followed(after: int) -> list[LogEvent]:
+        events = follow_progress(videos, TENANT, record.id, after=after, read_record=read_record)
+        return [event async for event in events]
+
+    following = asyncio.create_task(followed(0))
+    await replica.preparation.start(TENANT, record)
+    events = await asyncio.wait_for(following, PATIENCE)
+    assert [event.name for event in events] == [*["decode"] * 8, "encode", "encode", "ready"]
+    assert [event.number for event in events] == list(range(1, 12))
+    assert [event.name for event in await followed(9)] == ["encode", "ready"]
+    await videos.restart_progress(TENANT, record.id)
+    assert [(event.number, event.name) for event in await followed(11)] == [(12, "ready")]

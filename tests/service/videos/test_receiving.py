@@ -1,4 +1,4 @@
-"""A body becomes the same file however the network cuts it up, and one that is no upload is refused by name."""
+"""A body gives the same file however the network splits it, and an invalid one is refused with a code."""
 
 import asyncio
 import hashlib
@@ -192,7 +192,7 @@ def test_a_type_that_is_told_is_fit_to_be_a_header(tmp_path: Path, said: str, ke
     assert header.content_type == kept
 
 
-async def test_whoever_stops_sending_is_not_waited_for(tmp_path: Path) -> None:
+async def test_an_upload_that_stalls_is_refused(tmp_path: Path) -> None:
     async def stalled() -> AsyncIterator[bytes]:
         yield b"the beginning"
         await asyncio.sleep(60)
