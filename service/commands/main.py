@@ -67,6 +67,7 @@ def serve(
 ) -> None:
     """Run the service in the foreground; Ctrl-C stops it and everything it started."""
     from service.observability.logging import configure_logging
+    from service.observability.tracing import configure_tracing
     from service.server import serve as run
 
     settings = _settings(
@@ -79,6 +80,7 @@ def serve(
         workers=workers,
     )
     configure_logging(level=settings.log_level, style=settings.log_format)
+    configure_tracing()
     _give_up_on(lambda: check_door(settings))
     sys.exit(run(settings, console=_console))
 

@@ -379,6 +379,7 @@ def main(connection: "Connection[Report, Command]") -> None:
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
     configure_logging(level=config.log_level, style=config.log_format, process=f"worker-{config.number}")
+    tracing.configure_tracing()
     torch.set_num_threads(config.threads)
     try:
         worker = Worker(connection, config)
