@@ -16,6 +16,7 @@ from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import AnswerWhenCut, documented, install_error_handlers
 from service.api.middleware import LimitBodies, ObserveRequests, Tus
+from service.decoding.decoder import build_decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
 from service.settings import Settings

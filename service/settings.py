@@ -1,4 +1,7 @@
-"""Configuration: read once from the environment (`REELTALK_*`) and the command line, then frozen."""
+"""The settings of a replica, read once from the command line and the environment (`REELTALK_*`), then frozen.
+
+The string below a field describes it to operators: `reeltalk settings` prints it.
+"""
 
 import ipaddress
 import os
@@ -15,71 +18,86 @@ from model.weight_bits import Quantization
 from service.workers.specs import WorkerSpec, parse_workers
 
 PREFIX = "REELTALK_"
-_FOREIGN = {"REELTALK_API_KEY", "REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN", "REELTALK_URL"}
-"""Read by the commands that talk to a service, and by the test suite; not by the service."""
+_OTHER_VARIABLES = {"REELTALK_API_KEY", "REELTALK_CONTRACT_EXAMPLES", "REELTALK_GOLDEN", "REELTALK_URL"}
+"""Variables that the client commands and the test suite read; the service accepts and ignores them."""
 
 
 class SettingsError(Exception):
-    """The configuration cannot be used; the message is one sentence for the operator."""
+    """The settings are invalid; the message is one sentence for the operator."""
 
 
 class Settings(BaseModel):
-    """Every knob of a replica. Sizes are in bytes, times in seconds."""
+    """All settings of a replica. Sizes are in bytes, times in seconds."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
+    # -- network and access
+
     host: str = "127.0.0.1"
+    """The address to listen on. Any address other than loopback requires an API key; see `reeltalk keys`."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """The TCP port to listen on; 0 takes a free one."""
     allow_unauthenticated: bool = False
-    """Listen beyond loopback although there is no API key, so that nobody has to prove who they are (behind a gateway
-    that does). Once there is a key, everybody needs one all the same."""
+    """Allow listening beyond loopback while no API key exists, for example behind a gateway that authenticates. As
+    soon as a key exists, every request needs one."""
+
+    # -- storage
+
     data_dir: Path = Path(".data")
-    """Uploads and the embedded Redis live here."""
+    """The directory of the uploaded files and of the embedded Redis."""
     media_dir: Path | None = None
-    """Uploaded files, when several replicas share one directory; default: `media` in the data directory."""
+    """The directory of the uploaded files, if several replicas share one; default: `media` in the data directory."""
     redis_url: SecretStr | None = None
-    """A Redis to use, e.g. redis://host:6379/0. Without it the service starts a redis-server of its own."""
+    """The Redis to use, for example redis://host:6379/0. Without it the service starts a redis-server of its own."""
 
     media_url: str | None = None
-    """A bucket for the uploaded files, s3://BUCKET/PREFIX, with `?endpoint=URL` where it is not Amazon's. The media
-    directory then holds only what is coming in or being decoded."""
+    """A bucket for the uploaded files: s3://BUCKET/PREFIX, with `?endpoint=URL` for a bucket that is not Amazon's. The
+    media directory then holds only files that are being received or decoded."""
 
     @field_validator("media_url")
     @classmethod
     def _is_a_bucket(cls, url: str | None) -> str | None:
         if url is not None and (urlsplit(url).scheme != "s3" or not urlsplit(url).netloc):
-            raise ValueError("it looks like s3://BUCKET/PREFIX; for a directory set REELTALK_MEDIA_DIR")
+            raise ValueError("must be of the form s3://BUCKET/PREFIX; for a directory set REELTALK_MEDIA_DIR")
         return url
 
     media_ttl: int | None = Field(default=None, ge=60)
-    """How long an uploaded file is kept; without it, until it is erased."""
+    """How long an uploaded file is kept; by default until it is deleted."""
     media_max_bytes: int | None = Field(default=None, ge=1)
-    """How much all uploaded files may take. Beyond that the oldest go first, those in sessions after all others."""
+    """The size of all uploaded files together above which the oldest are removed, those without a session first."""
     retention_interval: float = Field(default=60.0, gt=0)
-    """Seconds between two looks for files that are kept no longer."""
+    """The time between two searches for files to remove."""
     cache_redis_url: SecretStr | None = None
-    """Another Redis for features alone, which may evict and forget; without it they lie with everything else."""
+    """A second Redis for cached features only, which may evict keys; by default they are kept in `redis_url`."""
 
     @field_validator("redis_url", "cache_redis_url")
     @classmethod
     def _is_a_redis(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it begins with redis://, rediss:// or unix://")
+            raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
 
+    # -- model and workers
+
     family: str = "videochat"
+    """The model family; see docs/checkpoints.md for their names."""
     checkpoint: Path | None = None
-    """A folder with the family's published files; without it the family's small model is served."""
+    """A folder with the family's published files; by default the service runs the family's small model."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
-    """Of workers that name none of their own: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """The device of workers for which `workers` names none: `auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What everything computes in; auto: float16 on a GPU, float32 on the CPU."""
+    """The data type of weights and activations; auto: float16 on a GPU, float32 on the CPU."""
     quantize: Quantization | None = None
-    """Bits of the language model's weights; without it they are left in `dtype`."""
+    """The quantization of the language model's weights; by default they are in `dtype`."""
     workers: str = "1"
-    """A number, or roles: `encode,generate*2`, `encode@cpu,generate@cuda:0`; see docs/deploy.md."""
+    """The number of workers, or their roles: `encode,generate*2`, `encode@cpu,generate@cuda:0`; see docs/deploy.md."""
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -88,94 +106,123 @@ class Settings(BaseModel):
         return str(text)
 
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of each worker; 0 divides all cores but one among the workers, and leaves that one to the rest."""
+    """The CPU threads of each worker; 0 divides all cores except one among the workers."""
     max_num_seqs: int = Field(default=32, ge=1, le=4096)
+    """The maximum number of sequences in the batch of a worker."""
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    """The maximum number of tokens in one engine step."""
     cuda_graphs: bool = True
-    """Whether a worker on a GPU captures its decode steps when it starts; quantised models never are."""
+    """Whether workers on a GPU capture their decode steps as CUDA graphs at start-up; not with `quantize`."""
     max_num_batched_frames: int = Field(default=256, ge=1, le=100_000)
-    """Frames of all clips in one call of the encoder."""
+    """The maximum number of frames, of all clips together, in one call of the encoder."""
+
+    # -- uploads, and videos fetched by URL
 
     max_upload_bytes: int = Field(default=2 << 30, ge=1)
+    """The maximum size of an uploaded or fetched file."""
     max_inline_bytes: int = Field(default=32 << 20, ge=1024)
-    """The largest body of a chat completion, which may carry videos as data URLs."""
+    """The maximum size of the body of a chat completion, which may contain videos as data URLs."""
     upload_expiry: int = Field(default=24 * 3600, ge=60)
-    """How long a resumable upload that gets no bytes is kept."""
+    """How long a resumable upload is kept while it receives no bytes."""
     upload_idle_timeout: float = Field(default=30.0, gt=0)
-    """How long an upload may send nothing."""
+    """How long to wait for the next bytes of an upload before it is refused."""
     fetch_hosts: tuple[str, ...] = ()
-    """Hosts from which videos are fetched by URL, by commas: `name`, `*.name` or `*`, each perhaps with `:port`."""
+    """Hosts from which videos may be fetched by URL, separated by commas: `name`, `*.name` or `*`, with an optional
+    `:port`. By default none."""
     fetch_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks that may be fetched from although they are not public, by commas: `10.1.0.0/16`."""
+    """Private networks from which videos may be fetched, separated by commas: `10.1.0.0/16`."""
     fetch_http: bool = False
-    """Fetch from http:// URLs too: for tests, and for networks that are one's own."""
+    """Whether to fetch from http:// URLs too; use it only in tests and trusted networks."""
     fetch_timeout: float = Field(default=120.0, gt=0)
-    """How long fetching a URL may take in all."""
+    """The maximum time to fetch a URL."""
 
     @field_validator("fetch_hosts", "fetch_networks", mode="before")
     @classmethod
     def _by_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    # -- limits of a video, and its decoding
+
     max_video_seconds: float = Field(default=4 * 3600, gt=0)
+    """The maximum duration of a video."""
     max_video_side: int = Field(default=8192, ge=1)
+    """The maximum width and height of a video, in pixels."""
     max_video_pixels: int = Field(default=4096 * 2304, ge=1)
+    """The maximum number of pixels of a frame."""
     max_video_frames: int = Field(default=2_000_000, ge=1)
+    """The maximum number of frames of a video."""
     max_frame_count: int = Field(default=MAX_FRAME_COUNT, ge=1, le=MAX_FRAME_COUNT)
-    """The most frames a session may ask to sample."""
+    """The maximum number of frames that a session may sample from a video."""
     max_videos_per_session: int = Field(default=4, ge=1, le=64)
+    """The maximum number of videos in a session."""
     decode_timeout: float = Field(default=60.0, gt=0)
+    """The maximum time to decode a video; then the decode process is killed."""
     decode_concurrency: int = Field(default=2, ge=1, le=64)
+    """The number of videos that are decoded at the same time."""
     decode_sandbox: Literal["auto", "required"] = "auto"
-    """Required: do not start where the kernel does not filter what a decode child may do."""
+    """Whether to refuse to start (`required`) or only to warn (`auto`) if the kernel cannot filter the system calls of
+    decode processes."""
     max_pending_videos: int = Field(default=64, ge=1)
-    """Videos being received, decoded or encoded at once; more are refused with 503."""
+    """The number of videos being received, decoded or encoded at which more are refused with 503."""
+
+    # -- limits of an API key, unless the key has limits of its own
 
     key_requests_per_minute: int = Field(default=600, ge=1)
-    """Requests that one API key may make in a minute, unless the key says otherwise; as the next three."""
+    """The requests that one API key may make in a minute."""
     key_concurrent_answers: int = Field(default=16, ge=1)
-    """Answers that one API key may have running or waiting, at all replicas together."""
+    """The answers that one API key may have running or waiting, at all replicas together."""
     key_stored_bytes: int = Field(default=20 << 30, ge=1)
-    """Bytes of videos that an API key's tenant may have stored when the key uploads."""
+    """The size of all videos of a key's tenant above which the key cannot upload more."""
     key_max_priority: int = Field(default=0, ge=-9, le=9)
-    """The highest priority that an API key may ask for."""
+    """The highest priority that an API key may request."""
+
+    # -- answers
 
     max_pending_answers: int = Field(default=128, ge=1)
-    """Answers running or waiting at once; more are refused with 503."""
+    """The number of answers running or waiting at which more are refused with 503."""
     max_queued_sequences: int = Field(default=128, ge=1)
-    """Sequences that may wait for their first token; an answer has one, or as many as it has beams."""
+    """The number of sequences that may wait for their first token; an answer has one, or one for each beam."""
     max_queued_tokens: int = Field(default=1 << 18, ge=1)
-    """Tokens that the prompts of those sequences may have together."""
+    """The number of prompt tokens that those sequences may have together."""
     answer_timeout: float = Field(default=600.0, gt=0)
+    """The maximum time of an answer; a client can request less. An answer that takes longer is stopped."""
     encode_timeout: float = Field(default=600.0, gt=0)
+    """The maximum time to wait until a worker has encoded a video."""
     worker_timeout: float = Field(default=30.0, gt=0)
-    """How long a worker may give no sign of life before it is replaced."""
+    """How long a worker may not respond before it is replaced."""
     disconnect_grace: float = Field(default=10.0, ge=0)
-    """How long an answer runs on after its last reader left."""
+    """How long an answer continues after its last reader has disconnected."""
     lease_seconds: float = Field(default=10.0, gt=0.5)
+    """How long after the failure of a replica another one takes over its answers."""
     idempotency_ttl: int = Field(default=24 * 3600, ge=60)
-    """How long an `Idempotency-Key` is remembered."""
+    """How long the result of a request with an `Idempotency-Key` is kept."""
     feature_ttl: int = Field(default=7 * 24 * 3600, ge=1)
+    """How long the features of a video are cached after their last use."""
+
+    # -- shutdown and logs
+
     drain_notice: float = Field(default=5.0, ge=0)
-    """How long a replica that was told to stop still takes everything, while `/readyz` says 503 to balancers."""
+    """How long a replica that is shutting down still accepts requests while `/readyz` answers 503."""
     shutdown_timeout: int = Field(default=10, ge=1)
-    """How long answers may run on after that; then other replicas go on with them."""
+    """How long running answers may then continue; after that other replicas take them over."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level of the messages that are logged."""
     log_format: Literal["text", "json"] = "text"
+    """Whether log lines are text for people or JSON for a log collector."""
 
     @property
     def model(self) -> str:
-        """The public name of what is served."""
+        """The name of the model in `/v1/models`."""
         return "tiny" if self.checkpoint is None else self.checkpoint.resolve().name
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """Whether the service listens on loopback only."""
         return is_loopback(self.host)
 
     @property
     def may_be_open(self) -> bool:
-        """Whether the service may do without keys, as long as there has never been one."""
+        """Whether requests without an API key are allowed as long as no key has been created."""
         return self.is_loopback or self.allow_unauthenticated
 
     @property
@@ -198,14 +245,14 @@ class Settings(BaseModel):
 def load_settings(
     overrides: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None
 ) -> Settings:
-    """The settings of this process: the command line's overrides, then the environment, then the defaults.
+    """Load the settings: `overrides` from the command line, then the environment, then the defaults.
 
     Raises:
-        SettingsError: an unknown `REELTALK_*` variable, a value out of bounds.
+        SettingsError: an unknown `REELTALK_*` variable, or an invalid value.
     """
     names = os.environ if environ is None else environ
     known = {PREFIX + field.upper() for field in Settings.model_fields}
-    unknown = sorted(n for n in names if n.upper().startswith(PREFIX) and n.upper() not in known | _FOREIGN)
+    unknown = sorted(n for n in names if n.upper().startswith(PREFIX) and n.upper() not in known | _OTHER_VARIABLES)
     if unknown:
         raise SettingsError(f"{unknown[0]} is not a setting of Reeltalk; see `reeltalk settings` for the list.")
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
@@ -224,7 +271,7 @@ def _from_environ(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, and no other's."""
+    """Whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:

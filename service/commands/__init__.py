@@ -1,1 +1,1 @@
-"""The `reeltalk` commands of the server: serve, keys, checkpoints, demo, openapi."""
+"""The `reeltalk` commands on the server's side: serve, keys, checkpoints, demo, openapi."""

@@ -1,4 +1,4 @@
-"""The commands of `reeltalk` that fetch, convert, check and plan checkpoints; each imports torch when it is run."""
+"""The commands `reeltalk pull`, `convert`, `verify` and `plan` for checkpoints; they import torch when they run."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,17 +21,19 @@ _errors = Console(stderr=True)
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 FamilyOption = Annotated[str, typer.Option(help="The model family.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="What everything is computed in.")]
-QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="The data type of weights and activations.")]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Quantize the language model's weights.")]
 
 
 def pull(
     repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
-    folder: Annotated[Path | None, typer.Option("--to", help="Where to put it.", show_default="its name")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--to", help="The folder to write.", show_default="the repository's name")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
-    """Fetch weights, sizes and tokenizer from the Hugging Face Hub."""
-    with _refusals():
+    """Download weights, configuration and tokenizer from the Hugging Face Hub."""
+    with _user_errors():
         from model.checkpoints.hub import pull as fetch
 
         target = folder or Path(repository.rpartition("/")[2])
@@ -44,12 +46,14 @@ def convert(
     *,
     to: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     part: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a file elsewhere, e.g. llama=vicuna-7b.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="A key that is known to be harmless.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="A key of the published files to leave out.")] = None,
     family: FamilyOption = "videochat",
-    dtype: Annotated[Literal["keep", Dtype], typer.Option(help="Write in this; keep: as published.")] = "float16",
+    dtype: Annotated[
+        Literal["keep", Dtype], typer.Option(help="The data type to write; keep: as published.")
+    ] = "float16",
 ) -> None:
-    """Make one safetensors folder of the published files; a run that was cut short goes on."""
-    with _refusals(), _bar("writing") as report:
+    """Convert published files to one folder of safetensors; an interrupted run continues where it stopped."""
+    with _user_errors(), _bar("writing") as report:
         import torch
 
         from model.checkpoints.folder import write_folder
@@ -73,8 +77,8 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the computed tensors here (safetensors).")] = None,
 ) -> None:
-    """Run every stage of a model and compare it with reference tensors; exit status 1 where one differs."""
-    with _refusals():
+    """Run every stage of a model and compare it with reference tensors; exits with status 1 if one differs."""
+    with _user_errors():
         from model.verification.run import Verification
 
         verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
@@ -83,9 +87,9 @@ def verify(
             verification.write(out)
             _say(f"{len(verification.tensors)} tensors written to {out}")
     if not verification.has_reference:
-        _say("Tensors were compared with nothing: the folder has no expected.safetensors.")
+        _say("Nothing was compared: the folder has no expected.safetensors.")
     if num_shown := sum(row.verdict == "shown" for row in rows):
-        _say(f"{num_shown} stages differ as they may in fewer bits, and were not judged.")
+        _say(f"{num_shown} stages differ because of the lower precision and were not judged.")
     num_bad = sum(row.is_bad for row in rows)
     nothing = "Nothing else differs." if num_shown else "Nothing differs."
     _say(f"{num_bad} stages differ." if num_bad else nothing)
@@ -99,10 +103,12 @@ def plan(
     dtype: DtypeOption = "float16",
     quantize: QuantizeOption = None,
     budget_mib: Annotated[int | None, typer.Option(min=1, help="MiB to fit into.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Positions of a conversation.", show_default="all")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a conversation.", show_default="the model's maximum")
+    ] = None,
 ) -> None:
-    """Say how much memory a model takes, without loading it."""
-    with _refusals():
+    """Compute how much memory a model needs, without loading it."""
+    with _user_errors():
         import torch
 
         from model.plan import MIB
@@ -130,14 +136,14 @@ def plan(
 
 
 def add_commands(app: typer.Typer, *, panel: str) -> None:
-    """Give `app` these commands, under the heading `panel` of its help."""
+    """Add these commands to `app`, under the heading `panel` of its help."""
     for command in (pull, convert, verify, plan):
         app.command(rich_help_panel=panel)(command)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What a user can mend becomes one line and exit status 2."""
+def _user_errors() -> Iterator[None]:
+    """Turn an error that the user can fix into one line and exit status 2."""
     from model.families import UnknownFamily
     from model.text.tokenizer import TokenizerError
     from model.weights import WeightsError
@@ -157,7 +163,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _capability(family: str, name: str) -> Any:
-    """What a family's module has under a name, where it has it."""
+    """An attribute of a family's module; exits if the family does not have it."""
     from model.families import family_module
 
     found = getattr(family_module(family), name, None)
@@ -171,13 +177,13 @@ def _named(parts: Iterable[str]) -> dict[str, Path]:
     for part in parts:
         name, equals, path = part.partition("=")
         if not (name and equals and path):
-            _refuse(f"--part wants NAME=PATH, not {part!r}.")
+            _refuse(f"--part must be NAME=PATH, not {part!r}.")
         named[name] = Path(path)
     return named
 
 
 def _printed(rows: "Iterable[Row]") -> "list[Row]":
-    """The rows, each printed in a line as it comes."""
+    """Print each row as soon as it is computed; returns all rows."""
     printed = []
     _say(f"{'stage':<32} {'max|diff|':>10} {'max|expected|':>13}  {'':7} note")
     for row in rows:

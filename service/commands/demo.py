@@ -1,4 +1,4 @@
-"""`reeltalk demo`: the way of a user, over HTTP: a service of its own, an upload, streamed answers, the end."""
+"""`reeltalk demo`: start a service, upload a clip over HTTP, stream answers about it, and stop."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _STOP_TIMEOUT = 30.0
 
 
 def run(*, console: Console) -> int:
-    """Show one conversation; returns the exit status."""
+    """Run the demo; returns the exit status."""
     with (
         tempfile.TemporaryDirectory(prefix="reeltalk-demo-") as data_dir,
         running_service(Path(data_dir), console) as url,
@@ -40,7 +40,7 @@ def run(*, console: Console) -> int:
         except Failure as failure:
             console.print(failure.message, style="red", markup=False)
             return 1
-    console.print("\n[dim]That was all; nothing of it is left running.[/dim]")
+    console.print("\n[dim]The demo is over; the service has stopped.[/dim]")
     return 0
 
 
@@ -72,7 +72,7 @@ def _ask(client: Client, console: Console, *, session_id: str, question: str) ->
 
 @contextmanager
 def running_service(data_dir: Path, console: Console) -> Iterator[str]:
-    """A service on a free port of loopback; yields its URL and ends with the block."""
+    """Run a service on a free port of loopback as long as the block; yields its URL."""
     console.print("Starting a service …")
     process = subprocess.Popen(
         [sys.executable, "-m", "service.commands.main", "serve", "--port", "0", "--data-dir", str(data_dir)],
@@ -93,7 +93,7 @@ def running_service(data_dir: Path, console: Console) -> Iterator[str]:
         yield url
     finally:
         watchdog.cancel()
-        process.send_signal(signal.SIGINT)  # as by Ctrl-C, and with no balancer to be told first
+        process.send_signal(signal.SIGINT)  # unlike SIGTERM, it skips the notice to a balancer
         try:
             process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:

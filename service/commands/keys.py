@@ -1,4 +1,4 @@
-"""`reeltalk keys`: makes, lists and revokes API keys, also while the service runs. Imports Redis when it is run."""
+"""`reeltalk keys`: add, list and revoke API keys, also while the service runs."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
     from service.store.api_keys import ApiKeyRecord, ApiKeyStore
 
-keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
+keys_app = typer.Typer(no_args_is_help=True, help="Manage the API keys of the service.")
 
 _T = TypeVar("_T")
 _console = Console()
@@ -31,10 +31,10 @@ PositiveOption = Annotated[int | None, typer.Option(min=1, show_default="the ser
 
 @keys_app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for you to know it by.")],
+    name: Annotated[str, typer.Argument(help="A name by which you recognise the key.")],
     *,
-    tenant: Annotated[str, typer.Option(help="Whose videos, sessions and answers it reaches.")] = LOCAL,
-    scope: Annotated[list[Scope] | None, typer.Option(help="What it is for.", show_default="use")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant whose videos, sessions and answers it can use.")] = LOCAL,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What the key allows.", show_default="use")] = None,
     days: Annotated[float | None, typer.Option(help="Days until it expires.", show_default="never")] = None,
     requests_per_minute: PositiveOption = None,
     concurrent_answers: PositiveOption = None,
@@ -44,13 +44,13 @@ def add(
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Make a key. It is shown this once: only its hash is kept."""
+    """Create a key and print it. It cannot be shown again, because the service stores only its hash."""
     from service.access.callers import new_key
 
     if not TENANT_NAME.fullmatch(tenant):
-        _give_up("A tenant's name has small letters, digits, `-` and `_`, 63 at most.")
+        _exit_with("The name of a tenant has at most 63 characters: a-z, 0-9, `-` and `_`.")
     if days is not None and not 0 < days < 100 * 365:
-        _give_up("--days takes a positive number, less than a hundred years.")
+        _exit_with("--days must be greater than 0 and less than 36500.")
     token, record = new_key(
         name=name,
         tenant=tenant,
@@ -62,48 +62,52 @@ def add(
         max_priority=max_priority,
     )
     _with_store(data_dir, lambda store: store.add(record))
-    _errors.print(f"{record.id}, shown this once; send it as `Authorization: Bearer …`:", highlight=False)
+    _errors.print(f"{record.id}, shown only once; send it as `Authorization: Bearer …`:", highlight=False)
     _console.print(token, highlight=False, soft_wrap=True)
 
 
 @keys_app.command("list")
 def list_keys(*, data_dir: DataDirOption = None) -> None:
-    """Every key there has been, and whether it still opens anything."""
-    _console.print(_LINE.format("id", "tenant", "scopes", "made", "expires", "state", "name"), soft_wrap=True)
+    """List all keys, also expired and revoked ones."""
+    _console.print(_LINE.format("id", "tenant", "scopes", "created", "expires", "state", "name"), soft_wrap=True)
     for record in _with_store(data_dir, lambda store: store.all()):
-        made, expires = _day(record.created_at), _day(record.expires_at)
+        created, expires = _day(record.created_at), _day(record.expires_at)
         line = _LINE.format(
-            record.id, record.tenant, " ".join(record.scopes), made, expires, _state(record), record.name
+            record.id, record.tenant, " ".join(record.scopes), created, expires, _state(record), record.name
         )
         _console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @keys_app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="As `list` has it.")], *, data_dir: DataDirOption = None) -> None:
-    """Let a key open nothing any more, at once and at every replica."""
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The id of a key, as `list` shows it.")],
+    *,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Revoke a key, with immediate effect at every replica."""
     if not _with_store(data_dir, lambda store: store.revoke(key_id)):
-        _give_up(f"There is no key {key_id}.")
+        _exit_with(f"There is no key {key_id}.")
 
 
 @keys_app.command()
 def clear(*, data_dir: DataDirOption = None) -> None:
-    """Forget every key, revoked ones too. A service on loopback then asks nobody for one."""
+    """Delete all keys, also revoked ones. A service on loopback then requires no key."""
     _with_store(data_dir, lambda store: store.clear())
 
 
-def check_door(settings: "Settings") -> None:
-    """Refuse to open a service to others as long as nobody could prove who they are.
+def check_exposure(settings: "Settings") -> None:
+    """Refuse to serve other machines without authentication.
 
     Raises:
-        SettingsError: it would listen beyond loopback, there is no key, and nothing says that this is meant.
-        RedisServerError: there is no redis-server to ask for keys.
-        Unavailable: it does not answer.
+        SettingsError: the host is not loopback, there is no key, and `allow_unauthenticated` is not set.
+        RedisServerError: no redis-server was found in which to look for keys.
+        Unavailable: Redis does not respond.
     """
     from service.settings import SettingsError
 
     if not settings.may_be_open and not _ask(settings, lambda store: store.any()):
         raise SettingsError(
-            f"Refusing to listen on {settings.host}: nobody would have to prove who they are. Make a key with "
+            f"Refusing to listen on {settings.host} without authentication. Create an API key with "
             "`reeltalk keys add NAME`, or listen on 127.0.0.1, or put the service behind a gateway that authenticates "
             "and set REELTALK_ALLOW_UNAUTHENTICATED=true."
         )
@@ -119,7 +123,7 @@ def _with_store(data_dir: Path | None, action: "Callable[[ApiKeyStore], Awaitabl
     try:
         return _ask(load_settings({"data_dir": data_dir}), action)
     except (SettingsError, RedisServerError, Unavailable) as error:
-        _give_up(str(error))
+        _exit_with(str(error))
 
 
 def _ask(settings: "Settings", action: "Callable[[ApiKeyStore], Awaitable[_T]]") -> _T:
@@ -147,7 +151,7 @@ def _redis(settings: "Settings") -> Iterator[str]:
         yield url
 
 
-def _give_up(message: str) -> Never:
+def _exit_with(message: str) -> Never:
     _errors.print(f"reeltalk: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(2)
 

@@ -1,6 +1,6 @@
-"""The command `reeltalk`: serve, demo, settings, and those that talk to a service, for keys and for checkpoints.
+"""The command line `reeltalk`: serve, demo, settings, keys, and the commands for clients and for checkpoints.
 
-What a command needs is imported when it is run: `reeltalk --help` and `reeltalk ask` start without the service.
+Each command imports what it needs when it runs, so that `reeltalk --help` and `reeltalk ask` start quickly.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from model.weight_bits import Quantization
 from service.commands.checkpoints import add_commands as add_checkpoint_commands
-from service.commands.keys import check_door, keys_app
+from service.commands.keys import check_exposure, keys_app
 from service.terminal.commands import add_commands as add_terminal_commands
 
 if TYPE_CHECKING:
@@ -27,19 +27,22 @@ _T = TypeVar("_T")
 _console = Console()
 _errors = Console(stderr=True)
 
-HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
-PortOption = Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")]
-DataDirOption = Annotated[Path | None, typer.Option(help="Where uploads and Redis live.", show_default=".data")]
+HostOption = Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")]
+PortOption = Annotated[int | None, typer.Option(help="The port; 0 takes a free one.", show_default="8000")]
+DataDirOption = Annotated[Path | None, typer.Option(help="The directory for uploads and Redis.", show_default=".data")]
 FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show_default="videochat")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="A folder with its weights.", show_default="a small model")]
-WorkersOption = Annotated[
-    str | None, typer.Option(help="How many, or roles: encode,generate*2@cuda:0.", show_default="1")
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="A folder with the model's files.", show_default="a small model")
 ]
-QuantizeOption = Annotated[Quantization | None, typer.Option(help="Bits of the language model's weights.")]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(help="The number of workers, or their roles: encode,generate*2@cuda:0.", show_default="1"),
+]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Quantize the language model's weights.")]
 
 
-def _print_version(is_asked: bool) -> None:  # noqa: FBT001  typer calls it so
-    if is_asked:
+def _print_version(is_requested: bool) -> None:  # noqa: FBT001  the signature that typer requires
+    if is_requested:
         typer.echo(f"reeltalk {importlib.metadata.version('reeltalk')}")
         raise typer.Exit
 
@@ -48,7 +51,7 @@ def _print_version(is_asked: bool) -> None:  # noqa: FBT001  typer calls it so
 def reeltalk(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which Reeltalk this is.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Upload a video, then talk about it."""
@@ -65,8 +68,9 @@ def serve(
     quantize: QuantizeOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Run the service in the foreground; Ctrl-C stops it and everything it started."""
+    """Run the service in the foreground; Ctrl-C stops it and all its processes."""
     from service.observability.logging import configure_logging
+    from service.observability.tracing import configure_tracing
     from service.server import serve as run
 
     settings = _settings(
@@ -79,13 +83,14 @@ def serve(
         workers=workers,
     )
     configure_logging(level=settings.log_level, style=settings.log_format)
-    _give_up_on(lambda: check_door(settings))
+    configure_tracing()
+    _or_exit(lambda: check_exposure(settings))
     sys.exit(run(settings, console=_console))
 
 
 @app.command(rich_help_panel="The service")
 def demo() -> None:
-    """Start a service, upload a bundled clip over HTTP, ask two questions, stop."""
+    """Start a service, upload a bundled clip over HTTP, ask three questions, and stop."""
     from service.commands.demo import run
 
     sys.exit(run(console=_console))
@@ -93,12 +98,14 @@ def demo() -> None:
 
 @app.command(rich_help_panel="The service")
 def settings() -> None:
-    """List every setting with its default; set them as environment variables."""
+    """List every setting with its description and default, as a file of environment variables."""
     from service.settings import PREFIX, Settings
 
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else field.default
-        _console.print(f"{PREFIX}{name.upper()}={default}", markup=False, highlight=False, soft_wrap=True)
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        description = "\n".join(f"# {line}" for line in (field.description or "").splitlines())
+        text = f"{description}\n{PREFIX}{name.upper()}={'' if default is None else default}\n"
+        _console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 app.add_typer(keys_app, name="keys", rich_help_panel="The service")
@@ -109,11 +116,11 @@ add_checkpoint_commands(app, panel="Checkpoints")
 def _settings(**overrides: object) -> "Settings":
     from service.settings import load_settings
 
-    return _give_up_on(lambda: load_settings(overrides))
+    return _or_exit(lambda: load_settings(overrides))
 
 
-def _give_up_on(step: Callable[[], _T]) -> _T:
-    """Take a step towards serving, or end with a sentence that says why it cannot be taken."""
+def _or_exit(step: Callable[[], _T]) -> _T:
+    """Run a step of the start-up; if it fails, print why in one sentence and exit with status 2."""
     from service.errors import Unavailable
     from service.settings import SettingsError
     from service.store.redis_server import RedisServerError
@@ -126,7 +133,7 @@ def _give_up_on(step: Callable[[], _T]) -> _T:
 
 
 def main() -> None:
-    """The entry point of the `reeltalk` command."""
+    """Run the `reeltalk` command; the entry point of the package."""
     app(prog_name="reeltalk")
 
 

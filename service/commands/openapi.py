@@ -11,7 +11,7 @@ CONTRACT = Path(__file__).parents[2] / "openapi" / "openapi.json"
 
 
 def document() -> str:
-    """The OpenAPI document of the app, as it is committed."""
+    """The OpenAPI document of the app in the form in which it is committed."""
     contract = create_app(Settings(), redis_url="redis://localhost").openapi()
     return json.dumps(contract, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Logs: one line an event, for people or as JSON. No secret and no user's text goes through here."""
+"""Configures logging: one line for each event, as text or JSON. Events carry no secrets and no text of users."""
 
 import logging
 import re
@@ -16,23 +16,23 @@ _OURS = re.compile(r"[a-z]+[_-][0-9a-f]{32}")
 
 
 def bound_ids() -> dict[str, str]:
-    """Whose work this is, as far as it is known here: what every line from here on carries."""
+    """The ids of records that are bound to the log lines of the current context."""
     return {name: value for name, value in get_contextvars().items() if name in _IDS}
 
 
 def bind_path_ids(path_params: Mapping[str, object]) -> None:
-    """Let the lines of this request carry the ids in its path; what only looks like one stays out."""
+    """Bind the ids in the path of a request to its log lines; values that are not well-formed ids are left out."""
     found = {name: str(value) for name, value in path_params.items() if name in _IDS}
     bind_contextvars(**{name: value for name, value in found.items() if _OURS.fullmatch(value)})
 
 
 def configure_logging(*, level: str, style: Style, process: str = "api") -> None:
-    """Send structlog's and the standard library's records to stderr, in one style.
+    """Write the records of structlog and of the standard library to stderr, in one style.
 
     Args:
-        level: the least severe level that is written, e.g. `info`.
+        level: the lowest level that is written, for example `info`.
         style: `text` for a terminal, `json` for a log collector.
-        process: which process of the replica it is; told in JSON.
+        process: the name of this process within the replica; JSON lines contain it.
     """
 
     def add_process(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -51,7 +51,7 @@ def configure_logging(*, level: str, style: Style, process: str = "api") -> None
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
             pad_event_to=28,
-            exception_formatter=structlog.dev.plain_traceback,  # the default one shows local variables
+            exception_formatter=structlog.dev.plain_traceback,  # the default formatter shows local variables
         )
         shared.remove(structlog.processors.format_exc_info)
     structlog.configure(

@@ -18,6 +18,7 @@ from model.engine.config import EngineConfig
 from model.families import load_family
 from model.family import Family
 from model.memory import within_share
+from service.observability import tracing
 from service.observability.logging import configure_logging
 from service.workers.encode_queue import EncodeQueue
 from service.workers.protocol import (
@@ -192,6 +193,7 @@ def main(connection: "Connection[Report, Command]") -> None:
     config = connection.recv()
     assert isinstance(config, WorkerConfig)
     configure_logging(level=config.log_level, style=config.log_format, process=f"worker-{config.number}")
+    tracing.configure_tracing()
     torch.set_num_threads(config.threads)
     try:
         worker = Worker(connection, config)

@@ -1,6 +1,7 @@
 """What an operator sees of one upload and one question: series, log lines, spans, from all processes of a replica."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -252,12 +253,16 @@ def test_spans_of_all_processes_are_one_tree_from_the_upload_to_the_last_token(w
     assert QUESTION not in str(spans)
 
 
-def test_without_a_collector_nothing_is_imported() -> None:
+def test_without_a_collector_neither_the_sdk_nor_an_exporter_is_imported() -> None:
     program = (
-        "import sys; from service import tracing\n"
+        "import sys; from service.observability import tracing\n"
+        "tracing.configure_tracing()\n"
         "with tracing.span('a'): tracing.record('b', seconds=1)\n"
         "assert tracing.traceparent() is None\n"
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
     assert ran.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Configuration is refused in one sentence rather than understood wrongly."""
+"""An invalid configuration is refused with one sentence that names the setting."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def refusal(**environ: str) -> str:
     return str(refused.value)
 
 
-def test_without_any_the_defaults_hold_and_the_service_is_reached_from_this_machine_only() -> None:
+def test_the_defaults_listen_on_loopback_only() -> None:
     settings = load_settings(environ={"PATH": "/bin"})
     assert settings == Settings()
     assert settings.host == "127.0.0.1"
@@ -24,7 +24,7 @@ def test_without_any_the_defaults_hold_and_the_service_is_reached_from_this_mach
     assert settings.model == "tiny"
 
 
-def test_the_command_line_goes_before_the_environment_and_that_before_the_defaults(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_environment_and_the_environment_the_defaults(tmp_path: Path) -> None:
     environ = {"REELTALK_PORT": "1", "REELTALK_WORKERS": "3", "REELTALK_DATA_DIR": str(tmp_path)}
     settings = load_settings({"port": 2, "workers": None, "data_dir": None}, environ=environ)
     assert (settings.port, len(settings.worker_specs), settings.max_num_seqs) == (2, 3, 32)
@@ -35,7 +35,7 @@ def test_a_misspelt_variable_is_refused_by_name() -> None:
     assert "REELTALK_MAX_UPLOAD_BITES is not a setting" in refusal(MAX_UPLOAD_BITES="5")
 
 
-def test_an_empty_value_is_as_good_as_none() -> None:
+def test_an_empty_value_stands_for_the_default() -> None:
     names = {PREFIX + name.upper(): "" for name in Settings.model_fields}
     assert load_settings(environ=names) == Settings()
 
@@ -63,28 +63,28 @@ def test_an_empty_value_is_as_good_as_none() -> None:
         ("REDIS_URL", "localhost:6379"),
     ],
 )
-def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_by_name(name: str, value: str) -> None:
     assert refusal(**{name: value}).startswith(f"REELTALK_{name}: ")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", "127.0.0.1.example.org"])  # noqa: S104
-def test_no_door_to_the_network_is_open_unasked(host: str) -> None:
+def test_beyond_loopback_requests_without_a_key_must_be_allowed_explicitly(host: str) -> None:
     assert not load_settings(environ={"REELTALK_HOST": host}).may_be_open
     environ = {"REELTALK_HOST": host, "REELTALK_ALLOW_UNAUTHENTICATED": "true"}
     assert load_settings(environ=environ).may_be_open
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
-def test_this_machine_may_always_be_listened_to(host: str) -> None:
+def test_on_loopback_requests_need_no_key(host: str) -> None:
     assert load_settings(environ={"REELTALK_HOST": host}).may_be_open
 
 
-def test_a_secret_is_not_shown() -> None:
+def test_a_password_in_a_url_is_not_shown() -> None:
     settings = load_settings(environ={"REELTALK_REDIS_URL": "redis://:hunter2@store:6379/0"})
     assert isinstance(settings.redis_url, SecretStr)
     assert "hunter2" not in repr(settings) + str(settings)
 
 
-def test_what_was_read_once_does_not_change() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1

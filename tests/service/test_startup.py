@@ -1,4 +1,4 @@
-"""The command starts light, and says in one sentence why it does not."""
+"""The command line starts without torch, and reports an invalid configuration in one sentence."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings, load_settings
 from service.store.redis_server import embedded_redis
 
 HEAVY = {"torch", "transformers"}
@@ -24,8 +25,8 @@ def test_the_api_process_imports_neither_torch_nor_transformers(module: str) -> 
     assert loaded & HEAVY == set()
 
 
-def test_the_worker_is_the_door_to_torch() -> None:
-    """Without this the claim above could hold because nobody imports torch any more."""
+def test_the_worker_imports_torch() -> None:
+    """Guards the test above, which would also pass if no module imported torch any more."""
     source = (Path(__file__).parents[2] / "service" / "workers" / "worker.py").read_text()
     assert "import torch" in source
 
@@ -46,7 +47,7 @@ def reeltalk(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
         ({"REELTALK_HOST": "192.0.2.1"}, "reeltalk keys add"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_told_in_one_sentence(
+def test_an_invalid_configuration_is_reported_in_one_sentence(
     environ: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     done = reeltalk("serve", "--data-dir", str(tmp_path), **environ)
@@ -59,19 +60,25 @@ def test_a_second_service_in_the_same_directory_ends_with_one_sentence(tmp_path:
     with embedded_redis(tmp_path):
         done = reeltalk("serve", "--port", "0", "--data-dir", str(tmp_path))
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "Another Reeltalk uses the data directory" in said
-    assert "Traceback" not in said
+    printed = done.stdout + done.stderr
+    assert "Another Reeltalk uses the data directory" in printed
+    assert "Traceback" not in printed
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
-    listed = reeltalk("settings").stdout.splitlines()
-    assert "REELTALK_PORT=8000" in listed
-    assert "REELTALK_REDIS_URL=" in listed
-    assert all(line.startswith("REELTALK_") for line in listed)
+def test_every_setting_is_listed_with_its_description_and_default() -> None:
+    *entries, end = reeltalk("settings").stdout.split("\n\n")
+    assert "# The TCP port to listen on; 0 takes a free one.\nREELTALK_PORT=8000" in entries
+    assert end == ""
+    assert [entry.rpartition("\n")[2].partition("=")[0] for entry in entries] == [
+        "REELTALK_" + name.upper() for name in Settings.model_fields
+    ]
+    assert all(line.startswith("# ") for entry in entries for line in entry.splitlines()[:-1])
+    assert all(len(entry.splitlines()) > 1 for entry in entries), "a setting has no description"
+    values = [entry.rpartition("\n")[2].partition("=") for entry in entries]
+    assert load_settings(environ={name: value for name, _, value in values}) == Settings()
 
 
-def test_keys_are_made_listed_and_revoked_and_shown_once(tmp_path: Path) -> None:
+def test_keys_are_added_listed_and_revoked_and_shown_only_once(tmp_path: Path) -> None:
     here = ("--data-dir", str(tmp_path))
     made = reeltalk("keys", "add", "Prometheus", "--scope", "metrics", "--days", "30", *here)
     token, key_id = made.stdout.strip(), made.stderr.split(",")[0]

@@ -1,4 +1,4 @@
-"""The commands for checkpoints, as a user runs them."""
+"""The commands `verify`, `convert` and `plan`, run through the command line."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ def reeltalk(*arguments: str | Path) -> Result:
 
 
 def writable(source: Path, copy: Path) -> Path:
-    """A copy of a reference, to be spoiled."""
+    """Copy a reference to a folder in which a test can change files."""
     shutil.copytree(source, copy)
     for path in (copy, *copy.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -52,7 +52,7 @@ def test_verify_without_a_reference_writes_the_same_tensors_and_compares_none(na
     shutil.copytree(golden(name), folder, ignore=shutil.ignore_patterns("expected.safetensors"))
     done = reeltalk("verify", folder, "--out", tmp_path / "out.safetensors")
     assert done.exit_code == 0, done.output
-    assert "compared with nothing" in done.output
+    assert "Nothing was compared" in done.output
     expected, written = load_file(golden(name) / "expected.safetensors"), load_file(tmp_path / "out.safetensors")
     assert written.keys() == expected.keys()
     assert all(written[key].shape == tensor.shape for key, tensor in expected.items())
@@ -74,14 +74,14 @@ def test_verify_of_a_quantised_model_judges_what_can_be_judged(name: str, family
     assert ("pass" if kind == "int8" else "shown") in logits
     assert f"{kind}: expected" in logits
     if kind == "int4":
-        assert "stages differ as they may in fewer bits, and were not judged.\nNothing else differs." in done.output
+        assert "because of the lower precision and were not judged.\nNothing else differs." in done.output
 
 
 def failed_stages(done: Result) -> set[str]:
     return {line.split()[0] for line in done.output.splitlines() if " fail" in line or " absent" in line}
 
 
-def test_verify_names_the_stage_from_which_a_fault_shows(folder: Path) -> None:
+def test_verify_names_the_first_stage_with_an_error(folder: Path) -> None:
     weights = load_file(folder / "weights.safetensors")
     weights["visual_encoder.gmhra.1.dpe.weight"] *= 1.01
     save_file(weights, folder / "weights.safetensors")
@@ -109,7 +109,7 @@ def test_verify_finds_exchanged_queries_a_missing_stage_and_another_text(folder:
     assert not {"visual_encoder", "ln_vision"} & failed_stages(done)
 
 
-def test_verify_names_what_the_reference_lacks(folder: Path) -> None:
+def test_verify_names_the_tensors_missing_from_the_reference(folder: Path) -> None:
     inputs = load_file(folder / "inputs.safetensors")
     save_file({"video": inputs["video"]}, folder / "inputs.safetensors")
     done = reeltalk("verify", folder)
@@ -205,7 +205,7 @@ def test_plan_of_video_chatgpt_prints_its_own_modules() -> None:
         (["convert", "--to", "/nowhere/new"], "name one with --part llama=FOLDER"),
         (["convert", "--to", "/nowhere/new", "--family", "video-chatgpt"], "name one with --part vision=FOLDER"),
         (["plan", "--family", "video-chatgpt", "--size", "13b"], "video-chatgpt has no size '13b'; there are: 7b."),
-        (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part wants NAME=PATH"),
+        (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part must be NAME=PATH"),
         (["pull", "no name"], "is no name on the Hub"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The committed contract is what the app serves."""
+"""The committed OpenAPI document is equal to the app's."""
 
 from service.commands.openapi import CONTRACT, document
 

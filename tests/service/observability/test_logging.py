@@ -1,4 +1,4 @@
-"""What a log line holds, and what it never does."""
+"""Log lines contain tracebacks but no text of users."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ except RuntimeError:
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_traceback_shows_where_it_happened_and_nobodys_words(style: str) -> None:
+def test_a_traceback_shows_functions_and_no_local_variables(style: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FAILING.format(style=style)], capture_output=True, text=True, check=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""docs/metrics.md lists every Prometheus series of the service, with what it says, and no other."""
+"""docs/metrics.md lists every Prometheus series of the service with its description, and no other."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ def test_the_list_has_every_series_with_its_kind_unit_and_meaning() -> None:
 
 
 def _labels(metrics: Metrics, name: str) -> str:
-    """As the list writes them, in code marks."""
+    """The labels in the format of the list."""
     labels = next((series._labelnames for series in vars(metrics).values() if _named(series) == name), ())
     return ", ".join(f"`{label}`" for label in labels) or "–"
 
