@@ -75,7 +75,7 @@ class Admission:
         """Seconds in which half of those who wait will have been served, at the pace of the last moments."""
         self._forget_old()
         pace = len(self._ends) / _PACE_SECONDS
-        half = math.ceil(load.num_sequences / 2 / pace) if pace else Overloaded.retry_after or 1
+        half = math.ceil(load.num_sequences / 2 / pace) if pace else Overloaded.default_retry_after or 1
         return min(max(half, 1), _LONGEST_WAIT)
 
     def _forget_old(self) -> None:

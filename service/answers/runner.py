@@ -22,7 +22,15 @@ from model.text.conversation import Clip, Conversation
 from service.answers.admission import Admission, Load, Place
 from service.answers.generation import LiveAnswer
 from service.answers.takeover import Takeover
-from service.errors import InternalError, NotFound, Overloaded, ServiceError, Unavailable, from_code
+from service.errors import (
+    InternalError,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    StorageUnavailable,
+    Unavailable,
+    from_code,
+)
 from service.observability import tracing
 from service.observability.logging import bound_ids
 from service.observability.metrics import Metrics
@@ -316,8 +324,8 @@ class Answering:
         while True:
             try:
                 return await prepare()
-            except ServiceError as error:
-                if error.code not in {"store_unavailable", "media_unavailable"} or time.monotonic() > give_up:
+            except StorageUnavailable:
+                if time.monotonic() > give_up:
                     raise
             await asyncio.sleep(_WRITE_RETRY)
 

@@ -16,7 +16,7 @@ from model.video.pixels import PREPROCESSING_VERSION
 from model.video.spec import FrameSpec, VideoFacts
 from service.decoding.decoder import DecodedVideo, DecodeEvent, DecodeFailed, Decoder, VideoRejected
 from service.decoding.protocol import Probed
-from service.errors import Gone, InternalError, NotFound, ServiceError, Unavailable, from_code
+from service.errors import Fault, Gone, InternalError, NotFound, ServiceError, Unavailable, fault_of, from_code
 from service.ids import new_id
 from service.observability import tracing
 from service.observability.metrics import Metrics
@@ -67,14 +67,7 @@ class Flight:
 
 def is_our_fault(code: str) -> bool:
     """Whether a video failed because of us, so that another try may go well."""
-    return code in {
-        "worker_lost",
-        "encode_failed",
-        "decode_unavailable",
-        "store_unavailable",
-        "media_unavailable",
-        "internal_error",
-    }
+    return fault_of(code) is not Fault.CLIENT
 
 
 def check_usable(record: VideoRecord) -> None:

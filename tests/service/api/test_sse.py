@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.api import sse
 from service.api.sse import encode, event_stream
-from service.errors import Unavailable
+from service.errors import StorageUnavailable
 from service.store.event_log import LogEvent
 from tests.running import Event, parse_events
 
@@ -53,7 +53,10 @@ async def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("failure", "code"),
-    [(Unavailable("store_unavailable", "Try again."), "store_unavailable"), (RuntimeError("secret"), "internal_error")],
+    [
+        (StorageUnavailable("store_unavailable", "Try again."), "store_unavailable"),
+        (RuntimeError("secret"), "internal_error"),
+    ],
 )
 async def test_a_stream_that_breaks_off_says_so_and_no_more(failure: Exception, code: str) -> None:
     async def events() -> Source:

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from service.decoding.decoder import Decoder
-from service.errors import ServiceError, Unavailable
+from service.errors import ServiceError, StorageUnavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -148,7 +148,7 @@ async def test_progress_that_cannot_be_told_costs_the_video_nothing(
 
     async def refused(self: VideoStore, tenant: str, video_id: str, event: LogEvent) -> None:
         if event.name == "decode":
-            raise Unavailable("store_unavailable", "Away for a moment.")
+            raise StorageUnavailable("store_unavailable", "Away for a moment.")
         await tell(self, tenant, video_id, event)
 
     monkeypatch.setattr(VideoStore, "progress", refused)
