@@ -5,13 +5,12 @@ import base64
 import binascii
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
@@ -19,6 +18,7 @@ from service.answers.choice import Event, Gained, Seen, Spent, Started
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.questions import Question
 from service.api.dependencies import CallerDep, ServiceDep
+from service.api.disconnects import unless_disconnected
 from service.api.errors import documented
 from service.api.openai_schemas import (
     AnswerMessage,
@@ -75,7 +75,7 @@ async def complete(
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(started, events, num_choices=body.n or 1, wants=_Wants(include_usage, bool(body.logprobs)))
         return data_stream(chunks)
-    return await _unless_gone(request, _whole(started, events, with_logprobs=bool(body.logprobs)))
+    return await unless_disconnected(request, _whole(started, events, with_logprobs=bool(body.logprobs)))
 
 
 # -- what was asked
@@ -253,30 +253,10 @@ async def _whole(
     )
 
 
-async def _unless_gone(request: Request, work: Awaitable[ChatCompletion]) -> ChatCompletion:
-    """The completion; if the client leaves, the work stops at once."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _chunks(
     started: Started, events: AsyncGenerator[Event | None, None], *, num_choices: int, wants: _Wants
-) -> AsyncGenerator[bytes | None, None]:
-    """The stream's events as JSON; None while nothing happens."""
+) -> AsyncGenerator[bytes, None]:
+    """The stream's events as JSON."""
 
     def chunk(*choices: ChunkChoice, **fields: Any) -> bytes:
         made = ChatCompletionChunk(
@@ -298,8 +278,6 @@ async def _chunks(
     async with contextlib.aclosing(events):
         async for event in events:
             match event:
-                case None:
-                    yield None
                 case Seen(videos=videos) if videos:
                     seen = {"videos": list(videos)}
                 case Gained() if event.text or event.logprobs or event.finish_reason:
