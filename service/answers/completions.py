@@ -17,8 +17,9 @@ from service.access.callers import Access, Caller
 from service.answers.admission import Place
 from service.answers.choice import Choice, Event, Gained, Seen, Spent, Started
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
-from service.answers.questions import check_length, longest, sampling_of
+from service.answers.questions import check_length, longest
 from service.answers.runner import Answering, deadline_exceeded
+from service.answers.sampling import sampling_params
 from service.drain import Drain
 from service.errors import InvalidRequest, NotFound, ServiceError
 from service.ids import new_id
@@ -124,7 +125,7 @@ class Completions:
         info = await self._encoding.model()
         if request.model != info.name:
             raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
-        params = sampling_of(request.question, default=info.default_sampling)
+        params = sampling_params(request.question.sampling, default=info.default_sampling)
         turns = (*request.history, Turn(role="user", text=request.question.content))
         if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
             raise InvalidRequest(

@@ -3,59 +3,42 @@
 import asyncio
 import contextlib
 import math
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from structlog.contextvars import bind_contextvars
 
-from model.engine.sampling_params import MAX_SEED, InvalidSampling, SamplingParams
 from model.text.conversation import Clip, Conversation, Turn
 from service.access.callers import Access, Caller
 from service.answers.admission import Place
 from service.answers.generation import LiveAnswer
 from service.answers.runner import Answering, deadline_exceeded
+from service.answers.sampling import SamplingRequest, sampling_params
 from service.drain import Drain
-from service.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
+from service.errors import Conflict, Forbidden, NotFound, Unavailable
 from service.ids import new_id
 from service.store import keys
 from service.store.answers import AnswerStore
 from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.leases import Leases
 from service.store.listing import Page
-from service.store.records import AnswerRecord, FrameRequest, MessageRecord, Sampling, SessionRecord, VideoRecord
+from service.store.records import AnswerRecord, FrameRequest, MessageRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from service.videos.preparation import Encoding, check_usable
 from service.workers.pool import Pool
 from service.workers.protocol import ModelInfo
 
-_T = TypeVar("_T")
-
 _CHECK_TIMEOUT = 15.0  # seconds a question waits for a worker to look at its length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What a user asks, and the sampling fields they set; None takes the model's default."""
+    """A question and how to answer it."""
 
     content: str
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
-    logprobs: int | None = None
-    ignore_eos: bool = False
+    sampling: SamplingRequest
     priority: int = 0
     timeout: float | None = None
     """Seconds from now after which the answer is of no use any more."""
@@ -200,7 +183,7 @@ class Chat:
             if known := await self._answers.get(caller.tenant, answer_id):
                 return known
         bind_contextvars(answer_id=answer_id)
-        with self._answering.place(question.num_beams or 1) as place:
+        with self._answering.place(question.sampling.num_beams or 1) as place:
             async with self._access.answer_place(caller, answer_id):
                 live = await self._accept(
                     caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
@@ -221,7 +204,7 @@ class Chat:
     ) -> LiveAnswer:
         session = await self.session(tenant, session_id)
         info = await self._encoding.model()
-        params = sampling_of(question, default=info.default_sampling)
+        params = sampling_params(question.sampling, default=info.default_sampling)
         videos = await self._videos_of(tenant, session.video_ids)
         for video in videos:
             check_usable(video)
@@ -243,7 +226,7 @@ class Chat:
                 id=answer_id,
                 session_id=session_id,
                 question=question.content,
-                sampling=Sampling.model_validate({field: getattr(params, field) for field in Sampling.model_fields}),
+                sampling=params,
                 created_at=time.time(),
                 priority=question.priority,
                 deadline=deadline,
@@ -310,37 +293,3 @@ def _in_progress() -> Conflict:
     return Conflict(
         "request_in_progress", "The same request, by its idempotency key, is being looked at.", retry_after=1
     )
-
-
-def sampling_of(question: Question, *, default: SamplingParams) -> SamplingParams:
-    """How the answer's tokens are chosen: as the user says, else as the model does by default.
-
-    Raises:
-        InvalidRequest: fields that do not go together.
-    """
-    num_beams = _chosen(question.num_beams, default.num_beams)
-    # Who asks for beams and says nothing of a temperature does not mean the model's own.
-    temperature = 0.0 if num_beams > 1 else default.temperature
-    try:
-        return SamplingParams(
-            temperature=_chosen(question.temperature, temperature),
-            top_k=_chosen(question.top_k, default.top_k),
-            top_p=_chosen(question.top_p, default.top_p),
-            min_p=_chosen(question.min_p, default.min_p),
-            repetition_penalty=_chosen(question.repetition_penalty, default.repetition_penalty),
-            presence_penalty=_chosen(question.presence_penalty, default.presence_penalty),
-            frequency_penalty=_chosen(question.frequency_penalty, default.frequency_penalty),
-            num_beams=num_beams,
-            length_penalty=_chosen(question.length_penalty, default.length_penalty),
-            max_tokens=_chosen(question.max_tokens, default.max_tokens),
-            seed=_chosen(question.seed, secrets.randbelow(MAX_SEED)),
-            stop=_chosen(question.stop, default.stop),
-            logprobs=question.logprobs,
-            ignore_eos=question.ignore_eos,
-        )
-    except InvalidSampling as error:
-        raise InvalidRequest("invalid_value", str(error), param=error.param) from None
-
-
-def _chosen(value: _T | None, otherwise: _T) -> _T:
-    return otherwise if value is None else value

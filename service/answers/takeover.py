@@ -2,14 +2,13 @@
 
 import structlog
 
-from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Turn
 from service.answers.generation import LiveAnswer
 from service.errors import InternalError, NotFound, ServiceError
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store.answers import AnswerStore
-from service.store.records import AnswerRecord, VideoRecord
+from service.store.records import VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 
@@ -64,7 +63,7 @@ class Takeover:
             session=session,
             videos=tuple(videos),
             turns=turns,
-            params=_params(record),
+            params=record.sampling,
             num_messages=len(history),
             owner=owner,
         )
@@ -78,10 +77,6 @@ class Takeover:
             num_barren=num_barren,
         )
         return live, _obstacle(num_barren, session.video_ids, videos)
-
-
-def _params(record: AnswerRecord) -> SamplingParams:
-    return SamplingParams(**record.sampling.model_dump())
 
 
 def _obstacle(num_barren: int, video_ids: tuple[str, ...], videos: list[VideoRecord]) -> ServiceError | None:

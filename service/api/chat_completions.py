@@ -17,6 +17,7 @@ from model.text.conversation import Turn
 from service.answers.choice import Event, Gained, Seen, Spent, Started
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.questions import Question
+from service.answers.sampling import SamplingFields, SamplingRequest
 from service.api.dependencies import CallerDep, ServiceDep
 from service.api.disconnects import unless_disconnected
 from service.api.errors import documented
@@ -109,21 +110,15 @@ def _asked(body: ChatCompletionRequest) -> CompletionRequest:
 
 
 def _question(body: ChatCompletionRequest, text: str) -> Question:
-    stop = (body.stop,) if isinstance(body.stop, str) else body.stop
+    fields = body.model_dump(include=set(SamplingFields.model_fields), exclude={"max_tokens", "seed"})
     return Question(
         content=text,
-        temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        seed=None if body.seed is None else body.seed & MAX_SEED,  # OpenAI's may be negative
-        stop=None if stop is None else tuple(stop),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        ignore_eos=bool(body.ignore_eos),
+        sampling=SamplingRequest(
+            **fields,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            seed=None if body.seed is None else body.seed & MAX_SEED,  # OpenAI's may be negative
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ),
         timeout=body.timeout,
     )
 
