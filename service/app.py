@@ -14,7 +14,7 @@ from service.answers.build import run_answers
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
 from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
-from service.api.errors import AnswerWhenCut, documented, install_error_handlers
+from service.api.errors import ReplyToCancelled, documented, install_error_handlers
 from service.api.middleware import LimitBodies, ObserveRequests, Tus
 from service.decoding.decoder import build_decoder
 from service.drain import Drain
@@ -59,7 +59,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
     )
     app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
     routes = [route for part in (*_FOR_TENANTS, admin, *_FOR_ALL) for route in part.router.routes]
-    app.add_middleware(AnswerWhenCut)
+    app.add_middleware(ReplyToCancelled)
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
     install_error_handlers(app)
     for part in _FOR_TENANTS:

@@ -1,193 +1,334 @@
-"""Every error a client can meet: class -> HTTP status and type, in one place, in one envelope for JSON and SSE.
+"""Every error that a client can receive: the classes, the table of error codes, and one envelope for JSON and SSE.
 
 ServiceError
 |-- InvalidRequest    422   fields, prompts and videos that cannot be used
-|-- Unauthenticated   401   asks for a key
-|-- Forbidden         403
-|-- NotFound          404
-|-- Stalled           408
-|-- Conflict          409
-|-- Gone              410
+|-- Unauthenticated   401   a valid API key is required
+|-- Forbidden         403   the caller may not do this
+|-- NotFound          404   no such thing, or none that the caller may see
+|-- Stalled           408   the client stopped sending
+|-- Conflict          409   busy, or in another state
+|-- Gone              410   existed once, was removed
 |-- PreconditionFailed 412  another version of a protocol
-|-- TooLarge          413
-|-- UnsupportedMedia  415
-|-- Locked            423   somebody else is at it; carries Retry-After
-|-- ChecksumMismatch  460   tus' own status
+|-- TooLarge          413   too many bytes
+|-- UnsupportedMedia  415   not a video that this server can open
+|-- Locked            423   another request is at work on it; carries Retry-After
+|-- ChecksumMismatch  460   status defined by tus
 |-- LimitExceeded     429   the caller's own limit; carries Retry-After
-|-- Overloaded        503   our capacity; carries Retry-After
-|-- Unavailable       503   something of ours is missing; carries Retry-After
+|-- Overloaded        503   no capacity left; carries Retry-After
+|-- Unavailable       503   a part of the service is missing; carries Retry-After
+|   `-- StorageUnavailable 503 Redis or the bucket is missing; carries Retry-After
 `-- InternalError     500   never carries the text of an unexpected exception
+
+`CODES` has a row for each code. An error cannot be made with a code that is not in the table, or by another class than
+the one in its row.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 
-class ServiceError(Exception):
-    """An error with a code that programs read, a sentence that people read, and a place in HTTP."""
+class Fault(StrEnum):
+    """What has to change before the same request can succeed."""
 
-    status: ClassVar[int] = 500
+    CLIENT = "client"
+    """The request, the file, or how much the client asks for."""
+    SERVER = "server"
+    """The service: a defect, or a part of it that is down."""
+    CAPACITY = "capacity"
+    """The load on the service."""
+
+
+class ServiceError(Exception):
+    """An error with a code for programs, a message for people, and an HTTP status.
+
+    Args:
+        code: a code whose row in `CODES` names this class.
+        message: one sentence or more, shown to the client.
+        param: the field that the error is about.
+        retry_after: seconds until the client should try again; by default as in `CODES`.
+
+    Raises:
+        KeyError: `CODES` does not have the code.
+    """
+
+    default_status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    retry_after: ClassVar[int | None] = None
+    fault: ClassVar[Fault] = Fault.CLIENT
+    default_retry_after: ClassVar[int | None] = None
 
     def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
+        row = CODES[code]
+        assert type(self) is row.error, f"{code} is raised as {row.error.__name__}"
         self.code = code
         self.message = message
         self.param = param
-        self._retry_after = self.retry_after if retry_after is None else retry_after
+        self.status = row.status
+        self.retry_after = row.retry_after if retry_after is None else retry_after
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """The body of the HTTP response and the data of an SSE `error` event."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """The headers that the HTTP response needs besides."""
-        return {} if self._retry_after is None else {"Retry-After": str(self._retry_after)}
+        """Extra headers of the HTTP response."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class InvalidRequest(ServiceError):
-    """What was sent is understood and cannot be used."""
+    """The request is understood but cannot be used."""
 
-    status = 422
+    default_status = 422
     type = "invalid_request_error"
 
 
 class Unauthenticated(ServiceError):
-    """Nobody knows who asks."""
+    """The request carries no valid API key."""
 
-    status = 401
+    default_status = 401
     type = "authentication_error"
 
     def headers(self) -> dict[str, str]:
-        """How to say who asks."""
+        """The authentication scheme to use."""
         return {"WWW-Authenticate": 'Bearer realm="reeltalk"'}
 
 
 class Forbidden(ServiceError):
-    """Whoever asks may not."""
+    """The caller may not do this."""
 
-    status = 403
+    default_status = 403
     type = "permission_error"
 
 
-class Stalled(ServiceError):
-    """The client stopped in the middle of what it was sending."""
-
-    status = 408
-    type = "invalid_request_error"
-
-
 class NotFound(ServiceError):
-    """No such thing, or none that the caller may see."""
+    """There is no such thing, or none that the caller may see."""
 
-    status = 404
+    default_status = 404
     type = "not_found_error"
+
+
+class Stalled(ServiceError):
+    """The client stopped in the middle of a request body."""
+
+    default_status = 408
+    type = "invalid_request_error"
 
 
 class Conflict(ServiceError):
     """The thing exists and is busy or in another state."""
 
-    status = 409
+    default_status = 409
     type = "conflict_error"
 
 
 class Gone(ServiceError):
-    """It was here and is no more."""
+    """The thing existed and was removed."""
 
-    status = 410
+    default_status = 410
     type = "gone_error"
-
-
-class TooLarge(ServiceError):
-    """More bytes than this server takes."""
-
-    status = 413
-    type = "invalid_request_error"
-
-
-class UnsupportedMedia(ServiceError):
-    """Not a video, or not one this server opens."""
-
-    status = 415
-    type = "invalid_request_error"
 
 
 class PreconditionFailed(ServiceError):
     """The client speaks another version of a protocol."""
 
-    status = 412
+    default_status = 412
+    type = "invalid_request_error"
+
+
+class TooLarge(ServiceError):
+    """The request has more bytes than this server accepts."""
+
+    default_status = 413
+    type = "invalid_request_error"
+
+
+class UnsupportedMedia(ServiceError):
+    """The file is not a video, or not one that this server can open."""
+
+    default_status = 415
     type = "invalid_request_error"
 
 
 class Locked(ServiceError):
     """Another request is at work on the same thing."""
 
-    status = 423
+    default_status = 423
     type = "conflict_error"
-    retry_after = 1
+    default_retry_after = 1
 
 
 class ChecksumMismatch(ServiceError):
-    """What arrived is not what was sent, by the client's own checksum."""
+    """The bytes received do not match the client's checksum."""
 
-    status = 460
+    default_status = 460
     type = "invalid_request_error"
 
 
 class LimitExceeded(ServiceError):
-    """A limit of the caller's own key; others are served."""
+    """The caller's key has reached one of its limits; other keys are not affected."""
 
-    status = 429
+    default_status = 429
     type = "rate_limit_error"
-    retry_after = 1
+    default_retry_after = 1
 
 
 class Overloaded(ServiceError):
-    """Our capacity is used up; the same request may succeed a little later."""
+    """The service has no capacity left; the same request can succeed a little later."""
 
-    status = 503
+    default_status = 503
     type = "overloaded_error"
-    retry_after = 2
+    fault = Fault.CAPACITY
+    default_retry_after = 2
 
 
 class Unavailable(ServiceError):
     """A part of the service is missing: the store, the model."""
 
-    status = 503
+    default_status = 503
     type = "unavailable_error"
-    retry_after = 1
+    fault = Fault.SERVER
+    default_retry_after = 1
+
+
+class StorageUnavailable(Unavailable):
+    """Redis or the bucket does not answer; the same operation can succeed in a moment."""
 
 
 class InternalError(ServiceError):
-    """Our fault. The log has the details; the client gets a code."""
+    """The service failed. The log has the details; the client gets a code."""
+
+    type = "server_error"
+    fault = Fault.SERVER
 
 
-_UNSUPPORTED_MEDIA = {"not_a_video", "no_video_stream", "unsupported_codec"}
-_BAD_FILE = ("undecodable", "no_frames", "too_large", "too_long", "decode_crashed", "decode_timeout")
-_PARAMS = {
-    "context_length_exceeded": "content",
-    "empty_interval": "frames",
-    **dict.fromkeys(_BAD_FILE, "file"),
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """A row of the table of error codes; what is None is the default of the row's class."""
+
+    error: type[ServiceError]
+    param: str | None = None
+    """The field that the error names when it is rebuilt from its code, see `from_code`."""
+    own_status: int | None = None
+    own_retry_after: int | None = None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.own_status or self.error.default_status
+
+    @property
+    def fault(self) -> Fault:
+        """What has to change before the same request can succeed."""
+        return self.error.fault
+
+    @property
+    def retry_after(self) -> int | None:
+        """Seconds after which a client should send the same request again; None where that is of no use."""
+        return self.own_retry_after or self.error.default_retry_after
+
+
+CODES: Mapping[str, ErrorCode] = {
+    "client_disconnected": ErrorCode(InvalidRequest, own_status=400),
+    "invalid_key": ErrorCode(Unauthenticated),
+    "missing_key": ErrorCode(Unauthenticated),
+    "fetch_disabled": ErrorCode(Forbidden),
+    "foreign_host": ErrorCode(Forbidden),
+    "missing_scope": ErrorCode(Forbidden),
+    "not_local": ErrorCode(Forbidden),
+    "priority_too_high": ErrorCode(Forbidden),
+    "url_not_allowed": ErrorCode(Forbidden),
+    "answer_not_found": ErrorCode(NotFound, param="answer_id"),
+    "frame_not_found": ErrorCode(NotFound),
+    "model_not_found": ErrorCode(NotFound, param="model"),
+    "route_not_found": ErrorCode(NotFound),
+    "session_not_found": ErrorCode(NotFound, param="session_id"),
+    "upload_not_found": ErrorCode(NotFound, param="upload_id"),
+    "video_not_found": ErrorCode(NotFound, param="video_ids"),
+    "method_not_allowed": ErrorCode(InvalidRequest, own_status=405),
+    "upload_stalled": ErrorCode(Stalled),
+    "offset_mismatch": ErrorCode(Conflict),
+    "request_in_progress": ErrorCode(Conflict, own_retry_after=1),
+    "session_busy": ErrorCode(Conflict),
+    "upload_gone": ErrorCode(Gone, param="upload_id"),
+    "video_gone": ErrorCode(Gone, param="video_ids"),
+    "unsupported_version": ErrorCode(PreconditionFailed),
+    "body_too_large": ErrorCode(TooLarge),
+    "upload_too_large": ErrorCode(TooLarge),
+    "no_video_stream": ErrorCode(UnsupportedMedia, param="file"),
+    "not_a_video": ErrorCode(UnsupportedMedia, param="file"),
+    "unsupported_codec": ErrorCode(UnsupportedMedia, param="file"),
+    "unsupported_media_type": ErrorCode(UnsupportedMedia),
+    "context_length_exceeded": ErrorCode(InvalidRequest, param="content"),
+    "decode_crashed": ErrorCode(InvalidRequest, param="file"),
+    "decode_timeout": ErrorCode(InvalidRequest, param="file"),
+    "duplicate_field": ErrorCode(InvalidRequest),
+    "empty_interval": ErrorCode(InvalidRequest, param="frames"),
+    "empty_upload": ErrorCode(InvalidRequest),
+    "fetch_failed": ErrorCode(InvalidRequest),
+    "fetch_timeout": ErrorCode(InvalidRequest),
+    "idempotency_key_reused": ErrorCode(InvalidRequest),
+    "invalid_url": ErrorCode(InvalidRequest),
+    "invalid_value": ErrorCode(InvalidRequest),
+    "malformed_data_url": ErrorCode(InvalidRequest),
+    "malformed_form": ErrorCode(InvalidRequest),
+    "malformed_json": ErrorCode(InvalidRequest),
+    "missing_field": ErrorCode(InvalidRequest),
+    "missing_file": ErrorCode(InvalidRequest),
+    "missing_question": ErrorCode(InvalidRequest),
+    "no_frames": ErrorCode(InvalidRequest, param="file"),
+    "too_large": ErrorCode(InvalidRequest, param="file"),
+    "too_long": ErrorCode(InvalidRequest, param="file"),
+    "too_many_frames": ErrorCode(InvalidRequest),
+    "too_many_redirects": ErrorCode(InvalidRequest),
+    "too_many_videos": ErrorCode(InvalidRequest),
+    "undecodable": ErrorCode(InvalidRequest, param="file"),
+    "unknown_field": ErrorCode(InvalidRequest),
+    "unsupported_value": ErrorCode(InvalidRequest),
+    "upload_busy": ErrorCode(Locked),
+    "storage_full": ErrorCode(LimitExceeded),
+    "too_many_answers": ErrorCode(LimitExceeded),
+    "too_many_requests": ErrorCode(LimitExceeded),
+    "headers_too_large": ErrorCode(InvalidRequest, own_status=431),
+    "checksum_mismatch": ErrorCode(ChecksumMismatch),
+    "answer_lost": ErrorCode(InternalError),
+    "encode_failed": ErrorCode(InternalError),
+    "engine_error": ErrorCode(InternalError),
+    "internal_error": ErrorCode(InternalError),
+    "worker_lost": ErrorCode(InternalError),
+    "answer_moved": ErrorCode(Unavailable),
+    "deadline_exceeded": ErrorCode(Overloaded),
+    "decode_unavailable": ErrorCode(Unavailable),
+    "draining": ErrorCode(Unavailable),
+    "media_unavailable": ErrorCode(StorageUnavailable),
+    "model_unavailable": ErrorCode(Unavailable),
+    "no_replica": ErrorCode(Unavailable),  # sent by the balancer
+    "overloaded": ErrorCode(Overloaded),
+    "store_unavailable": ErrorCode(StorageUnavailable),
+    "try_again": ErrorCode(Unavailable),
+    "http_error": ErrorCode(InvalidRequest),  # sent with the status that the web framework chose
 }
-_INTERNAL = {
-    "worker_lost",
-    "encode_failed",
-    "engine_error",
-    "answer_lost",
-    "internal_error",
-}
+"""The table of error codes, in the order of `docs/api.md`."""
 
 
 def from_code(code: str, message: str) -> ServiceError:
-    """The error that a code from a decode child, a worker or a stored record stands for."""
-    if code in _UNSUPPORTED_MEDIA:
-        return UnsupportedMedia(code, message, param="file")
-    if code in _INTERNAL:
-        return InternalError(code, message)
-    if code in {"store_unavailable", "media_unavailable", "model_unavailable", "decode_unavailable"}:
-        return Unavailable(code, message)
-    if code == "video_gone":
-        return Gone(code, message, param="video_ids")
-    if code == "deadline_exceeded":
-        return Overloaded(code, message)
-    return InvalidRequest(code, message, param=_PARAMS.get(code))
+    """Rebuild an error from the code and message that a decode child, a worker or a stored record has.
+
+    A code that is not in the table was written by another release; it becomes an `internal_error`.
+    """
+    row = CODES.get(code)
+    if row is None:
+        return InternalError("internal_error", message)
+    return row.error(code, message, param=row.param)
+
+
+def unexpected_error() -> InternalError:
+    """The error that clients receive in place of an unexpected exception."""
+    return InternalError("internal_error", "Something went wrong on our side.")
+
+
+def fault_of(code: str) -> Fault:
+    """The fault of a stored code; `SERVER` for one that is not in the table."""
+    row = CODES.get(code)
+    return Fault.SERVER if row is None else row.fault

@@ -22,10 +22,10 @@ from model.family import EncodedClip, Family, build_prompt
 from model.text.conversation import Clip, Conversation, Turn
 from model.video.spec import VideoErrorCode
 from service import errors
-from service.api.errors import _CODES, _HTTP_CODES
+from service.api.errors import FRAMEWORK_CODES, VALIDATION_CODES
 from service.commands.demo import SAMPLE
 from service.commands.openapi import document
-from service.errors import ServiceError, from_code
+from service.errors import CODES, ServiceError
 from tests import node_clients
 from tests.running import parse_events, running
 
@@ -129,10 +129,9 @@ def error_classes() -> dict[str, type[ServiceError]]:
     return {name: value for name, value in found.items() if issubclass(value, ServiceError)}
 
 
-def codes_in(path: Path) -> Iterator[tuple[str, int]]:
-    """Codes that a module raises or reports as literals, each with its HTTP status."""
+def codes_in(path: Path) -> Iterator[tuple[str, type[ServiceError] | None]]:
+    """Codes that a module raises or reports as literals, each with the class it is raised as, if it is raised here."""
     classes = error_classes()
-    overridden: dict[ast.AST, int] = {}
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
@@ -141,32 +140,42 @@ def codes_in(path: Path) -> Iterator[tuple[str, int]]:
             keyword.arg: keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)
         }
         match node.func.id:
-            case "_reply" if "status" in keywords:
-                overridden[node.args[0]] = int(str(keywords["status"]))
             case name if name in classes:
-                status = overridden.get(node, classes[name].status)
-                yield from ((str(code), status) for code in literals)
+                yield from ((str(code), classes[name]) for code in literals)
             case "VideoError" | "DecodeFailed":
-                yield from ((str(code), from_code(str(code), "").status) for code in literals)
+                yield from ((str(code), None) for code in literals)
             case "Refused" | "Rejected" if "code" in keywords:
-                yield str(keywords["code"]), from_code(str(keywords["code"]), "").status
+                yield str(keywords["code"]), None
 
 
-def codes_of_the_code_base() -> set[tuple[str, str]]:
-    found = {(code, from_code(code, "").status) for code in get_args(VideoErrorCode)}
+def codes_of_the_code_base() -> set[tuple[str, type[ServiceError] | None]]:
+    found = {(code, None) for code in (*get_args(VideoErrorCode), *VALIDATION_CODES.values(), "invalid_value")}
+    found |= {(code, None) for code in (*FRAMEWORK_CODES.values(), "http_error")}
+    found |= {(code, None) for _, code in _BALANCER_ERROR.findall((ROOT / "docker/nginx.conf").read_text())}
+    raised: set[tuple[str, type[ServiceError] | None]] = set(found)
     for room in ("model", "service"):
         for path in (ROOT / room).rglob("*.py"):
-            found |= set(codes_in(path))
-    found |= {(code, 422) for code in (*_CODES.values(), "invalid_value")}
-    found |= {(code, status) for status, code in _HTTP_CODES.items()}
-    found |= {(code, int(status)) for status, code in _BALANCER_ERROR.findall((ROOT / "docker/nginx.conf").read_text())}
-    return {(code, str(status)) for code, status in found} | {("http_error", "any other")}
+            raised |= set(codes_in(path))
+    return raised
 
 
-def test_the_table_of_errors_has_every_code_with_its_status_and_no_other() -> None:
+def test_the_table_of_error_codes_has_every_code_with_its_class_and_no_other() -> None:
+    raised = codes_of_the_code_base()
+    assert {code for code, _ in raised} == set(CODES)
+    for code, kind in raised:
+        assert kind in {None, CODES[code].error}, code
+
+
+def test_the_framework_and_the_balancer_give_each_code_the_status_of_the_table() -> None:
+    given = [(code, status) for status, code in FRAMEWORK_CODES.items()]
+    given += [(code, int(status)) for status, code in _BALANCER_ERROR.findall((ROOT / "docker/nginx.conf").read_text())]
+    assert {(code, status) for code, status in given if CODES[code].status != status} == set()
+
+
+def test_the_documented_table_of_errors_is_the_table() -> None:
     rows = [(code, status) for code, status, _ in _CODE_ROW.findall(page("api.md"))]
-    assert len(rows) == len(set(rows))
-    assert set(rows) == codes_of_the_code_base()
+    table = {code: str(row.status) for code, row in CODES.items()} | {"http_error": "any other"}
+    assert rows == list(table.items())
 
 
 def test_every_route_has_a_place_in_the_description_and_no_other_has() -> None:

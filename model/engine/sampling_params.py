@@ -1,6 +1,7 @@
 """How the tokens of one answer are chosen. Every field is finite and bounded; no torch here."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_TOKENS = 8192
@@ -9,6 +10,20 @@ MAX_STOP_LENGTH = 256
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
 MAX_BEAMS = 16
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.1, 10.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "max_tokens": (1, MAX_TOKENS),
+    "seed": (0, MAX_SEED),
+    "num_beams": (1, MAX_BEAMS),
+    "length_penalty": (-5.0, 5.0),
+}
+"""The least and the greatest value of each field that is a number."""
 
 
 class InvalidSampling(ValueError):
@@ -52,17 +67,8 @@ class SamplingParams:
     """Go on after an end-of-sequence token, up to `max_tokens`: for measuring."""
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 5.0)
-        _check("top_k", self.top_k, 0, 1_000_000)
-        _check("top_p", self.top_p, 1e-6, 1.0)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
-        _check("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        _check("seed", self.seed, 0, MAX_SEED)
-        _check("num_beams", self.num_beams, 1, MAX_BEAMS)
-        _check("length_penalty", self.length_penalty, -5.0, 5.0)
+        for param, (low, high) in BOUNDS.items():
+            _check(param, getattr(self, param), low, high)
         if self.num_beams > 1 and (self.temperature > 0 or self.logprobs is not None):
             raise InvalidSampling("num_beams", "Beam search neither samples (temperature) nor gives logprobs.")
         if self.logprobs is not None:

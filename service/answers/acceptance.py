@@ -10,7 +10,8 @@ from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Clip, Conversation, Turn
 from service.answers.admission import Admission, Place
 from service.answers.generation import deadline_exceeded
-from service.answers.question import Question, sampling_params
+from service.answers.question import Question
+from service.answers.sampling import sampling_params
 from service.errors import NotFound, Unavailable
 from service.store.records import FrameRequest, VideoRecord
 from service.videos.preparation import Preparation, check_usable
@@ -67,7 +68,7 @@ class Acceptance:
             ServiceError: the refusal; no work has begun.
         """
         info = await self.model(model)
-        params = sampling_params(question, default=info.default_sampling)
+        params = sampling_params(question.sampling, default=info.default_sampling)
         for video in videos:
             check_usable(video)
         await self._preparation.check_available(tenant, videos, frames)

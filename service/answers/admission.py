@@ -121,7 +121,7 @@ class Admission:
         """Estimate the seconds until half of the queue is served, from the rate at which answers ended lately."""
         self._drop_old_ends()
         rate = len(self._ends) / _PACE_SECONDS
-        seconds = math.ceil(self.num_queued_sequences / 2 / rate) if rate else Overloaded.retry_after or 1
+        seconds = math.ceil(self.num_queued_sequences / 2 / rate) if rate else Overloaded.default_retry_after or 1
         return min(max(seconds, 1), _MAX_RETRY_AFTER)
 
     def _drop_old_ends(self) -> None:

@@ -20,7 +20,7 @@ from service.store import keys
 from service.store.answers import AnswerStore
 from service.store.idempotency import IdempotencyStore, Repeatable
 from service.store.leases import Leases
-from service.store.records import AnswerRecord, Sampling
+from service.store.records import AnswerRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 
@@ -74,7 +74,7 @@ class Questions:
             if known := await self._answers.get(caller.tenant, answer_id):
                 return known
         bind_contextvars(answer_id=answer_id)
-        place = self._admission.take(question.num_beams or 1)
+        place = self._admission.take(question.sampling.num_beams or 1)
         try:
             async with self._access.answer_place(caller, answer_id):
                 answer = await self._accept(caller.tenant, session_id, answer_id, question, place)
@@ -120,7 +120,7 @@ class Questions:
                 id=answer_id,
                 session_id=session_id,
                 question=question.content,
-                sampling=Sampling.model_validate({field: getattr(params, field) for field in Sampling.model_fields}),
+                sampling=params,
                 created_at=time.time(),
                 priority=question.priority,
                 deadline=deadline,

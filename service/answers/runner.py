@@ -20,7 +20,7 @@ from service.answers.jobs import GenerationJobs
 from service.answers.loops import Loops
 from service.answers.presence import Presence
 from service.answers.writer import STORE_PATIENCE, STORE_RETRY, AnswerWriter
-from service.errors import InternalError, ServiceError
+from service.errors import InternalError, ServiceError, StorageUnavailable
 from service.observability.logging import bound_ids
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -168,8 +168,8 @@ class AnswerRunner:
                     answer.session.frames,
                     on_progress=on_progress,
                 )
-            except ServiceError as error:
-                if error.code not in {"store_unavailable", "media_unavailable"} or time.monotonic() > give_up:
+            except StorageUnavailable:
+                if time.monotonic() > give_up:
                     raise
             await asyncio.sleep(STORE_RETRY)
 

@@ -6,7 +6,6 @@ import random
 
 import structlog
 
-from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Turn
 from service.answers.admission import Admission
 from service.answers.answer import RunningAnswer
@@ -113,7 +112,7 @@ class Takeover:
         history = await self._sessions.messages(tenant, session.id)
         videos = await self._videos.get_many(tenant, session.video_ids)
         log = await self._answers.whole_log(tenant, record.id)
-        params = SamplingParams(**record.sampling.model_dump())
+        params = record.sampling
         answer = RunningAnswer(
             tenant=tenant,
             record=record,

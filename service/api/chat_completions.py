@@ -5,20 +5,21 @@ import base64
 import binascii
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.completions import ChoiceOutput, CompletionEnded, CompletionEvent, CompletionStarted, FramesSampled
 from service.answers.question import Question
+from service.answers.sampling import SamplingFields, SamplingRequest
 from service.api.dependencies import CallerDep, ServiceDep
+from service.api.disconnects import unless_disconnected
 from service.api.errors import documented
 from service.api.openai_schemas import (
     AnswerMessage,
@@ -75,7 +76,7 @@ async def complete(
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(started, events, num_choices=body.n or 1, wants=_Wants(include_usage, bool(body.logprobs)))
         return data_stream(chunks)
-    return await _unless_gone(request, _whole(started, events, with_logprobs=bool(body.logprobs)))
+    return await unless_disconnected(request, _whole(started, events, with_logprobs=bool(body.logprobs)))
 
 
 # -- what was asked
@@ -109,21 +110,15 @@ def _asked(body: ChatCompletionRequest) -> CompletionRequest:
 
 
 def _question(body: ChatCompletionRequest, text: str) -> Question:
-    stop = (body.stop,) if isinstance(body.stop, str) else body.stop
+    fields = body.model_dump(include=set(SamplingFields.model_fields), exclude={"max_tokens", "seed"})
     return Question(
         content=text,
-        temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        seed=None if body.seed is None else body.seed & MAX_SEED,  # OpenAI's may be negative
-        stop=None if stop is None else tuple(stop),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        ignore_eos=bool(body.ignore_eos),
+        sampling=SamplingRequest(
+            **fields,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            seed=None if body.seed is None else body.seed & MAX_SEED,  # OpenAI's may be negative
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ),
         timeout=body.timeout,
     )
 
@@ -253,30 +248,10 @@ async def _whole(
     )
 
 
-async def _unless_gone(request: Request, work: Awaitable[ChatCompletion]) -> ChatCompletion:
-    """The completion; if the client leaves, the work stops at once."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _chunks(
     started: CompletionStarted, events: AsyncGenerator[CompletionEvent, None], *, num_choices: int, wants: _Wants
-) -> AsyncGenerator[bytes | None, None]:
-    """The stream's events as JSON; None while nothing happens."""
+) -> AsyncGenerator[bytes, None]:
+    """The stream's events as JSON."""
 
     def chunk(*choices: ChunkChoice, **fields: Any) -> bytes:
         made = ChatCompletionChunk(

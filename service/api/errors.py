@@ -1,4 +1,4 @@
-"""Errors on their way out: one envelope, whatever raised them, and never the text of an unexpected exception."""
+"""Exception handlers: every error leaves the app in one envelope, without the text of unexpected exceptions."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.schemas import ErrorReply
-from service.errors import InternalError, InvalidRequest, ServiceError, Unavailable
+from service.errors import InvalidRequest, ServiceError, Unavailable, from_code, unexpected_error
 
 _log = structlog.get_logger(__name__)
 
-_CODES = {
+VALIDATION_CODES = {
     "extra_forbidden": "unknown_field",
     "json_invalid": "malformed_json",
     "missing": "missing_field",
     "unsupported_value": "unsupported_value",
 }
-_CUT_OFF = Unavailable("draining", "This replica stops before it could finish this; send it again.")
-_MALFORMED = InvalidRequest("malformed_json", "The body is not JSON.")
-_HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+"""Pydantic's error types and their codes; every other type is an `invalid_value`."""
+FRAMEWORK_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+"""The statuses of Starlette's own refusals and their codes; every other status is an `http_error`."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Let every error leave the app in the envelope."""
+    """Register a handler for every kind of error."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -38,8 +38,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-class AnswerWhenCut:
-    """Tells the client of a request that is cut off to come again: the server cancels one only when it has to stop."""
+class ReplyToCancelled:
+    """Middleware that replies `draining` to a request that the server cancels, which it does only when it must stop."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -51,52 +51,58 @@ class AnswerWhenCut:
             return
         has_begun = False
 
-        async def watched(message: Message) -> None:
+        async def observed(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, observed)
         except asyncio.CancelledError:
             if not has_begun:
-                await _reply(_CUT_OFF)(scope, receive, send)
+                error = Unavailable("draining", "This replica is stopping and could not finish this; send it again.")
+                await error_response(error)(scope, receive, send)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """The `responses` of a route that may fail with these."""
+    """The `responses` of a route that can fail with these statuses."""
     return {status: {"model": ErrorReply} for status in statuses}
 
 
-def _reply(error: ServiceError, *, status: int | None = None) -> JSONResponse:
+def error_response(error: ServiceError, *, status: int | None = None) -> JSONResponse:
+    """The response for an error, with another status than the error's own if one is given."""
     return JSONResponse(error.envelope(), status_code=status or error.status, headers=error.headers())
 
 
 async def _service_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return _reply(error)
+    return error_response(error)
 
 
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    code = _CODES.get(first["type"], "invalid_value")
-    where = _path(first["loc"], error.body)
+    code = VALIDATION_CODES.get(first["type"], "invalid_value")
+    path = _field_path(first["loc"], error.body)
     if code == "malformed_json":
-        return _reply(_MALFORMED)
-    return _reply(InvalidRequest(code, f"{first['msg']}.", param=".".join(where) or None))
+        return error_response(_malformed_json())
+    return error_response(InvalidRequest(code, f"{first['msg']}.", param=".".join(path) or None))
 
 
-def _path(loc: Sequence[int | str], body: object) -> list[str]:
-    """Where in what was sent an error is, without the names of the validator's own branches on the way there."""
+def _malformed_json() -> InvalidRequest:
+    return InvalidRequest("malformed_json", "The body is not JSON.")
+
+
+def _field_path(loc: Sequence[int | str], body: object) -> list[str]:
+    """The path of the invalid field in what the client sent, without the names of Pydantic's own union branches."""
     if loc[0] != "body":
         return [str(part) for part in loc[1:]]
     path: list[str] = []
     value: Any = body
-    for place, part in enumerate(loc[1:], start=2):
+    for position, part in enumerate(loc[1:], start=2):
         if isinstance(value, list) and isinstance(part, int):
             value = value[part]
-        elif isinstance(value, dict) and (part in value or place == len(loc)):
+        elif isinstance(value, dict) and (part in value or position == len(loc)):
             value = value.get(part)
         else:
             continue
@@ -106,18 +112,18 @@ def _path(loc: Sequence[int | str], body: object) -> list[str]:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # the framework's word for a body that is not even text
-        return _reply(_MALFORMED)
-    code = _HTTP_CODES.get(error.status_code, "http_error")
-    reply = _reply(InvalidRequest(code, f"{error.detail}."), status=error.status_code)
-    reply.headers.update(error.headers or {})
-    if error.status_code == 405:  # the framework names the methods of one route of several on a path
-        reply.headers["Allow"] = ", ".join(sorted(_methods(request)))
-    return reply
+    if error.status_code == 400:  # FastAPI raises this for a body that is not valid UTF-8
+        return error_response(_malformed_json())
+    code = FRAMEWORK_CODES.get(error.status_code, "http_error")
+    response = error_response(from_code(code, f"{error.detail}."), status=error.status_code)
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of one route only, where several share a path
+        response.headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))
+    return response
 
 
-def _methods(request: Request) -> set[str]:
-    """What the path of a request may be asked with, by the contract."""
+def _allowed_methods(request: Request) -> set[str]:
+    """The methods that the OpenAPI document has for the request's path."""
     return {
         method.upper()
         for path, operations in request.app.openapi()["paths"].items()
@@ -127,10 +133,10 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _disconnected(_: Request, __: Exception) -> JSONResponse:
-    # nobody reads this; it gives the log a status
-    return _reply(InvalidRequest("client_disconnected", "The connection was closed too early."), status=400)
+    # The client is gone; this gives the log line a status.
+    return error_response(InvalidRequest("client_disconnected", "The connection was closed too early."))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("request_failed", path=request.url.path, exc_info=error)
-    return _reply(InternalError("internal_error", "Something went wrong on our side."))
+    return error_response(unexpected_error())

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
-from model.engine.sampling_params import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_TOKENS
-from service.api.schemas import WHOLE, Reply, RequestBody
+from model.engine.sampling_params import MAX_LOGPROBS
+from service.answers.sampling import WHOLE, MaxTokens, SamplingFields
+from service.api.schemas import Reply, RequestBody
 from service.ids import file_id
 from service.store.records import VideoFrames, VideoRecord
 
@@ -40,7 +41,6 @@ _Name = Annotated[None, _off()]
 _EmptyList = Annotated[list[Any], Field(max_length=0)]
 _EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 _TextAlone = Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)]
-_StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 class TextPart(RequestBody):
@@ -132,8 +132,11 @@ class ResponseFormat(RequestBody):
     type: Annotated[Literal["text"], _off("text")]
 
 
-class ChatCompletionRequest(RequestBody):
-    """A conversation to be gone on with. Sampling fields that are not given take the model's defaults."""
+class ChatCompletionRequest(SamplingFields, RequestBody):
+    """A conversation to continue. Sampling fields that are not given take the model's defaults.
+
+    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos` and `timeout` are not OpenAI's.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     model: str = Field(min_length=1, max_length=200)
@@ -142,36 +145,22 @@ class ChatCompletionRequest(RequestBody):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
         default=None, description="How many answers to give."
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = Field(
-        default=None, description="The older name of `max_completion_tokens`; give one of them."
+    max_completion_tokens: MaxTokens | None = Field(
+        default=None, description="The newer name of `max_tokens`; give one of them."
     )
-    temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
-    stop: _StopString | Annotated[list[_StopString], Field(max_length=8)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = Field(
         default=None, description="How many of the likeliest tokens; needs `logprobs`."
     )
     response_format: ResponseFormat | None = None
 
-    top_k: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = Field(
-        default=None, description="Not OpenAI's; 0 is off."
-    )
-    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False, description="Not OpenAI's; 0 is off.")
-    repetition_penalty: float | None = Field(
-        default=None, ge=0.1, le=10, allow_inf_nan=False, description="Not OpenAI's; 1 is off."
-    )
-    ignore_eos: bool | None = Field(default=None, description="Not OpenAI's; go on to the last token, for measuring.")
     timeout: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Not OpenAI's; seconds after which a completion that has not ended ends with `deadline_exceeded`.",
+        description="Seconds after which a completion that has not ended ends with `deadline_exceeded`.",
     )
 
     tools: Annotated[_EmptyList | None, _off([])] = None

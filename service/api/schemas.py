@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from model.engine.sampling_params import MAX_BEAMS, MAX_SEED, MAX_STOP_LENGTH, MAX_TOKENS
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.answers.question import Question
+from service.answers.sampling import WHOLE, BeamSearchFields, SamplingRequest
 from service.drain import State
 from service.store.records import (
     AnswerRecord,
@@ -25,17 +25,9 @@ from service.store.records import (
 )
 from service.videos.fetching import MAX_URL
 
-# JSON has one kind of number, in which 8.0 is the integer 8
-WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
-_StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-_StopStrings = Annotated[list[_StopString], Field(max_length=8)]
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
 AnswerId = Annotated[str, StringConstraints(pattern=r"^ans_[0-9a-f]{32}$")]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer()
 
 
 class RequestBody(BaseModel):
@@ -162,27 +154,11 @@ class SessionList(Reply):
     has_more: bool
 
 
-class MessageRequest(RequestBody):
+class MessageRequest(BeamSearchFields, RequestBody):
     """Ask a question. Sampling fields that are not given take the model's defaults."""
 
     content: str = Field(min_length=1, max_length=32_000)
     stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
-    temperature: float | None = Field(default=None, ge=0, le=5, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    top_k: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = None
-    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, allow_inf_nan=False)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS), WHOLE] | None = Field(
-        default=None, description="More than one searches for the likeliest answer, which comes as a whole."
-    )
-    length_penalty: float | None = Field(default=None, ge=-5, le=5, allow_inf_nan=False)
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None
-    stop: _StopString | _StopStrings | None = None
-    ignore_eos: bool = Field(default=False, description="Go on to `max_tokens` whatever the model says; for measuring.")
-
     priority: Annotated[int, Field(ge=-9, le=9), WHOLE] = Field(
         default=0, description="Of those that wait, a higher one goes first; a key may have a ceiling."
     )
@@ -195,11 +171,12 @@ class MessageRequest(RequestBody):
     )
 
     def question(self) -> Question:
-        """What is asked of the service."""
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        """The question, as the service takes it."""
         return Question(
-            stop=None if stop is None else tuple(stop),
-            **self.model_dump(exclude={"stream", "stop"}),
+            content=self.content,
+            sampling=SamplingRequest(**self.model_dump(include=set(BeamSearchFields.model_fields))),
+            priority=self.priority,
+            timeout=self.timeout,
         )
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import AfterQuery, CallerDep, LimitQuery, RepeatableDep, Service, ServiceDep, TenantDep
+from service.api.disconnects import unless_disconnected
 from service.api.errors import documented
 from service.api.schemas import (
     Deleted,
@@ -110,7 +111,8 @@ async def ask(
     events = service.answers.follow(tenant, answer.id, after=0)
     if body.stream:
         return event_stream(events)
-    await _until_done(request, events)
+    # A client that disconnects stops reading: after the grace period, the answer is stopped.
+    await unless_disconnected(request, _read_to_end(events))
     record = await service.answers.get(tenant, answer.id)
     if record.error is not None:
         raise from_code(record.error.code, record.error.message)
@@ -123,11 +125,10 @@ async def ask(
     return Message.of(record.message)
 
 
-async def _until_done(request: Request, events: AsyncGenerator[LogEvent | None, None]) -> None:
+async def _read_to_end(events: AsyncGenerator[LogEvent, None]) -> None:
     async with contextlib.aclosing(events):
-        async for event in events:
-            if event is None and await request.is_disconnected():
-                return  # leaving the log starts the grace period after which the answer is stopped
+        async for _ in events:
+            pass
 
 
 def _check_bounds(service: Service, body: SessionRequest) -> None:

@@ -12,7 +12,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from service.errors import Unavailable
+from service.errors import StorageUnavailable
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -86,4 +86,6 @@ class Bucket:
             _log.warning("bucket_refused", code=code)
         except (BotoCoreError, Boto3Error) as error:
             _log.warning("bucket_unavailable", error=type(error).__name__)
-        raise Unavailable("media_unavailable", "The uploaded files cannot be reached right now; try again in a moment.")
+        raise StorageUnavailable(
+            "media_unavailable", "The uploaded files cannot be reached right now; try again in a moment."
+        )

@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.errors import Unavailable
+from service.errors import StorageUnavailable, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -76,4 +76,4 @@ def text(value: object) -> str:
 
 def _translated(error: RedisError) -> Unavailable:
     _log.warning("store_unavailable", error=type(error).__name__)
-    return Unavailable("store_unavailable", "The store cannot be reached right now; try again in a moment.")
+    return StorageUnavailable("store_unavailable", "The store cannot be reached right now; try again in a moment.")

@@ -1,8 +1,11 @@
 """What is kept about a video, a session, a message and an answer, as it stands in Redis."""
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+from model.engine.sampling_params import SamplingParams
 
 VideoStatus = Literal["uploaded", "processing", "ready", "failed"]
 AnswerStatus = Literal["in_progress", "completed", "cancelled", "failed"]
@@ -140,22 +143,14 @@ class MessageRecord(Record):
     frames: tuple[VideoFrames, ...] | None = None
 
 
-class Sampling(Record):
-    """How an answer's tokens are chosen; complete, so that any replica can go on with it."""
+def _sampling_document(params: SamplingParams) -> dict[str, object]:
+    fields = asdict(params)
+    del fields["logprobs"]  # an answer of a session has none; an earlier release refuses the field
+    return fields
 
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float = 0.0
-    repetition_penalty: float
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    max_tokens: int
-    seed: int
-    stop: tuple[str, ...]
-    ignore_eos: bool
+
+Sampling = Annotated[SamplingParams, PlainSerializer(_sampling_document)]
+"""How an answer's tokens are chosen; complete, so that any replica can continue it."""
 
 
 class AnswerRecord(Record):

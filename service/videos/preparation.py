@@ -14,7 +14,7 @@ from model.features import PackedFeatures, fingerprint
 from model.video.pixels import PREPROCESSING_VERSION
 from model.video.spec import FrameSpec
 from service.decoding.decoder import Decoder
-from service.errors import ServiceError, Unavailable, from_code
+from service.errors import Fault, ServiceError, Unavailable, fault_of, from_code
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store import keys
@@ -34,19 +34,10 @@ _POLL_INTERVAL = 0.2  # seconds between two attempts to take the lease or to rea
 DEFAULT_FRAMES = FrameRequest()
 """The model's own frame spec."""
 
-_SERVICE_FAILURES = {
-    "worker_lost",
-    "encode_failed",
-    "decode_unavailable",
-    "store_unavailable",
-    "media_unavailable",
-    "internal_error",
-}
-
 
 def is_service_failure(code: str) -> bool:
     """Whether a video failed because of the service, not because of its file, so that another attempt may succeed."""
-    return code in _SERVICE_FAILURES
+    return fault_of(code) is not Fault.CLIENT
 
 
 def check_usable(video: VideoRecord) -> None:

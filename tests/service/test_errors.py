@@ -1,4 +1,4 @@
-"""Every error has one place in HTTP, and keeps it on its way through a record, a worker's reply or a log."""
+"""Every error code has one class and status, also after it went through a record, a worker's reply or a log."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -8,13 +8,18 @@ import pytest
 from model.video.spec import VideoErrorCode
 from service import errors
 from service.errors import (
+    CODES,
+    Fault,
     Gone,
     InternalError,
     InvalidRequest,
+    NotFound,
     Overloaded,
     ServiceError,
+    StorageUnavailable,
     Unavailable,
     UnsupportedMedia,
+    fault_of,
     from_code,
 )
 
@@ -29,10 +34,12 @@ STORED = [
     InvalidRequest("decode_crashed", "…"),
     InvalidRequest("decode_timeout", "…"),
     InvalidRequest("undecodable", "…"),
+    NotFound("video_not_found", "…"),
     Overloaded("deadline_exceeded", "…"),
     Unavailable("decode_unavailable", "…"),
     Unavailable("model_unavailable", "…"),
-    Unavailable("store_unavailable", "…"),
+    StorageUnavailable("media_unavailable", "…"),
+    StorageUnavailable("store_unavailable", "…"),
     UnsupportedMedia("not_a_video", "…"),
 ]
 
@@ -44,29 +51,59 @@ def kinds(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError
 
 
 @pytest.mark.parametrize("error", STORED, ids=lambda error: error.code)
-def test_an_error_that_was_stored_as_its_code_comes_back_as_what_it_was(error: ServiceError) -> None:
+def test_an_error_rebuilt_from_its_code_is_the_same_error(error: ServiceError) -> None:
     again = from_code(error.code, error.message)
     assert type(again) is type(error)
     assert (again.status, again.type, again.retry_after) == (error.status, error.type, error.retry_after)
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_keeps_its_status_through_the_store_and_the_pipe(code: str) -> None:
+    error = from_code(code, "…")
+    assert (error.code, type(error)) == (code, CODES[code].error)
+    assert (error.status, error.retry_after, error.param) == (
+        CODES[code].status,
+        CODES[code].retry_after,
+        CODES[code].param,
+    )
+
+
+def test_a_code_of_another_release_is_an_internal_error() -> None:
+    error = from_code("invented_tomorrow", "It broke.")
+    assert (error.code, error.status, error.message) == ("internal_error", 500, "It broke.")
+    assert fault_of("invented_tomorrow") is Fault.SERVER
+
+
+def test_an_error_with_a_wrong_code_cannot_be_made() -> None:
+    with pytest.raises(KeyError):
+        InvalidRequest("no_such_code", "…")
+    with pytest.raises(AssertionError):
+        InvalidRequest("video_gone", "…")
+
+
 @pytest.mark.parametrize("code", get_args(VideoErrorCode))
-def test_a_video_at_fault_is_the_client_s_to_mend(code: str) -> None:
+def test_the_client_must_mend_a_bad_video(code: str) -> None:
     assert from_code(code, "…").status in {415, 422}
+    assert fault_of(code) is Fault.CLIENT
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_fault_agrees_with_the_status(code: str) -> None:
+    assert (CODES[code].fault is Fault.CLIENT) == (CODES[code].status < 500)
 
 
 def test_the_drawn_tree_is_the_tree() -> None:
     drawn = {
-        words[0].lstrip("|`-"): int(words[1])
+        words[0]: int(words[1])
         for line in (errors.__doc__ or "").splitlines()
-        if line.startswith(("|--", "`--")) and (words := line.replace("-- ", "").split())
+        if "-- " in line and (words := line.rpartition("-- ")[2].split())
     }
-    assert drawn == {kind.__name__: kind.status for kind in kinds()}
+    assert drawn == {kind.__name__: kind.default_status for kind in kinds()}
 
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
-def test_whoever_may_try_again_is_told_when(kind: type[ServiceError]) -> None:
-    assert (kind.retry_after is not None) == (kind.status in {423, 429, 503})
+def test_every_error_that_passes_with_time_carries_retry_after(kind: type[ServiceError]) -> None:
+    assert (kind.default_retry_after is not None) == (kind.default_status in {423, 429, 503})
 
 
 def test_the_envelope_has_the_four_fields() -> None:

@@ -11,7 +11,7 @@ from service.settings import Settings
 from service.store.answers import AnswerStore
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
-from service.store.records import AnswerRecord, FrameRequest, Sampling, SessionRecord, VideoRecord
+from service.store.records import AnswerRecord, FrameRequest, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.workers.protocol import Delta
 
@@ -49,7 +49,7 @@ def answer_record(session_id: str | None = None) -> AnswerRecord:
         id=new_id("ans"),
         session_id=session_id or new_id("ses"),
         question="What is it?",
-        sampling=Sampling.model_validate({name: getattr(PARAMS, name) for name in Sampling.model_fields}),
+        sampling=PARAMS,
         created_at=1.0,
     )
 

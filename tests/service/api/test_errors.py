@@ -1,4 +1,4 @@
-"""Whatever goes wrong behind a route leaves in the one envelope, with an id, and tells nothing that is ours alone."""
+"""Every error of a route leaves in one envelope, with a request id, and reveals no internals."""
 
 import json
 from collections.abc import AsyncIterator
@@ -24,7 +24,11 @@ class Body(BaseModel):
 
 
 METRICS = Metrics()
-FAILURES = {"busy": Conflict("busy", "It is."), "full": Overloaded("full", "It is."), "bug": KeyError("hunter2")}
+FAILURES = {
+    "busy": Conflict("session_busy", "It is."),
+    "full": Overloaded("overloaded", "It is."),
+    "bug": KeyError("hunter2"),
+}
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def error(reply: httpx2.Response) -> dict[str, Any]:
 
 async def test_a_named_error_keeps_its_status_code_and_advice(client: httpx2.AsyncClient) -> None:
     busy, full = await client.get("/busy"), await client.get("/full")
-    assert (busy.status_code, error(busy)["code"]) == (409, "busy")
+    assert (busy.status_code, error(busy)["code"]) == (409, "session_busy")
     assert "Retry-After" not in busy.headers
     assert (full.status_code, full.headers["Retry-After"]) == (503, "2")
 

@@ -1,26 +1,46 @@
-"""Events go over the wire as browsers read them, one by one, with signs of life, and an honest end."""
+"""Events are sent as browsers read them, one by one, with keep-alive comments, and errors end the stream."""
 
-import contextlib
+import asyncio
 from collections.abc import AsyncGenerator
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message, Receive
 
 from service.api import sse
-from service.api.sse import encode, event_stream
-from service.errors import Unavailable
+from service.api.sse import EventStreamResponse, data_stream, encode, event_stream
+from service.errors import StorageUnavailable
 from service.store.event_log import LogEvent
 from tests.running import Event, parse_events
 
+
+async def connected() -> Message:
+    """What the server reports about a client that stays connected: nothing."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 FIRST, SECOND = LogEvent(1, "answer", {"id": "ans_1"}), LogEvent(2, "delta", {"text": "Hi\n\ndata: there\r"})
-Source = AsyncGenerator[LogEvent | None, None]
+Source = AsyncGenerator[LogEvent, None]
+
+
+async def sent(
+    response: EventStreamResponse, *, receive: Receive = connected, messages: list[Message] | None = None
+) -> bytes:
+    """Everything that a response sends as its body."""
+    messages = [] if messages is None else messages
+
+    async def send(message: Message) -> None:
+        messages.append(dict(message))
+
+    await response({"type": "http"}, receive, send)
+    return b"".join(message.get("body", b"") for message in messages)
 
 
 async def body(events: Source) -> bytes:
-    chunks = event_stream(events).body_iterator
-    return b"".join([bytes(chunk) async for chunk in chunks if not isinstance(chunk, str)])
+    return await sent(event_stream(events))
 
 
 @given(number=st.integers(1, 2**53), text=st.text(st.characters(exclude_categories=["Cs"])))
@@ -33,27 +53,56 @@ def test_an_event_arrives_as_it_was_sent_whatever_its_text(number: int, text: st
 
 async def test_a_stream_is_its_events_and_ends() -> None:
     async def events() -> Source:
-        for event in (FIRST, None, SECOND):
+        for event in (FIRST, SECOND):
             yield event
 
     assert await body(events()) == encode(FIRST) + encode(SECOND)
 
 
-async def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_KEEP_ALIVE", 0.0)
+async def test_comments_are_sent_while_there_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE", 0.05)
 
     async def events() -> Source:
-        for event in (None, FIRST):
-            yield event
+        yield FIRST
+        await asyncio.sleep(0.5)
+        yield SECOND
 
     wire = await body(events())
-    assert wire == b": keep-alive\n\n" + encode(FIRST)
-    assert [event.id for event in parse_events(iter(wire.decode().split("\n")))] == [1]
+    assert wire.startswith(encode(FIRST) + b": keep-alive\n\n")
+    assert wire.endswith(b": keep-alive\n\n" + encode(SECOND))
+    assert 2 < wire.count(b": keep-alive\n\n") < 11
+    assert [event.id for event in parse_events(iter(wire.decode().split("\n")))] == [1, 2]
+
+
+async def test_no_comment_is_sent_while_events_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE", 0.3)
+
+    async def events() -> Source:
+        for _ in range(10):
+            yield FIRST
+            await asyncio.sleep(0.05)
+
+    assert b": keep-alive" not in await body(events())
+
+
+async def test_streams_of_documents_are_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE", 0.05)
+
+    async def documents() -> AsyncGenerator[bytes, None]:
+        await asyncio.sleep(0.1)
+        yield b"[DONE]"
+
+    wire = await sent(data_stream(documents()))
+    assert wire.startswith(b": keep-alive\n\n")
+    assert wire.endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(
     ("failure", "code"),
-    [(Unavailable("store_unavailable", "Try again."), "store_unavailable"), (RuntimeError("secret"), "internal_error")],
+    [
+        (StorageUnavailable("store_unavailable", "Try again."), "store_unavailable"),
+        (RuntimeError("secret"), "internal_error"),
+    ],
 )
 async def test_a_stream_that_breaks_off_says_so_and_no_more(failure: Exception, code: str) -> None:
     async def events() -> Source:
@@ -68,22 +117,54 @@ async def test_a_stream_that_breaks_off_says_so_and_no_more(failure: Exception, 
     assert orjson.loads(last.split("data: ")[1])["error"]["code"] == code
 
 
-async def test_a_reader_who_leaves_is_noticed_at_once() -> None:
-    left = False
+async def test_the_generator_is_closed_as_soon_as_the_client_disconnects() -> None:
+    is_closed = False
+    has_disconnected = asyncio.Event()
 
     async def events() -> Source:
-        nonlocal left
+        nonlocal is_closed
+        try:
+            yield FIRST
+            has_disconnected.set()
+            await asyncio.sleep(60)
+        finally:
+            is_closed = True
+
+    async def receive() -> Message:
+        await has_disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    messages: list[Message] = []
+    async with asyncio.timeout(5):
+        assert await sent(event_stream(events()), receive=receive, messages=messages) == encode(FIRST)
+    assert is_closed
+    assert messages[-1]["more_body"], "a stream that was broken off has no proper end"
+
+
+async def test_the_generator_is_closed_when_the_client_disconnects_while_an_event_is_sent() -> None:
+    is_closed = False
+    is_sending = asyncio.Event()
+
+    async def events() -> Source:
+        nonlocal is_closed
         try:
             while True:
                 yield FIRST
         finally:
-            left = True
+            is_closed = True
 
-    stream = event_stream(events()).body_iterator
-    assert isinstance(stream, AsyncGenerator)
-    async with contextlib.aclosing(stream):
-        await anext(stream)
-    assert left
+    async def receive() -> Message:
+        await is_sending.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_sending.set()
+            await asyncio.sleep(60)  # the client does not read
+
+    async with asyncio.timeout(5):
+        await event_stream(events())({"type": "http"}, receive, send)
+    assert is_closed
 
 
 async def test_no_proxy_is_to_hold_tokens_back() -> None:

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import Gone, ServiceError, Unavailable
+from service.errors import Gone, ServiceError, StorageUnavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -133,7 +133,7 @@ async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
 
     async def refused(self: VideoStore, tenant: str, video_id: str, event: LogEvent) -> None:
         if event.name == "decode":
-            raise Unavailable("store_unavailable", "Away for a moment.")
+            raise StorageUnavailable("store_unavailable", "Away for a moment.")
         await write(self, tenant, video_id, event)
 
     monkeypatch.setattr(VideoStore, "progress", refused)
