@@ -264,7 +264,7 @@ async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tu
 
 def lasting_children(service: RunningService) -> set[int]:
     """The service's children that live as long as it does: workers and Redis."""
-    return {pid for pid, command in service.children().items() if "decode_child" not in command}
+    return {pid for pid, command in service.children().items() if "service.decoding.child" not in command}
 
 
 def main() -> int:

@@ -121,8 +121,8 @@ async def test_a_file_is_fetched_over_tls_under_the_name_in_the_url(kind: str) -
     async with serving(answer, tls=theirs) as server:
         names = Names(["127.0.0.1"])
         fetcher = Fetcher(policy(f"video.test:{server.port}", http=False), resolve=names, ssl_context=ours)
-        said = await fetched(fetcher, f"https://video.test:{server.port}/films/a%20b.mp4?token=x#part")
-    assert said == ("a b.mp4", "video/mp4" if kind.startswith("video") else "application/octet-stream", FILE)
+        file = await fetched(fetcher, f"https://video.test:{server.port}/films/a%20b.mp4?token=x#part")
+    assert file == ("a b.mp4", "video/mp4" if kind.startswith("video") else "application/octet-stream", FILE)
     assert seen == ["video.test"]
     [request] = server.requests
     assert request.startswith("GET /films/a%20b.mp4?token=x HTTP/1.1\r\n")

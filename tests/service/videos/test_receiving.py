@@ -16,7 +16,7 @@ from service.videos.receiving import UploadBody, UploadHeader, check_headers, re
 
 BOUNDARY = "----b0undary"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
-ALMOST_THE_END = [b"\r\n", b"\r\n--", b"\n--", f"\r\n--{BOUNDARY[:-1]}".encode()]
+NEARLY_BOUNDARIES = [b"\r\n", b"\r\n--", b"\n--", f"\r\n--{BOUNDARY[:-1]}".encode()]
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -29,15 +29,15 @@ def form(content: bytes, disposition: str = 'name="file"; filename="clip.mp4"', 
     return part(content, disposition, kind) + f"--{BOUNDARY}--\r\n".encode()
 
 
-def cut(body: bytes, places: Iterable[int]) -> list[bytes]:
-    bounds = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
+def split(body: bytes, positions: Iterable[int]) -> list[bytes]:
+    bounds = [0, *sorted(position % (len(body) + 1) for position in positions), len(body)]
     return [body[start:end] for start, end in pairwise(bounds)]
 
 
 def received(
     folder: Path, chunks: list[bytes], *, content_type: str = FORM, filename: str | None = None, max_bytes: int = 10**6
 ) -> tuple[UploadHeader, str]:
-    """What an upload says of itself, and the SHA-256 of the file it became."""
+    """Receive an upload; returns its header and the SHA-256 of the file."""
 
     async def body() -> AsyncIterator[bytes]:
         for chunk in chunks:
@@ -57,7 +57,7 @@ def received(
 
 
 def announced(content_type: str, content_length: int | None = None) -> UploadBody:
-    """A body of which only the headers have come."""
+    """Return a body without bytes, for tests of its headers."""
 
     async def nothing() -> AsyncIterator[bytes]:
         for _ in range(0):
@@ -68,16 +68,16 @@ def announced(content_type: str, content_length: int | None = None) -> UploadBod
 
 @same_folder
 @given(
-    content=st.binary(min_size=1, max_size=200) | st.sampled_from(ALMOST_THE_END),
-    places=st.lists(st.integers(0, 1000), max_size=8),
+    content=st.binary(min_size=1, max_size=200) | st.sampled_from(NEARLY_BOUNDARIES),
+    positions=st.lists(st.integers(0, 1000), max_size=8),
 )
-def test_every_cutting_of_a_form_gives_the_same_file(tmp_path: Path, content: bytes, places: list[int]) -> None:
-    header, sha256 = received(tmp_path, cut(form(content), places))
+def test_a_form_gives_the_same_file_however_split(tmp_path: Path, content: bytes, positions: list[int]) -> None:
+    header, sha256 = received(tmp_path, split(form(content), positions))
     assert header == UploadHeader(filename="clip.mp4", content_type="video/mp4")
     assert sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_form_that_comes_byte_by_byte_is_the_same_file(tmp_path: Path) -> None:
+def test_a_form_gives_the_same_file_byte_by_byte(tmp_path: Path) -> None:
     content = bytes(range(256)) * 2
     body = form(content)
     _, sha256 = received(tmp_path, [body[i : i + 1] for i in range(len(body))])
@@ -85,9 +85,9 @@ def test_a_form_that_comes_byte_by_byte_is_the_same_file(tmp_path: Path) -> None
 
 
 @same_folder
-@given(content=st.binary(min_size=1, max_size=200), places=st.lists(st.integers(0, 1000), max_size=4))
-def test_every_cutting_of_a_raw_body_gives_the_same_file(tmp_path: Path, content: bytes, places: list[int]) -> None:
-    chunks = cut(content, places)
+@given(content=st.binary(min_size=1, max_size=200), positions=st.lists(st.integers(0, 1000), max_size=4))
+def test_a_raw_body_gives_the_same_file_however_split(tmp_path: Path, content: bytes, positions: list[int]) -> None:
+    chunks = split(content, positions)
     header, sha256 = received(tmp_path, chunks, content_type="video/webm; codecs=vp9", filename="a.webm")
     assert header == UploadHeader(filename="a.webm", content_type="video/webm")
     assert sha256 == hashlib.sha256(content).hexdigest()
@@ -95,7 +95,7 @@ def test_every_cutting_of_a_raw_body_gives_the_same_file(tmp_path: Path, content
 
 @same_folder
 @given(body=st.binary(max_size=300), kind=st.sampled_from([FORM, "multipart/form-data", "video/mp4"]))
-def test_whatever_is_sent_is_a_file_or_a_refusal(tmp_path: Path, body: bytes, kind: str) -> None:
+def test_any_body_is_received_or_refused_with_a_code(tmp_path: Path, body: bytes, kind: str) -> None:
     try:
         received(tmp_path, [body], content_type=kind)
     except ServiceError as error:
@@ -103,10 +103,10 @@ def test_whatever_is_sent_is_a_file_or_a_refusal(tmp_path: Path, body: bytes, ki
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-@given(said=st.text(st.characters(max_codepoint=255), max_size=60))
-def test_whatever_a_content_type_header_says_it_is_taken_or_refused(said: str) -> None:
+@given(sent=st.text(st.characters(max_codepoint=255), max_size=60))
+def test_any_content_type_is_accepted_or_refused_with_a_code(sent: str) -> None:
     try:
-        check_headers(announced(said), max_bytes=1)
+        check_headers(announced(sent), max_bytes=1)
     except UnsupportedMedia as error:
         assert error.code == "unsupported_media_type"
 
@@ -124,16 +124,16 @@ def test_whatever_a_content_type_header_says_it_is_taken_or_refused(said: str) -
         (form(b"x", 'name="file"; filename="\xff"').replace("\xff".encode(), b"\xff"), "malformed_form"),
     ],
 )
-def test_a_form_that_is_not_one_file_is_refused_by_name(tmp_path: Path, body: bytes, code: str) -> None:
+def test_a_form_that_is_not_one_file_is_refused_with_a_code(tmp_path: Path, body: bytes, code: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         received(tmp_path, [body])
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize("content_type", [FORM, "video/mp4"])
-def test_the_bound_is_met_exactly(tmp_path: Path, content_type: str) -> None:
+def test_the_size_limit_is_exact(tmp_path: Path, content_type: str) -> None:
     def chunks(content: bytes) -> list[bytes]:
-        return cut(form(content) if content_type == FORM else content, [30, 60])
+        return split(form(content) if content_type == FORM else content, [30, 60])
 
     received(tmp_path, chunks(b"x" * 100), content_type=content_type, max_bytes=100)
     with pytest.raises(TooLarge):
@@ -141,24 +141,24 @@ def test_the_bound_is_met_exactly(tmp_path: Path, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_a_form_without_end_is_refused_wherever_its_bytes_go(tmp_path: Path, place: str) -> None:
+def test_a_form_that_is_too_long_is_refused_wherever_its_bytes_are(tmp_path: Path, place: str) -> None:
     flood = [b"x" * 50_000] * 4
     chunks = [*flood, form(b"x")] if place == "before" else [form(b"x"), *flood]
     with pytest.raises(TooLarge):
         received(tmp_path, chunks, max_bytes=1000)
 
 
-def test_what_the_headers_rule_out_is_refused_before_the_body() -> None:
+def test_headers_that_cannot_be_accepted_are_refused_before_the_body() -> None:
     with pytest.raises(TooLarge):
         check_headers(announced(FORM, 10**6), max_bytes=1000)
-    check_headers(announced(FORM, 1200), max_bytes=1000)  # there is more to a form than its file
+    check_headers(announced(FORM, 1200), max_bytes=1000)  # a form has more bytes than its file
     for kind in ("", "text/html", "image/png", "application/json", "videos/mp4"):
         with pytest.raises(UnsupportedMedia):
             check_headers(announced(kind), max_bytes=1000)
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("sent", "shown"),
     [
         ("../../etc/passwd", "passwd"),
         ("C:\\films\\a.mp4", "a.mp4"),
@@ -170,13 +170,13 @@ def test_what_the_headers_rule_out_is_refused_before_the_body() -> None:
         ("x" * 300, "x" * 255),
     ],
 )
-def test_a_name_is_fit_to_be_shown(tmp_path: Path, said: str | None, shown: str) -> None:
-    header, _ = received(tmp_path, [b"x"], content_type="video/mp4", filename=said)
+def test_a_filename_is_sanitised(tmp_path: Path, sent: str | None, shown: str) -> None:
+    header, _ = received(tmp_path, [b"x"], content_type="video/mp4", filename=sent)
     assert header.filename == shown
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("sent", "kept"),
     [
         ("video/mp4", "video/mp4"),
         ("Video/X-MatroskA", "video/x-matroska"),
@@ -187,8 +187,8 @@ def test_a_name_is_fit_to_be_shown(tmp_path: Path, said: str | None, shown: str)
         ("", "application/octet-stream"),
     ],
 )
-def test_a_type_that_is_told_is_fit_to_be_a_header(tmp_path: Path, said: str, kept: str) -> None:
-    header, _ = received(tmp_path, [form(b"x", kind=said)])
+def test_a_content_type_is_sanitised(tmp_path: Path, sent: str, kept: str) -> None:
+    header, _ = received(tmp_path, [form(b"x", kind=sent)])
     assert header.content_type == kept
 
 
