@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
-from service.access.authentication import Gate
-from service.access.callers import Access
+from service.access.authentication import Authentication
+from service.access.limits import ConcurrencyLimit
+from service.access.middleware import RequireKey
 from service.answers.completions import Completions
 from service.answers.questions import Chat
 from service.answers.runner import Answering
@@ -74,7 +75,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         unlimited=_UPLOADS,
         larger={"/v1/chat/completions": settings.max_inline_bytes},
     )
-    app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
+    app.add_middleware(RequireKey, loopback_only=not settings.allow_unauthenticated)
     routes = [route for part in (*_FOR_TENANTS, admin, *_FOR_ALL) for route in part.router.routes]
     app.add_middleware(ReplyToCancelled)
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
@@ -118,7 +119,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         for layer, holds in asdict(decoder.sandbox).items():
             metrics.decode_sandbox.labels(layer).set(holds)
 
-        access = Access(ApiKeyStore(redis), settings=settings, metrics=metrics)
+        api_keys = ApiKeyStore(redis)
+        concurrency_limit = ConcurrencyLimit(api_keys, metrics=metrics)
         idempotency = IdempotencyStore(redis, ttl=settings.idempotency_ttl)
         videos_store, sessions_store = VideoStore(redis), SessionStore(redis)
         leases = Leases(redis, seconds=settings.lease_seconds)
@@ -172,7 +174,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             sessions=sessions_store,
             answers=answers_store,
             leases=leases,
-            access=access,
+            concurrency_limit=concurrency_limit,
             idempotency=idempotency,
         )
         quota = Quota(videos_store, metrics)
@@ -202,12 +204,12 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             encoding=encoding,
             ingest=ingest,
             drain=drain,
-            access=access,
+            concurrency_limit=concurrency_limit,
             metrics=metrics,
         )
         yield Service(
             settings=settings,
-            access=access,
+            authentication=Authentication(api_keys, settings=settings, metrics=metrics),
             ingest=ingest,
             encoding=encoding,
             chat=chat,

@@ -13,7 +13,8 @@ from structlog.contextvars import bind_contextvars
 from model.engine.sampling_params import MAX_SEED, SamplingParams
 from model.features import PackedFeatures
 from model.text.conversation import Clip, Conversation, Turn
-from service.access.callers import Access, Caller
+from service.access.callers import Caller
+from service.access.limits import ConcurrencyLimit
 from service.answers.admission import Place
 from service.answers.choice import Choice, Event, Gained, Seen, Spent, Started
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
@@ -52,7 +53,7 @@ class Completions:
         encoding: Encoding,
         ingest: Ingest,
         drain: Drain,
-        access: Access,
+        concurrency_limit: ConcurrencyLimit,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -61,7 +62,7 @@ class Completions:
         self._encoding = encoding
         self._ingest = ingest
         self._drain = drain
-        self._access = access
+        self._concurrency_limit = concurrency_limit
         self._metrics = metrics
 
     async def run(self, caller: Caller, request: CompletionRequest) -> AsyncGenerator[Event | None, None]:
@@ -80,9 +81,8 @@ class Completions:
         bind_contextvars(completion_id=completion_id)
         async with contextlib.AsyncExitStack() as places:
             waiting = [places.enter_context(self._answering.place(1)) for _ in range(request.num_choices)]
-            for index in range(request.num_choices):
-                answer_id = f"{completion_id}/{index}"
-                await places.enter_async_context(self._access.answer_place_to_the_end(caller, answer_id))
+            answer_ids = [f"{completion_id}/{index}" for index in range(request.num_choices)]
+            await places.enter_async_context(self._concurrency_limit.count_answers_until_exit(caller, answer_ids))
             info, params, videos, conversation = await self._accept(caller, request, waiting[0], deadline=deadline)
             yield Started(id=completion_id, created_at=time.time(), model=info)
             preparing = asyncio.create_task(self._features(tenant, videos))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from structlog.contextvars import bind_contextvars
 
 from model.text.conversation import Clip, Conversation, Turn
-from service.access.callers import Access, Caller
+from service.access.callers import Caller
+from service.access.limits import ConcurrencyLimit
 from service.answers.admission import Place
 from service.answers.generation import LiveAnswer
 from service.answers.runner import Answering, deadline_exceeded
@@ -58,7 +59,7 @@ class Chat:
         sessions: SessionStore,
         answers: AnswerStore,
         leases: Leases,
-        access: Access,
+        concurrency_limit: ConcurrencyLimit,
         idempotency: IdempotencyStore,
     ) -> None:
         self._answering = answering
@@ -69,7 +70,7 @@ class Chat:
         self._sessions = sessions
         self._answers = answers
         self._leases = leases
-        self._access = access
+        self._concurrency_limit = concurrency_limit
         self._idempotency = idempotency
 
     # -- sessions
@@ -184,12 +185,11 @@ class Chat:
                 return known
         bind_contextvars(answer_id=answer_id)
         with self._answering.place(question.sampling.num_beams or 1) as place:
-            async with self._access.answer_place(caller, answer_id):
+            async with self._concurrency_limit.count_answer(caller, answer_id):
                 live = await self._accept(
                     caller.tenant, session_id, question, place=place, answer_id=answer_id, deadline=deadline
                 )
                 self._answering.begin(live)
-        await self._access.note_record(caller, answer_id)
         return live.record
 
     async def _accept(

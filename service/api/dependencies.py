@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPBearer
 
-from service.access.callers import Access, Caller
+from service.access.authentication import Authentication
+from service.access.callers import Caller
 from service.answers.completions import Completions
 from service.answers.questions import Chat
 from service.answers.runner import Answering
@@ -29,7 +30,7 @@ class Service:
     """The parts of a running replica, put together by `app`."""
 
     settings: Settings
-    access: Access
+    authentication: Authentication
     ingest: Ingest
     encoding: Encoding
     chat: Chat

@@ -45,7 +45,7 @@ def add(
     data_dir: DataDirOption = None,
 ) -> None:
     """Make a key. It is shown this once: only its hash is kept."""
-    from service.access.callers import new_key
+    from service.access.key_format import new_key
 
     if not TENANT_NAME.fullmatch(tenant):
         _give_up("A tenant's name has small letters, digits, `-` and `_`, 63 at most.")
