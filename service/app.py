@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
-from service.access.authentication import Gate
-from service.access.callers import Access
+from service.access.authentication import Authentication
+from service.access.limits import ConcurrencyLimit
+from service.access.middleware import RequireKey
 from service.answers.admission import Admission
 from service.answers.build import run_answers
 from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
@@ -57,7 +58,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         unlimited=_UPLOADS,
         larger={"/v1/chat/completions": settings.max_inline_bytes},
     )
-    app.add_middleware(Gate, loopback_only=not settings.allow_unauthenticated)
+    app.add_middleware(RequireKey, loopback_only=not settings.allow_unauthenticated)
     routes = [route for part in (*_FOR_TENANTS, admin, *_FOR_ALL) for route in part.router.routes]
     app.add_middleware(ReplyToCancelled)
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
@@ -77,7 +78,6 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     """Build and start the parts of a replica in order; they stop in reverse."""
     async with contextlib.AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings, redis_url=redis_url, metrics=metrics))
-        access = Access(stores.api_keys, settings=settings, metrics=metrics)
         admission = Admission(settings, metrics)
         pool = Pool(
             _worker_configs(settings),
@@ -105,7 +105,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
                 pool=pool,
                 preparation=video_parts.preparation,
                 ingest=video_parts.ingest,
-                access=access,
+                concurrency_limit=ConcurrencyLimit(stores.api_keys, metrics=metrics),
                 admission=admission,
                 metrics=metrics,
             )
@@ -119,7 +119,7 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
         stack.push_async_callback(drain.finish)
         yield Service(
             settings=settings,
-            access=access,
+            authentication=Authentication(stores.api_keys, settings=settings, metrics=metrics),
             admission=admission,
             answers=answers.answers,
             completions=answers.completions,

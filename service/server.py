@@ -132,7 +132,7 @@ class ReeltalkServer(uvicorn.Server):
     @staticmethod
     async def _is_open(service: Service) -> bool:
         try:
-            return await service.access.is_open()
+            return await service.authentication.is_open()
         except Unavailable:  # then every request is refused
             return False
 

@@ -1,1 +1,1 @@
-"""API keys: callers, their scopes and limits, and the authentication middleware."""
+"""API keys, callers, scopes and limits, and the middleware that authenticates requests."""

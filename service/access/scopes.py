@@ -1,4 +1,4 @@
-"""The words that an API key is described by: scope, tenant, priority. Imports nothing, so that a command line may."""
+"""What an API key is described by: scopes, tenant names, priorities. Has no imports, so that commands start fast."""
 
 import re
 from enum import StrEnum
@@ -6,12 +6,12 @@ from enum import StrEnum
 LOCAL = "local"
 """The tenant of a service without keys."""
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-"""It becomes part of names in Redis and of paths."""
+"""Tenant names become part of Redis keys and of paths."""
 MAX_PRIORITY = 9
 
 
 class Scope(StrEnum):
-    """What a key is for."""
+    """What a key gives access to."""
 
     USE = "use"
     """Videos, sessions and answers of its tenant."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from service.access.callers import Access
+from service.access.limits import ConcurrencyLimit
 from service.answers.acceptance import Acceptance
 from service.answers.admission import Admission
 from service.answers.answers import Answers
@@ -40,7 +40,7 @@ async def run_answers(
     pool: Pool,
     preparation: Preparation,
     ingest: Ingest,
-    access: Access,
+    concurrency_limit: ConcurrencyLimit,
     admission: Admission,
     metrics: Metrics,
 ) -> AsyncIterator[AnswerParts]:
@@ -86,7 +86,7 @@ async def run_answers(
         admission=admission,
         acceptance=acceptance,
         runner=runner,
-        access=access,
+        concurrency_limit=concurrency_limit,
         sessions=stores.sessions,
         videos=stores.videos,
         answers=stores.answers,
@@ -97,7 +97,7 @@ async def run_answers(
         settings=settings,
         admission=admission,
         acceptance=acceptance,
-        access=access,
+        concurrency_limit=concurrency_limit,
         pool=pool,
         preparation=preparation,
         ingest=ingest,

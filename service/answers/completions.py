@@ -11,7 +11,8 @@ from structlog.contextvars import bind_contextvars
 
 from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
-from service.access.callers import Access, Caller
+from service.access.callers import Caller
+from service.access.limits import ConcurrencyLimit
 from service.answers.acceptance import Acceptance, Accepted
 from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
@@ -81,7 +82,7 @@ class Completions:
         settings: Settings,
         admission: Admission,
         acceptance: Acceptance,
-        access: Access,
+        concurrency_limit: ConcurrencyLimit,
         pool: Pool,
         preparation: Preparation,
         ingest: Ingest,
@@ -91,7 +92,7 @@ class Completions:
         self._settings = settings
         self._admission = admission
         self._acceptance = acceptance
-        self._access = access
+        self._concurrency_limit = concurrency_limit
         self._pool = pool
         self._preparation = preparation
         self._ingest = ingest
@@ -113,22 +114,20 @@ class Completions:
         bind_contextvars(completion_id=completion_id)
         async with contextlib.AsyncExitStack() as stack:
             places = [self._take_place(stack) for _ in range(request.num_choices)]
-            for index in range(request.num_choices):
-                await stack.enter_async_context(
-                    self._access.answer_place_to_the_end(caller, f"{completion_id}/{index}")
-                )
+            job_ids = [f"{completion_id}/{index}" for index in range(request.num_choices)]
+            await stack.enter_async_context(self._concurrency_limit.count_answers_until_exit(caller, job_ids))
             videos, accepted = await self._accept(caller, request, places[0], deadline=deadline)
             yield CompletionStarted(id=completion_id, created_at=time.time(), model=accepted.model)
             inputs = await self._prepare(caller.tenant, videos, deadline=deadline)
             yield FramesSampled(videos=inputs.frames)
             choices = [
                 Generation(
-                    job_id=f"{completion_id}/{index}",
+                    job_id=job_id,
                     # a seed of its own for each choice, or all would be the same
                     params=replace(accepted.params, seed=(accepted.params.seed + index) & MAX_SEED),
                     place=place,
                 )
-                for index, place in enumerate(places)
+                for index, (job_id, place) in enumerate(zip(job_ids, places, strict=True))
             ]
             commands = [
                 inputs.command(

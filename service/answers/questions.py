@@ -6,7 +6,8 @@ import time
 from structlog.contextvars import bind_contextvars
 
 from model.text.conversation import Turn
-from service.access.callers import Access, Caller
+from service.access.callers import Caller
+from service.access.limits import ConcurrencyLimit
 from service.answers.acceptance import Acceptance
 from service.answers.admission import Admission, Place
 from service.answers.answer import RunningAnswer
@@ -34,7 +35,7 @@ class Questions:
         admission: Admission,
         acceptance: Acceptance,
         runner: AnswerRunner,
-        access: Access,
+        concurrency_limit: ConcurrencyLimit,
         sessions: SessionStore,
         videos: VideoStore,
         answers: AnswerStore,
@@ -44,7 +45,7 @@ class Questions:
         self._admission = admission
         self._acceptance = acceptance
         self._runner = runner
-        self._access = access
+        self._concurrency_limit = concurrency_limit
         self._sessions = sessions
         self._videos = videos
         self._answers = answers
@@ -76,13 +77,12 @@ class Questions:
         bind_contextvars(answer_id=answer_id)
         place = self._admission.take(question.sampling.num_beams or 1)
         try:
-            async with self._access.answer_place(caller, answer_id):
+            async with self._concurrency_limit.count_answer(caller, answer_id):
                 answer = await self._accept(caller.tenant, session_id, answer_id, question, place)
                 self._runner.begin(answer)
         except BaseException:
             place.release()
             raise
-        await self._access.note_record(caller, answer_id)
         return answer.record
 
     async def _accept(

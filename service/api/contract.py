@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.api.openai_schemas import ChatCompletionChunk
+from service.api.chat_completion_schemas import ChatCompletionChunk
 from service.api.schemas import ErrorReply, Reply
 from service.errors import (
     ChecksumMismatch,

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPBearer
 
-from service.access.callers import Access, Caller
+from service.access.authentication import Authentication
+from service.access.callers import Caller
 from service.answers.admission import Admission
 from service.answers.answers import Answers
 from service.answers.completions import Completions
@@ -31,7 +32,7 @@ class Service:
     """The parts of a running replica, put together by `app`."""
 
     settings: Settings
-    access: Access
+    authentication: Authentication
     admission: Admission
     answers: Answers
     completions: Completions

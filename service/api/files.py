@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 from service.api import videos
 from service.api.dependencies import CallerDep, IdempotencyKey, ServiceDep, TenantDep, upload_body, upload_form
 from service.api.errors import documented
-from service.api.openai_schemas import File, FileDeleted, FileId, FileList
+from service.api.file_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
 from service.ids import video_id_of
 from service.store.listing import Order

@@ -45,7 +45,7 @@ def add(
     data_dir: DataDirOption = None,
 ) -> None:
     """Create a key and print it. It cannot be shown again, because the service stores only its hash."""
-    from service.access.callers import new_key
+    from service.access.key_format import new_key
 
     if not TENANT_NAME.fullmatch(tenant):
         _exit_with("The name of a tenant has at most 63 characters: a-z, 0-9, `-` and `_`.")

@@ -1,7 +1,8 @@
-"""API keys at rest: records with the hash of a secret, never the secret; and how much each key has used."""
+"""API keys in the store: records with a hash of the secret, never the secret, and what each key has used."""
 
 import math
 import time
+from collections.abc import Sequence
 from typing import cast
 
 from service.access.scopes import Scope
@@ -9,29 +10,46 @@ from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.records import AnswerRecord, Record
 
-# One number a key: when all its requests so far are paid off at the even rate. A whole minute may be used at once.
-_TAKE_REQUEST = """
+# Returns a key's record and the milliseconds to wait before its next request; 0 if this one is counted.
+# The rate is one number a key: the time at which all its requests so far are paid off at an even rate. A minute's
+# requests may come at once. A wrong secret or a missing scope counts nothing.
+_GET_AND_COUNT = """
+local document = redis.call('hget', KEYS[1], ARGV[1])
+if not document then return {false, 0} end
+local record = cjson.decode(document)
+if record.secret_sha256 ~= ARGV[2] then return {document, 0} end
+local has_scope = false
+for _, scope in ipairs(record.scopes) do has_scope = has_scope or scope == ARGV[3] end
+if not has_scope then return {document, 0} end
+local per_minute = record.requests_per_minute
+if type(per_minute) ~= 'number' or per_minute == 0 then per_minute = tonumber(ARGV[4]) end
+if not per_minute or per_minute == 0 then return {document, 0} end
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local interval = 60000 / tonumber(ARGV[1])
-local paid = math.max(tonumber(redis.call('get', KEYS[1]) or now), now) + interval
-if paid - now > 60000 then return math.ceil(paid - now - 60000) end
-redis.call('set', KEYS[1], string.format('%.3f', paid), 'PX', math.ceil(paid - now))
-return 0
+local interval = 60000 / per_minute
+local paid = math.max(tonumber(redis.call('get', KEYS[2]) or now), now) + interval
+if paid - now > 60000 then return {document, math.ceil(paid - now - 60000)} end
+redis.call('set', KEYS[2], string.format('%.3f', paid), 'PX', math.ceil(paid - now))
+return {document, 0}
 """
-# Makes room by removing what has ended, then takes a place if there is one.
-_TAKE_ANSWER = """
-for i = 4, #ARGV do redis.call('zrem', KEYS[1], ARGV[i]) end
-if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) and not redis.call('zscore', KEYS[1], ARGV[2]) then return 0 end
+# Removes answers that have ended, then adds new ones if the limit allows all of them.
+# Arguments: limit, time, number of new answers, new answers, ended answers.
+_START_ANSWERS = """
+local last = 3 + tonumber(ARGV[3])
+for i = last + 1, #ARGV do redis.call('zrem', KEYS[1], ARGV[i]) end
+local num_new = 0
+for i = 4, last do if not redis.call('zscore', KEYS[1], ARGV[i]) then num_new = num_new + 1 end end
+if num_new > 0 and redis.call('zcard', KEYS[1]) + num_new > tonumber(ARGV[1]) then return 0 end
+for i = 4, last do redis.call('zadd', KEYS[1], ARGV[2], ARGV[i]) end
 redis.call('expire', KEYS[1], 86400)
-return redis.call('zadd', KEYS[1], ARGV[3], ARGV[2]) and 1
+return 1
 """
-_ARRIVAL = 60.0  # seconds in which an answer that was given a place gets a record
-_HAS_RECORD = 0.0  # in the place of the time it was given one
+_RECORD_TIMEOUT = 60.0  # seconds that an answer counts without a record
+_HAS_RECORD = 0.0  # a score in place of the time
 
 
 class ApiKeyRecord(Record):
-    """What is kept of an API key. A limit that is null is the server's default."""
+    """A stored API key. A limit that is null is the server's default."""
 
     id: str
     secret_sha256: str
@@ -47,36 +65,36 @@ class ApiKeyRecord(Record):
     max_priority: int | None = None
 
     def is_valid(self) -> bool:
-        """Whether it opens anything now."""
+        """Whether the key is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or time.time() < self.expires_at)
 
 
 class ApiKeyStore:
-    """All API keys. A revoked key stays in the list, so that no service opens again because its last key is gone."""
+    """All API keys. A revoked key stays stored: a service whose last key was revoked must still require one."""
 
     def __init__(self, redis: StoreClient) -> None:
         self._redis = redis
 
     async def add(self, record: ApiKeyRecord) -> None:
-        """Keep a new key."""
+        """Store a new key."""
         await self._redis.hset(keys.api_keys(), record.id, record.model_dump_json())
 
     async def get(self, key_id: str) -> ApiKeyRecord | None:
-        """The key of this id, valid or not."""
+        """The key with this id, valid or not."""
         document = await self._redis.hget(keys.api_keys(), key_id)
         return ApiKeyRecord.model_validate_json(document) if document else None
 
     async def all(self) -> list[ApiKeyRecord]:
-        """Every key there has been, oldest first."""
+        """Every key that was ever added, oldest first."""
         documents = await self._redis.hvals(keys.api_keys())
         return sorted(map(ApiKeyRecord.model_validate_json, documents), key=lambda record: record.created_at)
 
     async def any(self) -> bool:
-        """Whether there has ever been a key."""
+        """Whether a key was ever added."""
         return bool(await self._redis.exists(keys.api_keys()))
 
     async def revoke(self, key_id: str) -> bool:
-        """Let a key open nothing any more, from now on and at every replica; false when there is none of this id."""
+        """Revoke a key, at once and for every replica; false if there is no key with this id."""
         record = await self.get(key_id)
         if record is None:
             return False
@@ -86,53 +104,67 @@ class ApiKeyStore:
         return True
 
     async def clear(self) -> None:
-        """Forget every key: services that may be open without keys are open again."""
+        """Delete every key: services that may be open without keys are open again."""
         await self._redis.delete(keys.api_keys())
 
     # -- what a key has used
 
-    async def take_request(self, key_id: str, *, per_minute: int) -> int:
-        """Count one request; 0, or the seconds until it would be within the rate, and then it is not counted."""
-        milliseconds = await self._redis.eval(_TAKE_REQUEST, 1, keys.request_rate(key_id), per_minute)
-        return math.ceil(int(milliseconds) / 1000)
+    async def get_and_count(
+        self, key_id: str, *, secret_sha256: str, scope: Scope, default_per_minute: int | None
+    ) -> tuple[ApiKeyRecord | None, int]:
+        """The record of a key, with one request counted against its rate, in one round trip.
 
-    async def take_answer(self, tenant: str, key_id: str, answer_id: str, *, limit: int) -> bool:
-        """Count an answer that is about to be asked for; false when the key has `limit` answers running or waiting.
+        Nothing is counted for a wrong secret, a scope that the key does not have, or any scope but `use`.
 
-        Nobody has to say that an answer has ended: when the places are full, the answers' own records tell who has
-        left, also of those whose replica died.
+        Returns:
+            The record, or None if there is none; and the seconds until the request would be within the rate. It is
+            counted if they are 0.
+        """
+        if scope is not Scope.USE:
+            return await self.get(key_id), 0
+        names = (keys.api_keys(), keys.request_rate(key_id))
+        values = (key_id, secret_sha256, scope.value, default_per_minute or 0)
+        document, milliseconds = await self._redis.eval(_GET_AND_COUNT, len(names), *names, *values)
+        record = None if document is None else ApiKeyRecord.model_validate_json(document)
+        return record, math.ceil(int(milliseconds) / 1000)
+
+    async def start_answers(self, tenant: str, key_id: str, answer_ids: Sequence[str], *, limit: int) -> bool:
+        """Count answers that are about to be requested: all, or none if the key would have more than `limit`.
+
+        The end of an answer need not be reported: when the limit is reached, the answers' own records show which
+        have ended, also those of replicas that died.
         """
         name = keys.answers_of_key(key_id)
-        place = (limit, answer_id, time.time())
-        if await self._redis.eval(_TAKE_ANSWER, 1, name, *place):
+        values: tuple[str | float, ...] = (limit, time.time(), len(answer_ids), *answer_ids)
+        if await self._redis.eval(_START_ANSWERS, 1, name, *values):
             return True
         ended = await self._ended(tenant, name)
-        return bool(ended) and bool(await self._redis.eval(_TAKE_ANSWER, 1, name, *place, *ended))
+        return bool(ended) and bool(await self._redis.eval(_START_ANSWERS, 1, name, *values, *ended))
 
-    async def keep_answer(self, key_id: str, answer_id: str) -> None:
-        """Say that an answer without a record still runs; after `_ARRIVAL` of silence it loses its place."""
-        await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: time.time()}, xx=True)
+    async def renew_answers(self, key_id: str, answer_ids: Sequence[str]) -> None:
+        """Report that answers without a record still run; without renewal they count for `_RECORD_TIMEOUT`."""
+        await self._redis.zadd(keys.answers_of_key(key_id), dict.fromkeys(answer_ids, time.time()), xx=True)
 
-    async def note_record(self, key_id: str, answer_id: str) -> None:
-        """Say that an answer has a record now: once that is erased, it has ended."""
+    async def mark_recorded(self, key_id: str, answer_id: str) -> None:
+        """Report that an answer has a record: from now on it has ended as soon as the record is erased."""
         await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: _HAS_RECORD}, xx=True)
 
-    async def leave_answer(self, key_id: str, answer_id: str) -> None:
-        """Give back the place of an answer that was refused, or that has ended and has no record."""
-        await self._redis.zrem(keys.answers_of_key(key_id), answer_id)
+    async def end_answers(self, key_id: str, answer_ids: Sequence[str]) -> None:
+        """Stop counting answers that were refused, or that have ended and have no record."""
+        await self._redis.zrem(keys.answers_of_key(key_id), *answer_ids)
 
     async def _ended(self, tenant: str, name: str) -> list[str]:
         rows = cast(list[tuple[bytes, float]], await self._redis.zrange(name, 0, -1, withscores=True))
-        places = [(text(member), score) for member, score in rows]
-        documents = await self._redis.mget([keys.answer(tenant, answer_id) for answer_id, _ in places])
+        counted = [(text(member), score) for member, score in rows]
+        documents = await self._redis.mget([keys.answer(tenant, answer_id) for answer_id, _ in counted])
         return [
             answer_id
-            for (answer_id, taken_at), document in zip(places, documents, strict=True)
-            if _has_ended(document, taken_at=taken_at)
+            for (answer_id, started_at), document in zip(counted, documents, strict=True)
+            if _has_ended(document, started_at=started_at)
         ]
 
 
-def _has_ended(document: bytes | str | None, *, taken_at: float) -> bool:
+def _has_ended(document: bytes | str | None, *, started_at: float) -> bool:
     if document is None:
-        return time.time() - taken_at > _ARRIVAL  # erased; or it is only just being looked at
+        return time.time() - started_at > _RECORD_TIMEOUT  # erased, unless it is still being accepted
     return AnswerRecord.model_validate_json(document).status != "in_progress"

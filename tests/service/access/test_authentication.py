@@ -1,130 +1,191 @@
-"""Every route is closed to those without a key, whether or not somebody thought of it."""
+"""A key gives access to its scopes, for its tenant and at its rate; anything else gives access to nothing."""
 
-from collections.abc import AsyncIterator
-from types import SimpleNamespace
+import time
 
-import httpx2
 import pytest
-from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
-from structlog.testing import capture_logs
 
-from service.access.callers import Access, new_key
+from service.access.authentication import Authentication, required_scope
+from service.access.callers import ANONYMOUS, Caller
+from service.access.key_format import new_key
 from service.access.scopes import Scope
-from service.app import create_app
+from service.errors import Forbidden, LimitExceeded, Unauthenticated, Unavailable
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.api_keys import ApiKeyStore
 from service.store.connection import StoreClient
+from service.store.keys import request_rate
 
-PUBLIC = {"/healthz", "/readyz", "/", "/static/app.js"}
-
-
-@pytest.fixture
-def app(redis: StoreClient) -> FastAPI:
-    """The whole app before a service that only knows keys: what gets past the gate falls over."""
-    app = create_app(Settings(), redis_url="redis://nowhere")
-    app.state.service = SimpleNamespace(access=Access(ApiKeyStore(redis), settings=Settings(), metrics=Metrics()))
-    return app
+ON_THE_NETWORK = Settings(host="0.0.0.0")  # noqa: S104  no socket is opened here
 
 
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        yield client
+async def caller_of(
+    redis: StoreClient, header: str | None, *, scope: Scope = Scope.USE, settings: Settings | None = None
+) -> Caller:
+    authentication = Authentication(ApiKeyStore(redis), settings=settings or Settings(), metrics=Metrics())
+    return await authentication.authenticate(header, scope)
 
 
-async def key(redis: StoreClient, *scopes: Scope) -> dict[str, str]:
-    token, record = new_key(name="test", scopes=scopes)
+async def make(redis: StoreClient, **fields: object) -> str:
+    token, record = new_key(name="test", **fields)  # type: ignore[arg-type]
     await ApiKeyStore(redis).add(record)
-    return {"Authorization": f"Bearer {token}"}
+    return token
 
 
-def routes(app: FastAPI) -> set[tuple[str, str]]:
-    """Method and path of everything the app answers to."""
-    found = set()
-    for route in iter_route_contexts(app.routes):
-        methods = getattr(route, "methods", None) or {"GET", "POST"}
-        path = "/static/app.js" if route.path == "/static" else route.path or ""
-        found |= {(method, path) for method in methods}
+async def refused(redis: StoreClient, header: str | None) -> str:
+    with pytest.raises(Unauthenticated) as error:
+        await caller_of(redis, header)
+    assert error.value.headers()["WWW-Authenticate"].startswith("Bearer")
+    return error.value.code
+
+
+async def test_a_key_identifies_its_tenant_scopes_and_limits(redis: StoreClient) -> None:
+    token = await make(redis, tenant="acme", scopes=(Scope.USE, Scope.METRICS), concurrent_answers=3)
+    caller = await caller_of(redis, f"Bearer {token}")
+    assert await caller_of(redis, f"bearer  {token}") == caller  # a scheme's name has no case
+    assert caller.tenant == "acme"
+    assert caller.scopes == {Scope.USE, Scope.METRICS}
+    assert (caller.limits.concurrent_answers, caller.limits.requests_per_minute) == (3, 600)
+
+
+async def test_a_service_on_loopback_without_keys_accepts_every_request(redis: StoreClient) -> None:
+    assert await caller_of(redis, None) == ANONYMOUS
+    assert await caller_of(redis, "Bearer what-a-client-sends-because-it-must") == ANONYMOUS
+
+
+async def test_a_service_on_the_network_requires_a_key_even_if_there_is_none(redis: StoreClient) -> None:
+    with pytest.raises(Unauthenticated):
+        await caller_of(redis, None, settings=ON_THE_NETWORK)
+    overridden = ON_THE_NETWORK.model_copy(update={"allow_unauthenticated": True})
+    assert await caller_of(redis, None, settings=overridden) == ANONYMOUS
+
+
+async def test_a_service_requires_a_key_from_the_first_one_on_even_after_its_revocation(redis: StoreClient) -> None:
+    token, record = new_key(name="first")
+    await ApiKeyStore(redis).add(record)
+    assert await refused(redis, None) == "missing_key"
+    assert await ApiKeyStore(redis).revoke(record.id)
+    assert await refused(redis, f"Bearer {token}") == "invalid_key"
+    assert await refused(redis, None) == "missing_key"
+    await ApiKeyStore(redis).clear()
+    assert await caller_of(redis, None) == ANONYMOUS
+
+
+async def test_an_expired_key_is_refused(redis: StoreClient) -> None:
+    token = await make(redis, expires_at=time.time() - 1)
+    assert await refused(redis, f"Bearer {token}") == "invalid_key"
+
+
+async def test_what_is_almost_a_key_is_refused(redis: StoreClient) -> None:
+    token, other = await make(redis), await make(redis)
+    number, secret = token[4:36], token[37:]
+    for header in (
+        f"Bearer rtk_{number}_{other[37:]}",  # another key's secret
+        f"Bearer rtk_{number}_{'0' * 64}",
+        f"Bearer rtk_{'0' * 32}_{secret}",
+        f"Bearer rtk_{number}_",
+        f"Bearer {secret}",
+        f"Bearer {token}x",
+        f"Basic {token}",
+        token,
+        "Bearer",
+        "",
+    ):
+        assert await refused(redis, header) == ("invalid_key" if header else "missing_key"), header
+
+
+async def test_only_the_hash_of_a_secret_is_stored(redis: StoreClient) -> None:
+    token = await make(redis)
+    assert await redis.keys("*") == [b"api_keys"]
+    assert token[37:] not in str(await redis.hgetall("api_keys"))
+
+
+async def test_without_the_store_every_request_is_refused(absent_redis: StoreClient) -> None:
+    for header in (None, f"Bearer rtk_{'0' * 32}_{'0' * 64}"):
+        with pytest.raises(Unavailable):
+            await caller_of(absent_redis, header)
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        ("/healthz", None),
+        ("/readyz", None),
+        ("/", None),
+        ("/static/app.js", None),
+        ("/static", Scope.USE),
+        ("/healthz/", Scope.USE),
+        ("/metrics", Scope.METRICS),
+        ("/admin", Scope.ADMIN),
+        ("/admin/drain", Scope.ADMIN),
+        ("/administration", Scope.USE),
+        ("/v1/videos", Scope.USE),
+        ("/docs", Scope.USE),
+        ("/not-yet-invented", Scope.USE),
+    ],
+)
+def test_every_path_except_the_public_ones_requires_a_key(path: str, scope: Scope | None) -> None:
+    assert required_scope(path) is scope
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_key_gives_access_to_its_scopes_only(redis: StoreClient, scope: Scope) -> None:
+    token = await make(redis, scopes=(scope,))
+    await caller_of(redis, f"Bearer {token}", scope=scope)
+    for other in set(Scope) - {scope}:
+        with pytest.raises(Forbidden):
+            await caller_of(redis, f"Bearer {token}", scope=other)
+
+
+async def waits(redis: StoreClient, token: str, times: int) -> list[int]:
+    """The seconds to wait that each of so many requests is refused with; 0 for one that is accepted."""
+    found = []
+    for _ in range(times):
+        try:
+            await caller_of(redis, f"Bearer {token}")
+            found.append(0)
+        except LimitExceeded as error:
+            found.append(int(error.headers()["Retry-After"]))
     return found
 
 
-async def test_every_route_but_the_public_ones_refuses_whoever_shows_no_key(
-    app: FastAPI, client: httpx2.AsyncClient, redis: StoreClient
-) -> None:
-    await key(redis, Scope.USE)
-    all_routes = routes(app)
-    assert len(all_routes) > 20
-    assert {("POST", "/v1/videos"), ("GET", "/metrics"), ("GET", "/docs")} <= all_routes
-    for method, path in all_routes:
-        reply = await client.request(method, path)
-        if path in PUBLIC:
-            assert reply.status_code not in {401, 403}, path
-        else:
-            assert reply.status_code == 401, path
-            assert reply.headers["WWW-Authenticate"].startswith("Bearer")
-    assert (await client.get("/not/a/route")).status_code == 401
+async def test_a_minutes_requests_may_come_at_once_and_then_no_faster_than_the_rate(redis: StoreClient) -> None:
+    token, other = await make(redis, requests_per_minute=6), await make(redis, requests_per_minute=6)
+    assert await waits(redis, token, 8) == [0] * 6 + [10, 10]
+    assert await waits(redis, other, 1) == [0]
 
 
-async def test_what_is_refused_is_counted_under_the_route_it_was_for(
-    client: httpx2.AsyncClient, redis: StoreClient
-) -> None:
-    await key(redis, Scope.USE)
-    paths = {f"/v1/videos/vid_{'0' * 32}": "/v1/videos/{video_id}", "/v1/sessions": "/v1/sessions", "/v1/no": "unknown"}
-    with capture_logs() as logged:
-        for path in paths:
-            await client.get(path)
-    assert [line["route"] for line in logged if line["event"] == "request"] == list(paths.values())
+async def test_a_key_without_a_rate_of_its_own_has_the_server_s(redis: StoreClient) -> None:
+    header = f"Bearer {await make(redis)}"
+    settings = Settings(key_requests_per_minute=2)
+    for _ in range(2):
+        await caller_of(redis, header, settings=settings)
+    with pytest.raises(LimitExceeded, match="2 requests a minute"):
+        await caller_of(redis, header, settings=settings)
 
 
-async def test_a_key_for_use_is_none_for_metrics_and_none_for_administration(
-    client: httpx2.AsyncClient, redis: StoreClient
-) -> None:
-    use, metrics, admin = [await key(redis, scope) for scope in (Scope.USE, Scope.METRICS, Scope.ADMIN)]
-    statuses = {
-        path: [(await client.request(method, path, headers=headers)).status_code for headers in (use, metrics, admin)]
-        for method, path in (("GET", "/metrics"), ("POST", "/admin/drain"), ("GET", "/openapi.json"))
-    }
-    assert statuses["/metrics"][0] == statuses["/metrics"][2] == 403
-    assert statuses["/metrics"][1] not in {401, 403}
-    assert statuses["/admin/drain"][:2] == [403, 403]
-    assert statuses["/admin/drain"][2] not in {401, 403}
-    assert statuses["/openapi.json"] == [200, 403, 403]
+async def test_a_client_that_waits_for_retry_after_is_accepted(redis: StoreClient) -> None:
+    token = await make(redis, requests_per_minute=60)
+    found = [0]
+    while found[-1] == 0:  # a slow machine gains a request each second
+        found += await waits(redis, token, 1)
+    assert len(found) > 60 and found[-1] == 1
+    time.sleep(1.01)  # noqa: ASYNC251  nothing else runs here
+    assert await waits(redis, token, 1) == [0]
 
 
-async def test_a_refused_body_is_not_read(client: httpx2.AsyncClient, redis: StoreClient) -> None:
-    await key(redis, Scope.USE)
-    read = 0
-
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal read
-        for _ in range(1000):
-            read += 1
-            yield b"x" * 1000
-
-    reply = await client.post("/v1/videos", content=body(), headers={"Content-Type": "video/mp4"})
-    assert reply.status_code == 401
-    assert read < 3
+async def test_only_requests_with_the_secret_and_the_scope_use_count_against_the_rate(redis: StoreClient) -> None:
+    token = await make(redis, scopes=(Scope.METRICS,), requests_per_minute=6)
+    key_id = f"key_{token[4:36]}"
+    assert await refused(redis, f"Bearer rtk_{token[4:36]}_{'0' * 64}") == "invalid_key"
+    with pytest.raises(Forbidden):
+        await caller_of(redis, f"Bearer {token}")
+    await caller_of(redis, f"Bearer {token}", scope=Scope.METRICS)
+    assert not await redis.exists(request_rate(key_id))
 
 
-@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}])
-async def test_a_page_from_elsewhere_is_let_in_nowhere_while_there_is_no_key(
-    client: httpx2.AsyncClient, redis: StoreClient, headers: dict[str, str]
-) -> None:
-    for path in ("/v1/videos", "/", "/healthz", "/metrics"):
-        assert (await client.get(path, headers=headers)).status_code == 403
-        bogus = headers | {"Authorization": "Bearer x"}
-        assert (await client.get(path, headers=bogus)).status_code == 403
-    shown = await key(redis, Scope.USE)
-    assert (await client.get("/openapi.json", headers=headers | shown)).status_code == 200
-    assert (await client.get("/", headers=headers)).status_code == 200
-    assert (await client.get("/openapi.json", headers=headers)).status_code == 401
-
-
-async def test_the_contract_asks_for_a_key_wherever_the_gate_does(app: FastAPI) -> None:
-    for path, operations in app.openapi()["paths"].items():
-        for method, operation in operations.items():
-            assert bool(operation.get("security")) == (path not in PUBLIC), (method, path)
-            assert ("401" in operation["responses"]) == (path not in PUBLIC), (method, path)
+async def test_a_request_with_a_key_takes_one_round_trip(redis: StoreClient) -> None:
+    token = await make(redis, requests_per_minute=6)
+    await redis.config_resetstat()
+    await caller_of(redis, f"Bearer {token}")
+    [stats] = [row for name, row in (await redis.info("commandstats")).items() if name == "cmdstat_eval"]
+    assert stats["calls"] == 1

@@ -1,4 +1,4 @@
-"""How much a key has used is counted across replicas, and never stays counted when it is over."""
+"""The answers of a key are counted across replicas, and stop counting when they have ended."""
 
 import asyncio
 import time
@@ -17,24 +17,24 @@ KEY = "key_1"
 
 
 async def begun(redis: StoreClient) -> AnswerRecord:
-    """An answer that is being given under the key."""
+    """A running answer that counts for the key."""
     record = answer_record()
-    assert await ApiKeyStore(redis).take_answer(TENANT, KEY, record.id, limit=2)
+    assert await ApiKeyStore(redis).start_answers(TENANT, KEY, [record.id], limit=2)
     assert await accept(redis, record)
     return record
 
 
-async def take(redis: StoreClient) -> bool:
-    return await ApiKeyStore(redis).take_answer(TENANT, KEY, new_id("ans"), limit=2)
+async def start(redis: StoreClient) -> bool:
+    return await ApiKeyStore(redis).start_answers(TENANT, KEY, [new_id("ans")], limit=2)
 
 
-async def test_no_more_places_are_given_than_there_are_however_many_ask(redis: StoreClient) -> None:
-    assert sum(await asyncio.gather(*(take(redis) for _ in range(20)))) == 2
+async def test_no_more_answers_start_than_the_limit_allows(redis: StoreClient) -> None:
+    assert sum(await asyncio.gather(*(start(redis) for _ in range(20)))) == 2
 
 
-async def test_an_answer_that_ended_leaves_its_place_though_nobody_says_so(redis: StoreClient) -> None:
+async def test_an_answer_that_has_ended_stops_counting_without_a_report(redis: StoreClient) -> None:
     first, _ = await begun(redis), await begun(redis)
-    assert not await take(redis)
+    assert not await start(redis)
     done = first.model_copy(update={"status": "completed"})
     write = AnswerWrite(
         tenant=TENANT,
@@ -45,25 +45,25 @@ async def test_an_answer_that_ended_leaves_its_place_though_nobody_says_so(redis
         ending=Ending(record=done, number=0, turn=()),
     )
     assert await AnswerStore(redis).write([write]) == [Hold.OURS]
-    assert await take(redis)
-    assert not await take(redis)
+    assert await start(redis)
+    assert not await start(redis)
 
 
-async def test_an_erased_answer_leaves_its_place_after_a_minute(redis: StoreClient) -> None:
+async def test_an_erased_answer_stops_counting_after_a_minute(redis: StoreClient) -> None:
     first, _ = await begun(redis), await begun(redis)
     session = await SessionStore(redis).get(TENANT, first.session_id)
     assert session is not None
     await SessionStore(redis).erase(TENANT, session)
-    assert not await take(redis)  # it might be one that is only just being looked at
+    assert not await start(redis)  # it could be an answer that is being accepted
     await redis.zadd(keys.answers_of_key(KEY), {first.id: time.time() - 61})
-    assert await take(redis)
+    assert await start(redis)
 
 
-async def test_a_refused_answer_gives_its_place_back(redis: StoreClient) -> None:
+async def test_a_refused_answer_stops_counting(redis: StoreClient) -> None:
     await begun(redis)
     answer_id = new_id("ans")
-    assert await ApiKeyStore(redis).take_answer(TENANT, KEY, answer_id, limit=2)
-    assert await ApiKeyStore(redis).take_answer(TENANT, KEY, answer_id, limit=2)  # the same one again
-    assert not await take(redis)
-    await ApiKeyStore(redis).leave_answer(KEY, answer_id)
-    assert await take(redis)
+    assert await ApiKeyStore(redis).start_answers(TENANT, KEY, [answer_id], limit=2)
+    assert await ApiKeyStore(redis).start_answers(TENANT, KEY, [answer_id], limit=2)  # the same one again
+    assert not await start(redis)
+    await ApiKeyStore(redis).end_answers(KEY, [answer_id])
+    assert await start(redis)

@@ -1,6 +1,6 @@
-"""The documents of the routes that OpenAI's clients speak to: their names and shapes, in the bounds of this service.
+"""Schemas of OpenAI's chat completions, with the bounds of this service.
 
-What is not supported here is refused by name, unless it has the value that means "off".
+A field of OpenAI's that is not supported may be null or have the value that means "off"; any other value is refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,18 +11,14 @@ from pydantic_core import PydanticCustomError
 from model.engine.sampling_params import MAX_LOGPROBS
 from service.answers.sampling import WHOLE, MaxTokens, SamplingFields
 from service.api.schemas import Reply, RequestBody
-from service.ids import file_id
-from service.store.records import VideoFrames, VideoRecord
+from service.store.records import VideoFrames
 
-FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
 UNSUPPORTED = "unsupported_value"
 MAX_CHOICES = 8
 
-_STATUS: dict[str, Literal["uploaded", "processed", "error"]] = {"ready": "processed", "failed": "error"}
-
 
 def _off(*values: object) -> BeforeValidator:
-    """A field that may be null or have one of these values, which change nothing."""
+    """Validate that an unsupported field is null or has one of these values, which mean that it is off."""
 
     def check(value: object) -> object:
         if value is not None and value not in values:
@@ -57,14 +53,14 @@ class VideoUrl(RequestBody):
 
 
 class VideoUrlPart(RequestBody):
-    """A video, as vLLM and others name it."""
+    """A video, in the form of vLLM and others."""
 
     type: Literal["video_url"]
     video_url: VideoUrl
 
 
 class FileReference(RequestBody):
-    """An uploaded file by its id, or the file itself as a `data:` URL; one of them."""
+    """Either the id of an uploaded file, or the file itself as a `data:` URL."""
 
     file_id: str | None = Field(default=None, max_length=200)
     file_data: str | None = None
@@ -72,7 +68,7 @@ class FileReference(RequestBody):
 
 
 class FilePart(RequestBody):
-    """A video, as OpenAI's own clients name a file."""
+    """A video, in the form of OpenAI's files."""
 
     type: Literal["file"]
     file: FileReference
@@ -88,7 +84,7 @@ Content = Annotated[Annotated[_Text, Tag("text")] | Annotated[_Parts, Tag("parts
 
 
 class SystemMessage(RequestBody):
-    """A text before the conversation."""
+    """Instructions before the conversation."""
 
     role: Literal["system", "developer"]
     content: TextContent
@@ -96,7 +92,7 @@ class SystemMessage(RequestBody):
 
 
 class UserMessage(RequestBody):
-    """What the user says, and the videos they show."""
+    """Text and videos from the user."""
 
     role: Literal["user"]
     content: Content
@@ -104,7 +100,7 @@ class UserMessage(RequestBody):
 
 
 class AssistantMessage(RequestBody):
-    """An earlier answer; what a client got may be sent back as it came."""
+    """An earlier answer; a client may send back the message that it received unchanged."""
 
     role: Literal["assistant"]
     content: TextContent
@@ -120,14 +116,14 @@ ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(di
 
 
 class StreamOptions(RequestBody):
-    """What a stream tells besides."""
+    """Optional parts of a stream."""
 
-    include_usage: bool = Field(default=False, description="One more chunk before the end, with `usage`.")
+    include_usage: bool = Field(default=False, description="Send one more chunk, with `usage`, before the end.")
     include_obfuscation: Annotated[Literal[False] | None, _off(False)] = None
 
 
 class ResponseFormat(RequestBody):
-    """Text; nothing else can be promised of what these models say."""
+    """The format of the answer: only text is supported."""
 
     type: Annotated[Literal["text"], _off("text")]
 
@@ -143,7 +139,7 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
-        default=None, description="How many answers to give."
+        default=None, description="Number of answers to generate."
     )
     max_completion_tokens: MaxTokens | None = Field(
         default=None, description="The newer name of `max_tokens`; give one of them."
@@ -151,7 +147,7 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = Field(
-        default=None, description="How many of the likeliest tokens; needs `logprobs`."
+        default=None, description="Number of the likeliest tokens to report; requires `logprobs`."
     )
     response_format: ResponseFormat | None = None
 
@@ -160,7 +156,7 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Seconds after which a completion that has not ended ends with `deadline_exceeded`.",
+        description="Seconds after which an unfinished completion ends with `deadline_exceeded`.",
     )
 
     tools: Annotated[_EmptyList | None, _off([])] = None
@@ -187,7 +183,7 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
 
 
 class TopLogprob(Reply):
-    """A token that could have stood in a place. `bytes` is its UTF-8; `token` shows what of it is no text as U+FFFD."""
+    """A candidate token. `bytes` is its UTF-8; in `token`, invalid UTF-8 is shown as U+FFFD."""
 
     token: str
     bytes: list[int]
@@ -195,13 +191,13 @@ class TopLogprob(Reply):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer, and the likeliest in its place."""
+    """A token of the answer, and the likeliest candidates at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChoiceLogprobs(Reply):
-    """One entry a token, in order."""
+    """One entry for each token, in order."""
 
     content: list[TokenLogprob]
     refusal: None = None
@@ -225,14 +221,14 @@ class Choice(Reply):
 
 
 class PromptTokensDetails(Reply):
-    """What the prompt's tokens are: those the KV cache had already, and those of the videos."""
+    """How many tokens of the prompt came from the KV cache, and how many belong to videos."""
 
     cached_tokens: int
     video_tokens: int
 
 
 class CompletionUsage(Reply):
-    """Tokens; those of the videos are among the prompt's."""
+    """Token counts; those of the videos are part of the prompt's."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -241,7 +237,7 @@ class CompletionUsage(Reply):
 
 
 class ChatCompletion(Reply):
-    """The answers as a whole. `videos` is not OpenAI's: the ids, and the frames that were looked at."""
+    """The complete answers. `videos` is not OpenAI's: the id and the sampled frames of each video."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -254,14 +250,14 @@ class ChatCompletion(Reply):
 
 
 class ChoiceDelta(Reply):
-    """What is new."""
+    """New text."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(Reply):
-    """What one of the answers gained."""
+    """New output of one of the answers."""
 
     index: int
     delta: ChoiceDelta
@@ -270,7 +266,7 @@ class ChunkChoice(Reply):
 
 
 class ChatCompletionChunk(Reply):
-    """An event of a stream. `videos` is not OpenAI's and comes in the first chunk that has frames to tell of."""
+    """An event of a stream. `videos` is not OpenAI's; it comes with the first output after the frames were sampled."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -280,47 +276,3 @@ class ChatCompletionChunk(Reply):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
     videos: list[VideoFrames] | None = None
-
-
-class File(Reply):
-    """A video, as OpenAI's files are described. `file-…` has the digits of `vid_…`."""
-
-    id: str
-    object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    expires_at: int | None = None
-    filename: str
-    purpose: Literal["user_data"] = "user_data"
-    status: Literal["uploaded", "processed", "error"]
-    status_details: str | None
-
-    @classmethod
-    def of(cls, record: VideoRecord) -> "File":
-        """The form of a video's record."""
-        return cls(
-            id=file_id(record.id),
-            bytes=record.bytes,
-            created_at=int(record.created_at),
-            filename=record.filename,
-            status=_STATUS.get(record.status, "uploaded"),
-            status_details=None if record.error is None else record.error.message,
-        )
-
-
-class FileList(Reply):
-    """A page of files."""
-
-    object: Literal["list"] = "list"
-    data: list[File]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class FileDeleted(Reply):
-    """A file was erased, and the video with it."""
-
-    id: str
-    object: Literal["file"] = "file"
-    deleted: Literal[True] = True
