@@ -69,6 +69,9 @@ class Settings(BaseModel):
             raise ValueError("it begins with redis://, rediss:// or unix://")
         return url
 
+    redis_max_connections: int = Field(default=16, ge=1)
+    """Connections to each Redis for commands; one more follows the logs of answers and videos."""
+
     family: str = "videochat"
     checkpoint: Path | None = None
     """A folder with the family's published files; without it the family's small model is served."""

@@ -4,9 +4,10 @@ from model.engine.sampling_params import SamplingParams
 from model.text.conversation import Turn
 from service.answers.generation import LiveAnswer
 from service.ids import new_id, video_id
-from service.store.answers import AnswerStore
+from service.store.answers import AnswerStore, CreateOutcome
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
+from service.store.log_follower import LogFollower
 from service.store.records import AnswerRecord, FrameRequest, Sampling, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 
@@ -73,7 +74,7 @@ async def accept(
     )
     if await SessionStore(redis).get(TENANT, session.id) is None:
         await SessionStore(redis).create(TENANT, session)
-    return await AnswerStore(redis).create(
+    outcome = await AnswerStore(redis, LogFollower(redis)).create(
         TENANT,
         record,
         opening=opening or LogEvent(1, "answer", {"id": record.id}),
@@ -81,3 +82,4 @@ async def accept(
         owner=owner,
         lease_seconds=lease_seconds,
     )
+    return outcome is CreateOutcome.CREATED
