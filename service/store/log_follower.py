@@ -64,7 +64,11 @@ class LogFollower:
         try:
             yield followed
         finally:
-            self._shared.detach(followed)
+            self.detach(followed)
+
+    def detach(self, followed: "FollowedLog") -> None:
+        """Deliver nothing more to a follower; it reads from the log when it calls `next` again."""
+        self._shared.detach(followed)
 
     async def catch_up(self, followed: "FollowedLog") -> list[LogEvent]:
         """Read one page for a log that is not attached; if there is nothing left to read, attach it.
@@ -159,12 +163,15 @@ class FollowedLog:
     async def next(self, *, timeout: float) -> list[LogEvent]:
         """The events after the last ones that were returned: in order, none missing, none twice.
 
-        Waits up to `timeout` seconds for the first of them, and returns an empty list if none came.
+        Waits up to `timeout` seconds for the first of them, and returns an empty list if none came. With a timeout of
+        0 it reads the log itself: an empty list then means that the log contained no more at the time of the call.
 
         Raises:
             Unavailable: the store is away. The next call continues after the last event that was returned.
         """
         deadline = asyncio.get_running_loop().time() + timeout
+        if timeout <= 0 and not self._buffer:
+            self._follower.detach(self)
         while not self._buffer:
             if self._has_failed:
                 self._has_failed = False
