@@ -84,6 +84,9 @@ class Settings(BaseModel):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
 
+    redis_max_connections: int = Field(default=16, ge=1)
+    """Connections to each Redis for commands; one more follows the logs of answers and videos."""
+
     # -- model and workers
 
     family: str = "videochat"

@@ -64,7 +64,7 @@ class Answers:
             if answer_id in self._runner:
                 self._runner.cancel(answer_id)
             else:
-                await self._answers.ask_to_cancel(tenant, answer_id)  # its owner reads the mark when it next writes
+                await self._answers.request_cancel(tenant, answer_id)  # its owner reads the mark when it next writes
         return record
 
     async def running(self, tenant: str) -> dict[str, str]:
@@ -85,7 +85,6 @@ class Answers:
                     events = await log.next(timeout=_IDLE)
                     for event in events:
                         yield event
-                        after = event.number
                         if event.name in {"done", "error"}:
                             return
                     if answer_id in self._runner:
@@ -94,9 +93,9 @@ class Answers:
                         return
                     await self._mark_read(tenant, answer_id)
                     if not events and (await self.get(tenant, answer_id)).status != "in_progress":
-                        break
-        for event in await self._answers.read(tenant, answer_id, after=after):  # written since the last look
-            yield event
+                        for event in await log.next(timeout=0):  # written since the last look
+                            yield event
+                        return
 
     async def _mark_read(self, tenant: str, answer_id: str) -> None:
         """Tell the answer's owner, another replica, that it has a reader here; once for all readers, now and then."""
@@ -105,7 +104,7 @@ class Answers:
             return
         self._marked_at = {marked: at for marked, at in self._marked_at.items() if at > now - _IDLE}
         self._marked_at[answer_id] = now
-        await self._answers.mark_read(tenant, answer_id, seconds=self._grace + _MARK_MARGIN)
+        await self._answers.mark_followed(tenant, answer_id, seconds=self._grace + _MARK_MARGIN)
 
     # -- the end of the replica
 

@@ -90,8 +90,8 @@ async def run_answers(
         sessions=stores.sessions,
         videos=stores.videos,
         answers=stores.answers,
-        leases=stores.leases,
         idempotency=stores.idempotency,
+        lease_seconds=settings.lease_seconds,
     )
     completions = Completions(
         settings=settings,

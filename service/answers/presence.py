@@ -72,7 +72,7 @@ class Presence:
     async def _abandon(self, answer_id: str, watch: _Watch, grace: float) -> None:
         await asyncio.sleep(grace)
         with contextlib.suppress(ServiceError):
-            while seconds := await self._answers.wanted_for(watch.tenant, answer_id):  # noqa: ASYNC110  set elsewhere
+            while seconds := await self._answers.followed_for(watch.tenant, answer_id):  # noqa: ASYNC110  set elsewhere
                 await asyncio.sleep(seconds)
         watch.timer = None
         watch.on_abandoned()

@@ -1,6 +1,5 @@
 """Questions in sessions: from the request to a running answer."""
 
-import asyncio
 import time
 
 from structlog.contextvars import bind_contextvars
@@ -15,12 +14,10 @@ from service.answers.generation import Generation
 from service.answers.question import Question
 from service.answers.runner import AnswerRunner
 from service.answers.sessions import known_videos, session_not_found
-from service.errors import Conflict, Forbidden
+from service.errors import Conflict, Forbidden, ServiceError
 from service.ids import new_id
-from service.store import keys
-from service.store.answers import AnswerStore
+from service.store.answers import AnswerStore, CreateOutcome
 from service.store.idempotency import IdempotencyStore, Repeatable
-from service.store.leases import Leases
 from service.store.records import AnswerRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
@@ -39,8 +36,8 @@ class Questions:
         sessions: SessionStore,
         videos: VideoStore,
         answers: AnswerStore,
-        leases: Leases,
         idempotency: IdempotencyStore,
+        lease_seconds: float,
     ) -> None:
         self._admission = admission
         self._acceptance = acceptance
@@ -49,8 +46,8 @@ class Questions:
         self._sessions = sessions
         self._videos = videos
         self._answers = answers
-        self._leases = leases
         self._idempotency = idempotency
+        self._lease_seconds = lease_seconds
 
     async def ask(
         self, caller: Caller, session_id: str, question: Question, *, repeatable: Repeatable | None = None
@@ -71,9 +68,10 @@ class Questions:
                 param="priority",
             )
         if repeatable is not None:
-            answer_id = await self._idempotency.claim(caller.tenant, repeatable, result_id=answer_id)
-            if known := await self._answers.get(caller.tenant, answer_id):
+            claimed_id = await self._idempotency.claim(caller.tenant, repeatable, result_id=answer_id)
+            if claimed_id != answer_id and (known := await self._answers.get(caller.tenant, claimed_id)):
                 return known
+            answer_id = claimed_id
         bind_contextvars(answer_id=answer_id)
         place = self._admission.take(question.sampling.num_beams or 1)
         try:
@@ -90,64 +88,66 @@ class Questions:
     ) -> RunningAnswer:
         """Check a question and store its answer's record, which makes the session busy."""
         deadline = None if question.timeout is None else time.time() + question.timeout
-        session = await self._sessions.get(tenant, session_id)
-        if session is None:
+        conversation = await self._sessions.conversation(tenant, session_id)
+        if conversation is None:
             raise session_not_found()
-        lease = keys.session_lease(tenant, session_id)
-        if not await self._leases.acquire(lease, answer_id):
-            if await self._leases.holder(lease) == answer_id:
-                raise _in_progress()
-            raise Conflict("session_busy", "This session's last question is still being answered.")
-        try:
-            if await self._answers.get(tenant, answer_id) is not None:  # the same request was quicker
-                raise _in_progress()
-            history = await self._sessions.messages(tenant, session_id)
-            videos = await known_videos(self._videos, tenant, session.video_ids)
-            turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-            accepted = await self._acceptance.check(
-                tenant,
-                question,
-                model=None,
-                videos=videos,
-                frames=session.frames,
-                turns=turns,
-                system=session.system,
-                place=place,
-                deadline=deadline,
-            )
-            params = accepted.params
-            record = AnswerRecord(
-                id=answer_id,
-                session_id=session_id,
-                question=question.content,
-                sampling=params,
-                created_at=time.time(),
-                priority=question.priority,
-                deadline=deadline,
-            )
-            answer = RunningAnswer(
-                tenant=tenant,
-                record=record,
-                session=session,
-                videos=tuple(videos),
-                turns=turns,
-                num_messages=len(history),
-                generation=Generation(job_id=new_id("own"), params=params, place=place),
-            )
-            if not await self._answers.create(
-                tenant,
-                record,
-                opening=answer.opening(),
-                num_messages=len(history),
-                owner=answer.owner,
-                lease_seconds=self._leases.seconds,
-            ):
-                raise Conflict("session_busy", "This session went on while the question was checked.")
-        except BaseException:
-            await asyncio.shield(self._leases.release(lease, answer_id))
-            raise
+        session, history = conversation
+        videos = await known_videos(self._videos, tenant, session.video_ids)
+        turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
+        accepted = await self._acceptance.check(
+            tenant,
+            question,
+            model=None,
+            videos=videos,
+            frames=session.frames,
+            turns=turns,
+            system=session.system,
+            place=place,
+            deadline=deadline,
+        )
+        record = AnswerRecord(
+            id=answer_id,
+            session_id=session_id,
+            question=question.content,
+            sampling=accepted.params,
+            created_at=time.time(),
+            priority=question.priority,
+            deadline=deadline,
+        )
+        answer = RunningAnswer(
+            tenant=tenant,
+            record=record,
+            session=session,
+            videos=tuple(videos),
+            turns=turns,
+            num_messages=len(history),
+            generation=Generation(job_id=new_id("own"), params=accepted.params, place=place),
+        )
+        outcome = await self._answers.create(
+            tenant,
+            record,
+            opening=answer.opening(),
+            num_messages=len(history),
+            owner=answer.owner,
+            lease_seconds=self._lease_seconds,
+        )
+        if refusal := _refusal(outcome):
+            raise refusal
         return answer
 
 
-def _in_progress() -> Conflict:
-    return Conflict("request_in_progress", "A request with this idempotency key is still being checked.", retry_after=1)
+def _refusal(outcome: CreateOutcome) -> ServiceError | None:
+    """The error for an answer that was not created."""
+    match outcome:
+        case CreateOutcome.CREATED:
+            return None
+        case CreateOutcome.GONE:
+            return session_not_found()
+        case CreateOutcome.DUPLICATE:
+            return Conflict(
+                "request_in_progress", "A request with this idempotency key is still being checked.", retry_after=1
+            )
+        case CreateOutcome.BUSY:
+            return Conflict("session_busy", "This session's last question is still being answered.")
+        case CreateOutcome.CHANGED:
+            return Conflict("session_busy", "This session went on while the question was checked.")

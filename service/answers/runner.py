@@ -24,7 +24,7 @@ from service.errors import InternalError, ServiceError, StorageUnavailable
 from service.observability.logging import bound_ids
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store.answers import AnswerStore, Hold
+from service.store.answers import AnswerStore, OwnerVerdict
 from service.store.records import AnswerRecord
 from service.store.videos import VideoStore
 from service.videos.preparation import Preparation
@@ -181,19 +181,19 @@ class AnswerRunner:
 
     # -- what the store says
 
-    async def _apply(self, answer: RunningAnswer, verdict: Hold) -> None:
+    async def _apply(self, answer: RunningAnswer, verdict: OwnerVerdict) -> None:
         """Apply the store's verdict on an answer of ours."""
-        if verdict is Hold.BROKEN:  # the store lost the end of the log: generate it again from there
+        if verdict is OwnerVerdict.LOG_TRUNCATED:  # the store lost the end of the log: generate it again from there
             _log.warning("answer_log_broken", **answer.ids)
             with contextlib.suppress(ServiceError):
                 await self._answers.release(answer.tenant, answer.id, answer.owner)
-        if verdict in {Hold.LOST, Hold.BROKEN}:
+        if verdict in {OwnerVerdict.LOST, OwnerVerdict.LOG_TRUNCATED}:
             self._drop(answer)
         elif answer.is_stored:
             if self._running.get(answer.id) is answer:
                 answer.generation.record_end(self._metrics, **answer.ids)
             self._drop(answer)
-        elif verdict is Hold.CANCELLED:
+        elif verdict is OwnerVerdict.CANCEL_REQUESTED:
             self._cancel(answer)
 
     async def _renew_leases(self) -> None:

@@ -54,9 +54,10 @@ class Sessions:
         """
         session_id = new_id("ses")
         if repeatable is not None:
-            session_id = await self._idempotency.claim(tenant, repeatable, result_id=session_id)
-            if known := await self._sessions.get(tenant, session_id):
+            claimed_id = await self._idempotency.claim(tenant, repeatable, result_id=session_id)
+            if claimed_id != session_id and (known := await self._sessions.get(tenant, claimed_id)):
                 return known
+            session_id = claimed_id
         info = await self._acceptance.model(model)
         for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
@@ -93,8 +94,10 @@ class Sessions:
         Raises:
             NotFound: there is no such session.
         """
-        await self.get(tenant, session_id)
-        return await self._sessions.messages(tenant, session_id)
+        conversation = await self._sessions.conversation(tenant, session_id)
+        if conversation is None:
+            raise session_not_found()
+        return conversation[1]
 
     async def erase(self, tenant: str, session_id: str) -> None:
         """Erase a session, its messages and its answers, and stop a running answer.

@@ -8,7 +8,7 @@ import structlog
 
 from service.answers.answer import RunningAnswer
 from service.errors import Unavailable
-from service.store.answers import AnswerStore, AnswerWrite, Hold
+from service.store.answers import AnswerStore, AnswerWrite, OwnerVerdict
 
 _log = structlog.get_logger(__name__)
 
@@ -21,7 +21,9 @@ STORE_RETRY = 0.25
 class AnswerWriter:
     """A queue of answers with unwritten events."""
 
-    def __init__(self, answers: AnswerStore, *, on_verdict: Callable[[RunningAnswer, Hold], Awaitable[None]]) -> None:
+    def __init__(
+        self, answers: AnswerStore, *, on_verdict: Callable[[RunningAnswer, OwnerVerdict], Awaitable[None]]
+    ) -> None:
         """`on_verdict` is awaited with the store's verdict on each answer after each write."""
         self._answers = answers
         self._on_verdict = on_verdict
@@ -45,11 +47,11 @@ class AnswerWriter:
             writes = [write for answer in answers.values() if (write := answer.take_unwritten()) is not None]
             verdicts = await self._write(writes)
             for answer in answers.values():
-                await self._on_verdict(answer, verdicts.get(answer.owner, Hold.OURS))
+                await self._on_verdict(answer, verdicts.get(answer.owner, OwnerVerdict.OWNED))
             for _ in taken:
                 self._queue.task_done()
 
-    async def _write(self, writes: list[AnswerWrite]) -> dict[str, Hold]:
+    async def _write(self, writes: list[AnswerWrite]) -> dict[str, OwnerVerdict]:
         """Write with retries while the store is unreachable; returns its verdict by owner."""
         give_up = time.monotonic() + STORE_PATIENCE
         while True:
@@ -58,7 +60,7 @@ class AnswerWriter:
             except Unavailable:
                 if time.monotonic() > give_up:
                     _log.error("answers_given_up", num_answers=len(writes))
-                    return {write.owner: Hold.LOST for write in writes}
+                    return {write.owner: OwnerVerdict.LOST for write in writes}
                 await asyncio.sleep(STORE_RETRY)
             else:
                 return {write.owner: verdict for write, verdict in zip(writes, verdicts, strict=True)}

@@ -1,7 +1,7 @@
-"""An event log: numbered events of one answer or one video, kept in a Redis stream, read from any replica.
+"""Event logs: the numbered events of one answer or video, in a Redis stream that every replica can read.
 
-Event n is the stream's entry `n-0`. The writer chooses the number, so that a write whose reply was lost can be
-repeated: the second one is refused as already there.
+Event n is the stream's entry `n-0`. The writer chooses the numbers, so that it can repeat a write whose reply was lost:
+Redis refuses an entry that is already in the stream.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ from typing import Any
 
 import orjson
 
-from service.store.connection import StoreClient, StorePipeline
+from service.store.connection import StoreClient
+
+PAGE_SIZE = 512
+"""Events that one read returns at most."""
 
 _ALREADY_THERE = "equal or smaller than the target stream top item"
 _APPEND = """
@@ -26,8 +29,8 @@ return 1
 class LogEvent:
     """One event; `number` counts from 1 and is the `id:` of its SSE form.
 
-    `token_ids` never leave the house: the tokens of an answer between the event before and this one, so that whoever
-    goes on with the answer begins exactly behind it.
+    `token_ids` are the tokens of an answer between the previous event and this one. They are never sent to clients: a
+    replica that takes the answer over continues exactly after them.
     """
 
     number: int
@@ -43,35 +46,28 @@ class EventLog:
         self._redis = redis
         self._ttl = ttl
 
-    def queue(self, pipeline: StorePipeline, key: str, event: LogEvent) -> None:
-        """Add the append to a pipeline, for many logs in one round trip."""
-        pipeline.xadd(key, {b"name": event.name, b"data": orjson.dumps(event.data)}, id=f"{event.number}-0")
-
     async def append(self, key: str, event: LogEvent, *, record: str | None = None) -> None:
-        """Append one event; an event with that number is there already: nothing happens.
+        """Append one event; does nothing if the log already has an event with this number.
 
-        Nor does anything where `record`, a key, is not there any more: what was erased gets no new log.
+        `record` is the key of the record that the log belongs to: if that was erased, nothing is appended.
         """
         names = [key] if record is None else [key, record]
         values = f"{event.number}-0", event.name, orjson.dumps(event.data), self._ttl or 0, _ALREADY_THERE
         await self._redis.eval(_APPEND, len(names), *names, *values)
 
-    async def read(self, key: str, *, after: int, block: float = 0.0) -> list[LogEvent]:
-        """The events with a number greater than `after`; waits up to `block` seconds for the first of them."""
-        if block <= 0:
-            entries: Any = await self._redis.xrange(key, min=f"{after + 1}-0", max="+", count=512)
-        else:
-            reply: Any = await self._redis.xread({key: f"{after}-0"}, count=512, block=int(block * 1000))
-            entries = reply[0][1] if reply else []
-        return [_event(entry, fields) for entry, fields in entries]
+    async def read(self, key: str, *, after: int) -> list[LogEvent]:
+        """The first events with a number greater than `after`, at most `PAGE_SIZE`."""
+        entries: Any = await self._redis.xrange(key, min=f"{after + 1}-0", max="+", count=PAGE_SIZE)
+        return [event_of(entry, fields) for entry, fields in entries]
 
     async def last(self, key: str) -> LogEvent | None:
-        """The newest event; None of an empty log."""
+        """The newest event; None if the log is empty."""
         entries: Any = await self._redis.xrevrange(key, count=1)
-        return _event(*entries[0]) if entries else None
+        return event_of(*entries[0]) if entries else None
 
 
-def _event(entry: bytes, fields: Mapping[bytes, bytes]) -> LogEvent:
+def event_of(entry: bytes, fields: Mapping[bytes, bytes]) -> LogEvent:
+    """The event in a stream entry."""
     return LogEvent(
         int(entry.split(b"-")[0]),
         fields[b"name"].decode(),

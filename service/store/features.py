@@ -1,4 +1,4 @@
-"""The feature cache: sealed blobs under the video's hash. A value that is not exactly what was asked for is a miss."""
+"""The feature cache: checksummed blobs under the video's hash. A value that does not match its key is a miss."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FeatureCache:
-    """Reads and writes features. Fails open: without the store, a look-up is a miss and a write is dropped."""
+    """Reads and writes features. Fails open: while the store is away, a look-up is a miss and a write is dropped."""
 
     def __init__(self, redis: StoreClient, *, ttl: int, metrics: Metrics) -> None:
         self._redis = redis
@@ -41,7 +41,7 @@ class FeatureCache:
         return packed
 
     async def exists(self, key: str) -> bool:
-        """Whether there is a value, unchecked and uncounted."""
+        """Whether `key` has a value; it is not checked, and the query is not counted."""
         try:
             return bool(await self._redis.exists(key))
         except Unavailable:
@@ -59,17 +59,17 @@ class FeatureCache:
         return {key for key, exists in zip(features_keys, found, strict=True) if exists}
 
     async def put(self, key: str, features: PackedFeatures) -> None:
-        """Keep features under `key` for the cache's time to live."""
+        """Store features under `key` for the cache's time to live."""
         try:
             await self._redis.set(key, features.blob, ex=self._ttl)
         except Unavailable:
             self._metrics.feature_cache_errors.inc()
 
     async def erase(self, features_keys: Sequence[str]) -> None:
-        """Erase features for good.
+        """Erase features.
 
         Raises:
-            Unavailable: the store is away, and they may still be there.
+            Unavailable: the store is away, and the features may still exist.
         """
         if features_keys:
             await self._redis.delete(*features_keys)

@@ -1,33 +1,41 @@
-"""`Idempotency-Key`: which id a request's outcome has, so that its repetition finds it instead of making another."""
+"""`Idempotency-Key`: the id of a request's result, so that a repeated request finds it instead of making another."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from service.errors import InvalidRequest
 from service.store import keys
 from service.store.connection import StoreClient, text
 
+_CLAIM = """
+local claimed = redis.call('get', KEYS[1])
+if claimed then return claimed end
+redis.call('set', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return ARGV[1]
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repeatable:
-    """A request that its sender may repeat: the key they chose, and a digest of all they asked."""
+    """A request that its sender may repeat: the key that they chose, and a digest of the request."""
 
     key: str
     fingerprint: str
 
     @classmethod
     def of(cls, key: str, *, method: str, path: str, body_sha256: str) -> "Repeatable":
-        """A request under a key."""
-        asked = f"{method} {path}\n{body_sha256}".encode()
-        return cls(key=key, fingerprint=hashlib.sha256(asked).hexdigest())
+        """The request with an idempotency key."""
+        request = f"{method} {path}\n{body_sha256}".encode()
+        return cls(key=key, fingerprint=hashlib.sha256(request).hexdigest())
 
 
 class IdempotencyStore:
-    """What the tenants' idempotency keys stand for.
+    """The idempotency keys of all tenants, each with the id of its request's result.
 
-    An id is chosen before the request is done. Whoever repeats the request, at any replica, is given the same id: if
-    there is something under it, that is the outcome; if not, the request was refused or its replica died, and is done
-    now, under that id. So nothing has to be written when the request is done, and nothing can be lost in between.
+    The id is chosen before the request is carried out. A repeated request gets the same id at every replica. If
+    something exists under the id, that is the result; otherwise the request was refused or its replica died, and it is
+    carried out now, under that id. So no write is needed after the request, and none can be lost.
     """
 
     def __init__(self, redis: StoreClient, *, ttl: int) -> None:
@@ -35,20 +43,18 @@ class IdempotencyStore:
         self._ttl = ttl
 
     async def claim(self, tenant: str, request: Repeatable, *, result_id: str) -> str:
-        """The id of the request's outcome: `result_id`, or the one that an earlier request with this key was given.
+        """The id of the request's result: `result_id` if the key is new, else the id that was claimed with it before.
 
         Raises:
-            InvalidRequest: the earlier request asked something else.
+            InvalidRequest: the key was used for a different request.
         """
         name = keys.idempotency(tenant, hashlib.sha256(request.key.encode()).hexdigest())
-        while not await self._redis.set(name, f"{request.fingerprint} {result_id}", nx=True, ex=self._ttl):
-            if earlier := await self._redis.get(name):  # else it has expired this very moment
-                fingerprint, earlier_id = text(earlier).split(" ")
-                if fingerprint != request.fingerprint:
-                    raise InvalidRequest(
-                        "idempotency_key_reused",
-                        "This key came with another request before; take a new key for each request.",
-                        param="Idempotency-Key",
-                    )
-                return earlier_id
-        return result_id
+        claimed: Any = await self._redis.eval(_CLAIM, 1, name, f"{request.fingerprint} {result_id}", self._ttl)
+        fingerprint, claimed_id = text(claimed).split(" ")
+        if fingerprint != request.fingerprint:
+            raise InvalidRequest(
+                "idempotency_key_reused",
+                "This key came with another request before; take a new key for each request.",
+                param="Idempotency-Key",
+            )
+        return claimed_id

@@ -1,6 +1,6 @@
 """Session records and their messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from service.store import keys
 from service.store.connection import StoreClient, text
@@ -15,7 +15,7 @@ class SessionStore:
         self._redis = redis
 
     async def create(self, tenant: str, record: SessionRecord) -> None:
-        """Keep a new session and link it to its videos."""
+        """Store a new session and link it to its videos."""
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.set(keys.session(tenant, record.id), record.model_dump_json())
             transaction.zadd(keys.sessions(tenant), {record.id: record.created_at})
@@ -29,7 +29,7 @@ class SessionStore:
         return SessionRecord.model_validate_json(document) if document else None
 
     async def get_many(self, tenant: str, session_ids: Sequence[str]) -> list[SessionRecord]:
-        """The records of those ids that exist, in the order asked."""
+        """The records of those ids that exist, in the given order."""
         if not session_ids:
             return []
         documents = await self._redis.mget([keys.session(tenant, session_id) for session_id in session_ids])
@@ -41,11 +41,18 @@ class SessionStore:
 
     async def messages(self, tenant: str, session_id: str) -> list[MessageRecord]:
         """All messages, oldest first."""
-        numbered = await self._redis.hgetall(keys.messages(tenant, session_id))
-        return [MessageRecord.model_validate_json(numbered[number]) for number in sorted(numbered, key=int)]
+        return _in_order(await self._redis.hgetall(keys.messages(tenant, session_id)))
+
+    async def conversation(self, tenant: str, session_id: str) -> tuple[SessionRecord, list[MessageRecord]] | None:
+        """A session's record and all its messages, oldest first, in one round trip; None if there is no session."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.get(keys.session(tenant, session_id))
+            pipeline.hgetall(keys.messages(tenant, session_id))
+            document, numbered = await pipeline.execute()
+        return (SessionRecord.model_validate_json(document), _in_order(numbered)) if document else None
 
     async def erase(self, tenant: str, record: SessionRecord) -> bool:
-        """Erase a session with its messages and answers; false when it was gone already."""
+        """Erase a session with its messages and answers; false if it did not exist."""
         answer_ids = await self._redis.smembers(keys.session_answers(tenant, record.id))
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.delete(keys.session(tenant, record.id))
@@ -62,3 +69,7 @@ class SessionStore:
                 transaction.srem(keys.video_sessions(tenant, video_id), record.id)
             erased, *_ = await transaction.execute()
         return bool(erased)
+
+
+def _in_order(numbered: Mapping[bytes | str, bytes | str]) -> list[MessageRecord]:
+    return [MessageRecord.model_validate_json(numbered[number]) for number in sorted(numbered, key=int)]

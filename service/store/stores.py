@@ -12,6 +12,7 @@ from service.store.connection import StoreClient, connect
 from service.store.features import FeatureCache
 from service.store.idempotency import IdempotencyStore
 from service.store.leases import Leases
+from service.store.log_follower import LogFollower
 from service.store.media import MediaStore
 from service.store.partial_files import LocalPartialFiles, PartialFiles
 from service.store.sessions import SessionStore
@@ -34,19 +35,25 @@ class Stores:
     sessions: SessionStore
     uploads: UploadStore
     videos: VideoStore
+    follower: LogFollower
+    """Reads the logs for `AnswerStore.follow` and `VideoStore.follow`. The caller of `build_stores` starts it."""
 
 
 @contextlib.asynccontextmanager
 async def open_stores(settings: Settings, *, redis_url: str, metrics: Metrics) -> AsyncIterator[Stores]:
     """Connect to Redis and build the stores; the connections close with the block."""
     async with contextlib.AsyncExitStack() as stack:
-        redis = connect(redis_url)
+        redis = connect(redis_url, max_connections=settings.redis_max_connections)
         stack.push_async_callback(redis.aclose)
         cache = redis
         if settings.cache_redis_url is not None:
-            cache = connect(settings.cache_redis_url.get_secret_value())
+            url = settings.cache_redis_url.get_secret_value()
+            cache = connect(url, max_connections=settings.redis_max_connections)
             stack.push_async_callback(cache.aclose)
-        yield build_stores(settings, redis, metrics, cache=cache)
+        stores = build_stores(settings, redis, metrics, cache=cache)
+        stack.push_async_callback(stores.follower.close)
+        stores.follower.start()
+        yield stores
 
 
 def build_stores(
@@ -54,9 +61,10 @@ def build_stores(
 ) -> Stores:
     """Build the stores on `redis`, with the features on `cache` if there is one, and create the media directory."""
     media, partial_files = _open_files(settings)
+    follower = LogFollower(redis)
     return Stores(
         redis=redis,
-        answers=AnswerStore(redis),
+        answers=AnswerStore(redis, follower),
         api_keys=ApiKeyStore(redis),
         features=FeatureCache(cache or redis, ttl=settings.feature_ttl, metrics=metrics),
         idempotency=IdempotencyStore(redis, ttl=settings.idempotency_ttl),
@@ -65,7 +73,8 @@ def build_stores(
         partial_files=partial_files,
         sessions=SessionStore(redis),
         uploads=UploadStore(redis),
-        videos=VideoStore(redis),
+        videos=VideoStore(redis, follower),
+        follower=follower,
     )
 
 

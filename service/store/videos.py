@@ -1,11 +1,13 @@
 """Video records, their progress and what belongs to them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.event_log import EventLog, LogEvent
 from service.store.listing import Order, Page, list_page
+from service.store.log_follower import FollowedLog, LogFollower
 from service.store.records import VideoRecord
 
 _EVENTS_TTL = 24 * 3600
@@ -60,9 +62,10 @@ return record and 1 or 0
 class VideoStore:
     """The videos of all tenants."""
 
-    def __init__(self, redis: StoreClient) -> None:
+    def __init__(self, redis: StoreClient, follower: LogFollower) -> None:
         self._redis = redis
-        self.events = EventLog(redis, ttl=_EVENTS_TTL)
+        self._follower = follower
+        self._log = EventLog(redis, ttl=_EVENTS_TTL)
 
     async def create(self, tenant: str, record: VideoRecord, *, reservation: str = "") -> bool:
         """Keep a new record, whose bytes take the place of those reserved; false when the video is known already."""
@@ -139,9 +142,13 @@ class VideoStore:
         )
         return bool(await self._redis.eval(_ERASE, len(names), *names, video_id))
 
+    def follow(self, tenant: str, video_id: str, *, after: int) -> AbstractAsyncContextManager[FollowedLog]:
+        """Follow a video's progress from the first event with a number greater than `after`."""
+        return self._follower.follow(keys.video_events(tenant, video_id), after=after)
+
     async def last_progress(self, tenant: str, video_id: str) -> LogEvent | None:
         """The newest event of the video's progress."""
-        return await self.events.last(keys.video_events(tenant, video_id))
+        return await self._log.last(keys.video_events(tenant, video_id))
 
     async def restart_progress(self, tenant: str, video_id: str) -> None:
         """Forget earlier progress: the video is being prepared anew."""
@@ -150,4 +157,4 @@ class VideoStore:
     async def progress(self, tenant: str, video_id: str, event: LogEvent) -> None:
         """Add one event to the video's progress, unless it was erased meanwhile."""
         record = keys.video(tenant, video_id)
-        await self.events.append(keys.video_events(tenant, video_id), event, record=record)
+        await self._log.append(keys.video_events(tenant, video_id), event, record=record)

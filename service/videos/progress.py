@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from service.errors import ServiceError, from_code
-from service.store import keys
 from service.store.event_log import LogEvent
 from service.store.records import VideoRecord
 from service.store.videos import VideoStore
@@ -80,18 +79,18 @@ async def follow_progress(
     Raises:
         NotFound: the video was erased.
     """
-    key = keys.video_events(tenant, video_id)
-    while True:
-        record = await read_record()
-        events = await videos.events.read(key, after=after, block=_READ_TIMEOUT)
-        for event in events:
-            yield event
-            after = event.number
-            if event.name in _ENDINGS:
+    async with videos.follow(tenant, video_id, after=after) as log:
+        while True:
+            record = await read_record()
+            events = await log.next(timeout=_READ_TIMEOUT)
+            for event in events:
+                yield event
+                after = event.number
+                if event.name in _ENDINGS:
+                    return
+            if not events and record.status in _ENDINGS:  # the log has expired, or its end was read before
+                yield _ending(record, number=after + 1)
                 return
-        if not events and record.status in _ENDINGS:  # the log has expired, or its end was read before
-            yield _ending(record, number=after + 1)
-            return
 
 
 def _ending(record: VideoRecord, *, number: int) -> LogEvent:

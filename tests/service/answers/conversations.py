@@ -8,9 +8,10 @@ from service.answers.generation import Generation
 from service.ids import new_id, video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store.answers import AnswerStore
+from service.store.answers import AnswerStore, CreateOutcome
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
+from service.store.log_follower import LogFollower
 from service.store.records import AnswerRecord, FrameRequest, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.workers.protocol import Delta
@@ -98,7 +99,7 @@ async def accept(
     )
     if await SessionStore(redis).get(TENANT, session.id) is None:
         await SessionStore(redis).create(TENANT, session)
-    return await AnswerStore(redis).create(
+    outcome = await AnswerStore(redis, LogFollower(redis)).create(
         TENANT,
         record,
         opening=opening or LogEvent(1, "answer", {"id": record.id}),
@@ -106,3 +107,4 @@ async def accept(
         owner=owner,
         lease_seconds=lease_seconds,
     )
+    return outcome is CreateOutcome.CREATED

@@ -15,10 +15,11 @@ from service.answers.takeover import Takeover
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store import keys
-from service.store.answers import AnswerStore, AnswerWrite, Hold
+from service.store.answers import AnswerStore, AnswerWrite, OwnerVerdict
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.leases import Leases
+from service.store.log_follower import LogFollower
 from service.store.records import AnswerRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
@@ -66,14 +67,15 @@ class Replica:
 
     def __init__(self, redis: StoreClient, jobs: Jobs, *, grace: float, lease_seconds: float) -> None:
         settings, metrics = Settings(disconnect_grace=grace, lease_seconds=lease_seconds), Metrics()
-        self.jobs, self.store = jobs, AnswerStore(redis)
+        self.jobs, self.follower = jobs, LogFollower(redis)
+        self.store = AnswerStore(redis, self.follower)
         self.admission = Admission(settings, metrics)
         presence = Presence(self.store, grace=grace)
         self.runner = AnswerRunner(
             settings=settings,
             jobs=jobs,
             preparation=None,  # type: ignore[arg-type]  # these answers are about no video
-            videos=VideoStore(redis),
+            videos=VideoStore(redis, self.follower),
             answers=self.store,
             presence=presence,
             metrics=metrics,
@@ -82,7 +84,7 @@ class Replica:
             runner=self.runner,
             jobs=jobs,
             admission=self.admission,
-            videos=VideoStore(redis),
+            videos=VideoStore(redis, self.follower),
             sessions=SessionStore(redis),
             answers=self.store,
             lease_seconds=lease_seconds,
@@ -124,10 +126,12 @@ async def replica(
     redis: StoreClient, *, grace: float = 9, lease_seconds: float = 60, ready: bool = True
 ) -> AsyncIterator[Replica]:
     made = Replica(redis, Jobs(ready=ready), grace=grace, lease_seconds=lease_seconds)
+    made.follower.start()
     made.runner.start()
     made.takeover.start()
     yield made
     await made.answers.close()
+    await made.follower.close()
 
 
 def names(events: list[LogEvent]) -> list[str]:
@@ -198,13 +202,13 @@ async def test_a_reader_at_another_replica_counts_while_events_come_without_a_pa
 
 async def orphan(redis: StoreClient) -> AnswerRecord:
     """An answer with three logged tokens whose owner has just died."""
-    record, answers = answer_record(), AnswerStore(redis)
+    record, answers = answer_record(), AnswerStore(redis, LogFollower(redis))
     await accept(redis, record, owner="own_dead", lease_seconds=0.001)
     events = (LogEvent(2, "delta", {"text": "A r"}, (1, 2)), LogEvent(3, "delta", {"text": "ed"}, (3,)))
     write = AnswerWrite(
         tenant=TENANT, answer_id=record.id, session_id=record.session_id, owner="own_dead", events=events
     )
-    assert await answers.write([write]) == [Hold.OURS]
+    assert await answers.write([write]) == [OwnerVerdict.OWNED]
     await asyncio.sleep(0.01)
     return record
 
@@ -241,7 +245,7 @@ async def test_a_replica_without_a_worker_takes_nothing_over(redis: StoreClient)
     async with replica(redis, lease_seconds=1, ready=False) as here:
         await asyncio.sleep(1)
         assert await here.status(record.id) == "in_progress"
-        assert await AnswerStore(redis).orphans() == [(TENANT, record.id)]
+        assert await AnswerStore(redis, LogFollower(redis)).orphans() == [(TENANT, record.id)]
 
 
 async def test_an_owner_that_was_paused_beyond_its_lease_writes_nothing_more_and_stops_its_job(
@@ -310,9 +314,9 @@ async def test_answers_of_a_replica_that_ends_are_left_without_owner(redis: Stor
         answer, job = await here.begin(redis)
         here.jobs.say(job, "A red", 1)
         await asyncio.sleep(0.1)
-    [_, last] = await AnswerStore(redis).read(TENANT, answer.id, after=0)
+    [_, last] = await AnswerStore(redis, LogFollower(redis)).whole_log(TENANT, answer.id)
     assert (last.name, last.token_ids) == ("delta", (1,))
-    assert await AnswerStore(redis).orphans() == [(TENANT, answer.id)]
+    assert await AnswerStore(redis, LogFollower(redis)).orphans() == [(TENANT, answer.id)]
     assert await Leases(redis, seconds=3).holder(keys.session_lease(TENANT, answer.session.id)) == answer.id
 
 

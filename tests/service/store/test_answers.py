@@ -1,19 +1,21 @@
 """What an answer gains is written once, however often it is tried, and its end comes all in one moment."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from service.errors import Unavailable
 from service.store import keys
-from service.store.answers import AnswerStore, AnswerWrite, Ending, Hold
+from service.store.answers import AnswerStore, AnswerWrite, CreateOutcome, Ending, OwnerVerdict
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
 from service.store.leases import Leases
+from service.store.log_follower import LogFollower
 from service.store.records import AnswerRecord, MessageRecord
 from service.store.sessions import SessionStore
-from tests.service.answers.conversations import OWNER, TENANT, accept, answer_record
+from tests.service.answers.conversations import OWNER, TENANT, accept, answer_record, session_record
 
 ANSWER = answer_record()
 LEASE = keys.session_lease(TENANT, ANSWER.session_id)
@@ -45,15 +47,17 @@ DONE = write(
 
 
 @pytest.fixture
-async def answers(redis: StoreClient) -> AnswerStore:
-    """A store with one answer that is being given."""
-    store = AnswerStore(redis)
+async def answers(redis: StoreClient) -> AsyncIterator[AnswerStore]:
+    """A store with one answer in progress."""
+    follower = LogFollower(redis)
+    follower.start()
     assert await accept(redis, ANSWER)
-    return store
+    yield AnswerStore(redis, follower)
+    await follower.close()
 
 
 async def log(answers: AnswerStore) -> list[tuple[int, str]]:
-    return [(e.number, e.name) for e in await answers.read(TENANT, ANSWER.id, after=0, block=0)]
+    return [(e.number, e.name) for e in await answers.whole_log(TENANT, ANSWER.id)]
 
 
 async def history(redis: StoreClient) -> list[str]:
@@ -61,7 +65,7 @@ async def history(redis: StoreClient) -> list[str]:
 
 
 async def test_events_and_the_end_arrive_once_and_in_order(answers: AnswerStore, redis: StoreClient) -> None:
-    assert await answers.write([DONE]) == [Hold.OURS]
+    assert await answers.write([DONE]) == [OwnerVerdict.OWNED]
     assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
     assert await history(redis) == ["msg_user", "msg_assistant"]
     record = await answers.get(TENANT, ANSWER.id)
@@ -71,7 +75,7 @@ async def test_events_and_the_end_arrive_once_and_in_order(answers: AnswerStore,
 
 async def test_a_write_that_is_repeated_doubles_nothing(answers: AnswerStore, redis: StoreClient) -> None:
     for same in (write(delta(2)), write(delta(2)), DONE, DONE):
-        assert await answers.write([same]) == [Hold.OURS]
+        assert await answers.write([same]) == [OwnerVerdict.OWNED]
     assert await log(answers) == [(1, "answer"), (2, "delta"), (3, "done")]
     assert await history(redis) == ["msg_user", "msg_assistant"]
 
@@ -80,7 +84,8 @@ async def test_the_session_is_free_in_the_moment_of_done(answers: AnswerStore, r
     """Whoever reads `done` may ask at once."""
 
     async def ask_after_done() -> bool:
-        [*_, last] = await answers.read(TENANT, ANSWER.id, after=2, block=4)
+        async with answers.follow(TENANT, ANSWER.id, after=2) as followed:
+            [last] = await followed.next(timeout=4)
         assert last.name == "done"
         return await Leases(redis, seconds=10).acquire(LEASE, "ans_next")
 
@@ -96,7 +101,7 @@ async def test_an_erased_answer_stays_erased(answers: AnswerStore, redis: StoreC
     session = await SessionStore(redis).get(TENANT, ANSWER.session_id)
     assert session is not None
     await SessionStore(redis).erase(TENANT, session)
-    assert await answers.write([write(delta(2)), DONE]) == [Hold.LOST, Hold.LOST]
+    assert await answers.write([write(delta(2)), DONE]) == [OwnerVerdict.LOST, OwnerVerdict.LOST]
     assert await redis.keys() == []
 
 
@@ -104,10 +109,10 @@ async def test_an_answer_that_was_given_up_gains_nothing_more(answers: AnswerSto
     """Its readers have read the end: an owner that was only slow must not go on behind it."""
     failed = ANSWER.model_copy(update={"status": "failed"})
     lost = write(LogEvent(2, "error", {}), ending=Ending(record=failed, number=0, turn=()))
-    assert await answers.write([lost]) == [Hold.OURS]
+    assert await answers.write([lost]) == [OwnerVerdict.OWNED]
     assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
-        Hold.LOST,
-        Hold.LOST,
+        OwnerVerdict.LOST,
+        OwnerVerdict.LOST,
     ]
     assert await log(answers) == [(1, "answer"), (2, "error")]
     assert await history(redis) == []
@@ -118,7 +123,7 @@ async def test_many_answers_are_written_in_one_go_and_fail_by_themselves(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     unknown = replace(write(delta(2)), answer_id="ans_nobody")
-    assert await answers.write([unknown, write(delta(2))]) == [Hold.LOST, Hold.OURS]
+    assert await answers.write([unknown, write(delta(2))]) == [OwnerVerdict.LOST, OwnerVerdict.OWNED]
     assert await answers.write([]) == []
 
 
@@ -132,18 +137,18 @@ async def test_an_event_that_the_store_has_no_room_for_is_not_lost_in_silence(
             await answers.write([write(delta(2))])
     finally:
         await redis.config_set("maxmemory", 0)
-    assert await answers.write([write(delta(2))]) == [Hold.OURS]
+    assert await answers.write([write(delta(2))]) == [OwnerVerdict.OWNED]
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
 
 async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
-    assert await answers.wanted_for(TENANT, ANSWER.id) == 0
-    await answers.mark_read(TENANT, ANSWER.id, seconds=2)
-    assert 1 < await answers.wanted_for(TENANT, ANSWER.id) <= 2
-    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.OURS
-    await answers.ask_to_cancel(TENANT, ANSWER.id)
-    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.CANCELLED
-    assert await answers.write([write(delta(2))]) == [Hold.CANCELLED]
+    assert await answers.followed_for(TENANT, ANSWER.id) == 0
+    await answers.mark_followed(TENANT, ANSWER.id, seconds=2)
+    assert 1 < await answers.followed_for(TENANT, ANSWER.id) <= 2
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is OwnerVerdict.OWNED
+    await answers.request_cancel(TENANT, ANSWER.id)
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is OwnerVerdict.CANCEL_REQUESTED
+    assert await answers.write([write(delta(2))]) == [OwnerVerdict.CANCEL_REQUESTED]
     assert await log(answers) == [(1, "answer"), (2, "delta")], "what was said is kept"
 
 
@@ -164,16 +169,16 @@ async def test_an_owner_that_was_paused_cannot_write_behind_its_successor(
     """Not even when the successor's lease, too, has run out."""
     await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
     await asyncio.sleep(0.01)
-    assert await answers.write([write(delta(2))]) == [Hold.OURS], "nobody has come: it may go on"
+    assert await answers.write([write(delta(2))]) == [OwnerVerdict.OWNED], "nobody has come: it may go on"
     assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=0.001) is not None
     await asyncio.sleep(0.01)
     assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
-        Hold.LOST,
-        Hold.LOST,
+        OwnerVerdict.LOST,
+        OwnerVerdict.LOST,
     ]
-    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is Hold.LOST
+    assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is OwnerVerdict.LOST
     assert await log(answers) == [(1, "answer"), (2, "delta")]
-    assert await answers.write([replace(write(delta(3)), owner="own_second")]) == [Hold.OURS]
+    assert await answers.write([replace(write(delta(3)), owner="own_second")]) == [OwnerVerdict.OWNED]
     assert await history(redis) == []
 
 
@@ -187,7 +192,7 @@ async def test_deaths_are_counted_until_a_token_is_gained(answers: AnswerStore) 
     await answers.release(TENANT, ANSWER.id, "own_2")
     assert await take("own_3") == 0, "who hands an answer over has not died of it"
     assert await answers.write([replace(write(LogEvent(2, "delta", {"text": "A"}, (7,))), owner="own_3")]) == [
-        Hold.OURS
+        OwnerVerdict.OWNED
     ]
     assert await take("own_4") == 1
     [_, said] = await answers.whole_log(TENANT, ANSWER.id)
@@ -201,12 +206,12 @@ async def test_a_log_that_the_store_has_lost_the_end_of_takes_nothing_more(
     await redis.xdel(
         keys.answer_events(TENANT, ANSWER.id), "3-0"
     )  # as after a crash of a Redis that syncs now and then
-    assert await answers.write([write(delta(4))]) == [Hold.BROKEN]
+    assert await answers.write([write(delta(4))]) == [OwnerVerdict.LOG_TRUNCATED]
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
 
 async def test_an_ended_answer_leaves_nothing_for_owners(answers: AnswerStore, redis: StoreClient) -> None:
-    await answers.ask_to_cancel(TENANT, ANSWER.id)
+    await answers.request_cancel(TENANT, ANSWER.id)
     await answers.write([DONE])
     assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=9) is None
     kept = {key for key in await redis.keys() if ANSWER.id.encode() in key}
@@ -214,22 +219,56 @@ async def test_an_ended_answer_leaves_nothing_for_owners(answers: AnswerStore, r
     assert not await redis.exists(keys.running_answers())
 
 
-async def test_an_answer_is_begun_only_in_a_session_that_is_there_free_and_unchanged(redis: StoreClient) -> None:
-    answers = AnswerStore(redis)
-    first, second = answer_record(), answer_record()
-    second = second.model_copy(update={"session_id": first.session_id})
+async def test_an_answer_is_created_only_in_a_session_that_exists_is_free_and_has_not_changed(
+    redis: StoreClient,
+) -> None:
+    answers = AnswerStore(redis, LogFollower(redis))
+    first = answer_record()
+    second = answer_record(first.session_id)
+    lease = keys.session_lease(TENANT, first.session_id)
 
-    async def begin(record: AnswerRecord, *, num_messages: int = 0) -> bool:
-        opening = LogEvent(1, "answer", {})
+    async def create(record: AnswerRecord, *, num_messages: int = 0) -> CreateOutcome:
         return await answers.create(
-            TENANT, record, opening=opening, num_messages=num_messages, owner=OWNER, lease_seconds=10
+            TENANT,
+            record,
+            opening=LogEvent(1, "answer", {}),
+            num_messages=num_messages,
+            owner=OWNER,
+            lease_seconds=10,
         )
 
-    assert not await begin(first), "its session was never opened, or is erased"
+    assert await create(first) is CreateOutcome.GONE
     assert await redis.keys() == []
     assert await accept(redis, first)
-    assert not await begin(second), "the first one holds the lease"
-    await redis.delete(keys.session_lease(TENANT, first.session_id))
-    assert not await begin(second, num_messages=2), "it was thought out for another history"
-    assert await begin(second)
-    assert await redis.get(keys.session_lease(TENANT, first.session_id)) == second.id.encode()
+    assert await redis.get(lease) == first.id.encode()
+    assert await redis.ttl(lease) == -1, "it ends with the answer"
+    kept = {key: await redis.dump(key) for key in await redis.keys()}
+    assert await create(first) is CreateOutcome.DUPLICATE
+    assert await create(second) is CreateOutcome.BUSY
+    assert {key: await redis.dump(key) for key in await redis.keys()} == kept, "a refusal changes nothing"
+    await redis.delete(lease)
+    assert await create(second, num_messages=2) is CreateOutcome.CHANGED
+    assert await create(first) is CreateOutcome.DUPLICATE, "also after its end"
+    assert await create(second) is CreateOutcome.CREATED
+    assert await redis.get(lease) == second.id.encode()
+
+
+async def test_of_questions_at_once_one_is_accepted(redis: StoreClient) -> None:
+    answers = AnswerStore(redis, LogFollower(redis))
+    session = session_record()
+    await SessionStore(redis).create(TENANT, session)
+    records = [answer_record(session.id) for _ in range(10)]
+    outcomes = await asyncio.gather(
+        *(
+            answers.create(
+                TENANT,
+                record,
+                opening=LogEvent(1, "answer", {}),
+                num_messages=0,
+                owner=f"own_{record.id}",
+                lease_seconds=9,
+            )
+            for record in records
+        )
+    )
+    assert sorted(outcomes) == ["busy"] * 9 + ["created"]

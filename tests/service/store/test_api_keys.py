@@ -5,10 +5,11 @@ import time
 
 from service.ids import new_id
 from service.store import keys
-from service.store.answers import AnswerStore, AnswerWrite, Ending, Hold
+from service.store.answers import AnswerStore, AnswerWrite, Ending, OwnerVerdict
 from service.store.api_keys import ApiKeyStore
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
+from service.store.log_follower import LogFollower
 from service.store.records import AnswerRecord
 from service.store.sessions import SessionStore
 from tests.service.answers.conversations import OWNER, TENANT, accept, answer_record
@@ -44,7 +45,7 @@ async def test_an_answer_that_has_ended_stops_counting_without_a_report(redis: S
         events=(LogEvent(2, "done", {}),),
         ending=Ending(record=done, number=0, turn=()),
     )
-    assert await AnswerStore(redis).write([write]) == [Hold.OURS]
+    assert await AnswerStore(redis, LogFollower(redis)).write([write]) == [OwnerVerdict.OWNED]
     assert await start(redis)
     assert not await start(redis)
 

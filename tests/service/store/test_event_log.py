@@ -1,8 +1,5 @@
 """Events stand in a log once and in order, whoever writes them how often, and a reader gets what it has not got."""
 
-import asyncio
-import time
-
 import pytest
 
 from service.errors import Unavailable
@@ -46,41 +43,24 @@ async def test_an_append_that_the_server_refuses_is_told_as_any_other_refusal(re
     assert 0 < await redis.ttl(KEY) <= 60
 
 
-@pytest.mark.parametrize("block", [0.0, 0.5])
-async def test_a_reader_gets_only_what_it_has_not_read(redis: StoreClient, block: float) -> None:
+async def test_a_reader_gets_only_what_it_has_not_read(redis: StoreClient) -> None:
     log = EventLog(redis)
     for number in range(1, 6):
         await log.append(KEY, event(number))
-    assert [e.number for e in await log.read(KEY, after=3, block=block)] == [4, 5]
+    assert [e.number for e in await log.read(KEY, after=3)] == [4, 5]
     assert await log.read(KEY, after=5) == []
 
 
-async def test_a_long_log_is_read_in_pieces_without_a_gap(redis: StoreClient) -> None:
+async def test_a_long_log_is_read_in_pages_without_a_gap(redis: StoreClient) -> None:
     log = EventLog(redis)
     async with redis.pipeline(transaction=False) as pipeline:
         for number in range(1, 1201):
-            log.queue(pipeline, KEY, event(number))
+            pipeline.xadd(KEY, {"name": "delta", "data": "{}"}, id=f"{number}-0")
         await pipeline.execute()
     read: list[int] = []
-    while piece := await log.read(KEY, after=len(read)):
-        read += [e.number for e in piece]
+    while page := await log.read(KEY, after=len(read)):
+        read += [e.number for e in page]
     assert read == list(range(1, 1201))
-
-
-async def test_a_waiting_reader_wakes_with_the_event_and_not_with_its_deadline(redis: StoreClient) -> None:
-    log = EventLog(redis)
-    start = time.monotonic()
-    waiting = asyncio.create_task(log.read(KEY, after=0, block=4))
-    await asyncio.sleep(0.1)
-    await log.append(KEY, event(1))
-    assert await waiting == [event(1)]
-    assert time.monotonic() - start < 2
-
-
-async def test_a_reader_waits_no_longer_than_it_said(redis: StoreClient) -> None:
-    start = time.monotonic()
-    assert await EventLog(redis).read(KEY, after=0, block=0.2) == []
-    assert 0.15 < time.monotonic() - start < 2
 
 
 async def test_a_log_with_a_time_to_live_expires_after_its_last_event(redis: StoreClient) -> None:

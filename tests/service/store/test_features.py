@@ -71,6 +71,15 @@ async def test_nothing_is_a_counted_miss(redis: StoreClient) -> None:
     assert counts(metrics) == {"queries": 1}
 
 
+async def test_the_existing_of_several_keys_are_found_in_one_round_trip(redis: StoreClient) -> None:
+    metrics = Metrics()
+    cache = FeatureCache(redis, ttl=100, metrics=metrics)
+    await cache.put(KEY, PACKED)
+    assert await cache.existing([KEY, KEY + "-other"]) == {KEY}
+    assert await cache.existing([]) == set()
+    assert counts(metrics) == {}
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 async def test_a_value_that_is_not_what_was_asked_for_is_a_miss_and_removed(
     redis: StoreClient, damage: Callable[[bytes], bytes]
@@ -129,4 +138,5 @@ async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(abse
     await cache.put(KEY, PACKED)
     assert await cache.get(KEY, shape=SHAPE) is None
     assert not await cache.exists(KEY)
+    assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1, "errors": 2}

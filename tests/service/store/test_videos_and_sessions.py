@@ -5,8 +5,11 @@ import asyncio
 import pytest
 
 from service.ids import video_id
+from service.store import keys
 from service.store.connection import StoreClient
 from service.store.event_log import LogEvent
+from service.store.log_follower import LogFollower
+from service.store.records import MessageRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from tests.service.answers.conversations import TENANT, accept, answer_record, session_record, video_record
@@ -15,7 +18,7 @@ VIDEO = video_record()
 
 
 async def test_a_video_is_created_once_however_many_upload_it(redis: StoreClient) -> None:
-    videos = VideoStore(redis)
+    videos = VideoStore(redis, LogFollower(redis))
     named = [VIDEO.model_copy(update={"filename": f"{i}.mp4"}) for i in range(5)]
     created = await asyncio.gather(*(videos.create(TENANT, record) for record in named))
     assert created.count(True) == 1
@@ -23,7 +26,7 @@ async def test_a_video_is_created_once_however_many_upload_it(redis: StoreClient
 
 
 async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redis: StoreClient) -> None:
-    videos = VideoStore(redis)
+    videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     assert await videos.update(TENANT, VIDEO.model_copy(update={"status": "processing"}))
     assert await videos.remember_features(TENANT, VIDEO.id, "features:one")
@@ -36,7 +39,7 @@ async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redi
 
 
 async def test_erasing_a_video_takes_its_progress_and_the_names_of_its_features_along(redis: StoreClient) -> None:
-    videos = VideoStore(redis)
+    videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
     await videos.remember_features(TENANT, VIDEO.id, "features:one")
@@ -45,24 +48,52 @@ async def test_erasing_a_video_takes_its_progress_and_the_names_of_its_features_
     assert await redis.keys() == []
 
 
+async def test_the_progress_of_a_video_can_be_followed(redis: StoreClient) -> None:
+    follower = LogFollower(redis)
+    follower.start()
+    videos = VideoStore(redis, follower)
+    await videos.create(TENANT, VIDEO)
+    await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
+    async with videos.follow(TENANT, VIDEO.id, after=0) as followed:
+        assert [event.name for event in await followed.next(timeout=2)] == ["decode"]
+        await videos.progress(TENANT, VIDEO.id, LogEvent(2, "ready", {}))
+        assert [event.name for event in await followed.next(timeout=2)] == ["ready"]
+    await follower.close()
+
+
 async def test_erasing_a_session_takes_its_answers_along_and_leaves_its_neighbours(redis: StoreClient) -> None:
     sessions = SessionStore(redis)
     kept, erased = session_record(VIDEO.id), session_record(VIDEO.id)
     for session in (kept, erased):
         await sessions.create(TENANT, session)
         assert await accept(redis, answer_record(session.id))
-    assert await VideoStore(redis).session_ids(TENANT, VIDEO.id) == sorted([kept.id, erased.id])
+    assert await VideoStore(redis, LogFollower(redis)).session_ids(TENANT, VIDEO.id) == sorted([kept.id, erased.id])
 
     assert await sessions.erase(TENANT, erased)
     assert not await sessions.erase(TENANT, erased)
 
-    assert await VideoStore(redis).session_ids(TENANT, VIDEO.id) == [kept.id]
+    assert await VideoStore(redis, LogFollower(redis)).session_ids(TENANT, VIDEO.id) == [kept.id]
     assert await redis.keys(f"*{erased.id}*") == []
     assert len(await redis.keys("answer:*:events")) == 1
 
 
+async def test_a_conversation_is_a_session_with_its_messages_in_order(redis: StoreClient) -> None:
+    sessions, session = SessionStore(redis), session_record(VIDEO.id)
+    assert await sessions.conversation(TENANT, session.id) is None
+    await sessions.create(TENANT, session)
+    assert await sessions.conversation(TENANT, session.id) == (session, [])
+    said = [
+        MessageRecord(id=f"msg_{number}", role="user", content="…", created_at=0.0, answer_id="ans_1")
+        for number in range(12)
+    ]
+    for number, message in enumerate(said):
+        await redis.hset(keys.messages(TENANT, session.id), str(number), message.model_dump_json())
+    assert await sessions.conversation(TENANT, session.id) == (session, said)
+    assert await sessions.messages(TENANT, session.id) == said
+
+
 async def test_no_tenant_sees_another_s(redis: StoreClient) -> None:
-    videos, sessions = VideoStore(redis), SessionStore(redis)
+    videos, sessions = VideoStore(redis, LogFollower(redis)), SessionStore(redis)
     session = session_record(VIDEO.id)
     await videos.create(TENANT, VIDEO)
     await sessions.create(TENANT, session)
@@ -75,7 +106,7 @@ async def test_no_tenant_sees_another_s(redis: StoreClient) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
 async def test_pages_give_every_item_once_newest_first(redis: StoreClient, limit: int) -> None:
-    videos = VideoStore(redis)
+    videos = VideoStore(redis, LogFollower(redis))
     ids = [video_id(TENANT, str(number)) for number in range(7)]
     for number, made in enumerate(ids):
         await videos.create(TENANT, video_record(id=made, created_at=float(number)))
@@ -91,14 +122,14 @@ async def test_pages_give_every_item_once_newest_first(redis: StoreClient, limit
 
 
 async def test_of_records_that_are_gone_a_list_says_nothing(redis: StoreClient) -> None:
-    videos = VideoStore(redis)
+    videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     assert await videos.get_many(TENANT, [video_id(TENANT, "gone"), VIDEO.id]) == [VIDEO]
     assert await videos.get_many(TENANT, []) == []
 
 
 async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> None:
-    store = VideoStore(redis)
+    store = VideoStore(redis, LogFollower(redis))
     one, two = video_record(bytes=3_000_000_000), video_record(id="vid_" + "2" * 32, bytes=7)
     assert await store.stored_bytes(TENANT) == 0
     assert [await store.create(TENANT, record) for record in (one, one, two)] == [True, False, True]
@@ -110,7 +141,7 @@ async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> 
 
 
 async def test_of_uploads_at_once_only_as_many_are_let_in_as_fit(redis: StoreClient) -> None:
-    store = VideoStore(redis)
+    store = VideoStore(redis, LogFollower(redis))
     await store.create(TENANT, video_record(bytes=40))
     tried = [store.reserve(TENANT, f"upload {number}", 20, limit=100, seconds=60) for number in range(10)]
     assert sum(await asyncio.gather(*tried)) == 3
@@ -118,7 +149,7 @@ async def test_of_uploads_at_once_only_as_many_are_let_in_as_fit(redis: StoreCli
 
 
 async def test_reserved_bytes_change_and_are_given_back_or_become_the_record_s(redis: StoreClient) -> None:
-    store = VideoStore(redis)
+    store = VideoStore(redis, LogFollower(redis))
 
     async def reserve(name: str, num_bytes: int) -> bool:
         return await store.reserve(TENANT, name, num_bytes, limit=100, seconds=60)
@@ -135,7 +166,7 @@ async def test_reserved_bytes_change_and_are_given_back_or_become_the_record_s(r
 
 
 async def test_reserved_bytes_run_out_unless_they_are_prolonged(redis: StoreClient) -> None:
-    store = VideoStore(redis)
+    store = VideoStore(redis, LogFollower(redis))
     assert await store.reserve(TENANT, "of the dead", 50, limit=100, seconds=1)
     assert await store.reserve(TENANT, "of the living", 50, limit=100, seconds=1)
     assert await store.prolong(TENANT, "of the living", seconds=60)
