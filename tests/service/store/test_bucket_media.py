@@ -71,7 +71,7 @@ async def test_what_is_not_there_is_gone(bucket: BucketStore) -> None:
 async def test_a_damaged_file_is_as_good_as_gone(bucket: BucketStore) -> None:
     sha256 = await commit(bucket, b"whole")
     name = f"{TENANT}/{sha256[:2]}/{sha256}"
-    bucket._bucket.client.put_object(**bucket._bucket.at(name), Body=b"hole")
+    bucket._bucket.client.put_object(**bucket._bucket.location(name), Body=b"hole")
     async with bucket.local(TENANT, sha256) as path:
         assert path is None
 
