@@ -1,4 +1,4 @@
-"""Stored API keys: records with the hash of the secret, never the secret itself, and what each key has used."""
+"""API keys at rest: records with the hash of a secret, never the secret; and how much each key has used."""
 
 import math
 import time
@@ -9,8 +9,7 @@ from service.store import keys
 from service.store.connection import StoreClient, text
 from service.store.records import AnswerRecord, Record
 
-# Keeps one number per key: the time at which its requests so far are paid off at an even rate. A burst may use up the
-# requests of a whole minute at once.
+# One number a key: when all its requests so far are paid off at the even rate. A whole minute may be used at once.
 _TAKE_REQUEST = """
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -20,19 +19,19 @@ if paid - now > 60000 then return math.ceil(paid - now - 60000) end
 redis.call('set', KEYS[1], string.format('%.3f', paid), 'PX', math.ceil(paid - now))
 return 0
 """
-# Removes the answers that have ended, then adds the new one if the limit allows it.
+# Makes room by removing what has ended, then takes a place if there is one.
 _TAKE_ANSWER = """
 for i = 4, #ARGV do redis.call('zrem', KEYS[1], ARGV[i]) end
 if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) and not redis.call('zscore', KEYS[1], ARGV[2]) then return 0 end
 redis.call('expire', KEYS[1], 86400)
 return redis.call('zadd', KEYS[1], ARGV[3], ARGV[2]) and 1
 """
-_RECORD_TIMEOUT = 60.0  # seconds after which a counted answer without a record is taken to have ended
-_HAS_RECORD = 0.0  # the score of an answer that has a record; before, it is the time at which it was counted
+_ARRIVAL = 60.0  # seconds in which an answer that was given a place gets a record
+_HAS_RECORD = 0.0  # in the place of the time it was given one
 
 
 class ApiKeyRecord(Record):
-    """A stored API key. A limit that is null is the server's default."""
+    """What is kept of an API key. A limit that is null is the server's default."""
 
     id: str
     secret_sha256: str
@@ -48,36 +47,36 @@ class ApiKeyRecord(Record):
     max_priority: int | None = None
 
     def is_valid(self) -> bool:
-        """Whether the key is neither revoked nor expired."""
+        """Whether it opens anything now."""
         return self.revoked_at is None and (self.expires_at is None or time.time() < self.expires_at)
 
 
 class ApiKeyStore:
-    """All API keys. A revoked key stays stored, so that a service does not become open when its last key is revoked."""
+    """All API keys. A revoked key stays in the list, so that no service opens again because its last key is gone."""
 
     def __init__(self, redis: StoreClient) -> None:
         self._redis = redis
 
     async def add(self, record: ApiKeyRecord) -> None:
-        """Store a new key."""
+        """Keep a new key."""
         await self._redis.hset(keys.api_keys(), record.id, record.model_dump_json())
 
     async def get(self, key_id: str) -> ApiKeyRecord | None:
-        """The key with this id, valid or not; None if there is none."""
+        """The key of this id, valid or not."""
         document = await self._redis.hget(keys.api_keys(), key_id)
         return ApiKeyRecord.model_validate_json(document) if document else None
 
     async def all(self) -> list[ApiKeyRecord]:
-        """All keys ever created, oldest first."""
+        """Every key there has been, oldest first."""
         documents = await self._redis.hvals(keys.api_keys())
         return sorted(map(ApiKeyRecord.model_validate_json, documents), key=lambda record: record.created_at)
 
     async def any(self) -> bool:
-        """Whether a key was ever created."""
+        """Whether there has ever been a key."""
         return bool(await self._redis.exists(keys.api_keys()))
 
     async def revoke(self, key_id: str) -> bool:
-        """Revoke a key on all replicas at once; false if there is no key with this id."""
+        """Let a key open nothing any more, from now on and at every replica; false when there is none of this id."""
         record = await self.get(key_id)
         if record is None:
             return False
@@ -87,21 +86,21 @@ class ApiKeyStore:
         return True
 
     async def clear(self) -> None:
-        """Delete all keys. A service that may run without keys then accepts requests without one again."""
+        """Forget every key: services that may be open without keys are open again."""
         await self._redis.delete(keys.api_keys())
 
     # -- what a key has used
 
     async def take_request(self, key_id: str, *, per_minute: int) -> int:
-        """Count one request and return 0, or return the seconds to wait until the rate allows it and count nothing."""
+        """Count one request; 0, or the seconds until it would be within the rate, and then it is not counted."""
         milliseconds = await self._redis.eval(_TAKE_REQUEST, 1, keys.request_rate(key_id), per_minute)
         return math.ceil(int(milliseconds) / 1000)
 
     async def take_answer(self, tenant: str, key_id: str, answer_id: str, *, limit: int) -> bool:
-        """Count an answer before it is created; false if the key has `limit` answers running or waiting.
+        """Count an answer that is about to be asked for; false when the key has `limit` answers running or waiting.
 
-        Ended answers need not be reported: when the limit is reached, the answers' own records show which have ended,
-        including those whose replica died.
+        Nobody has to say that an answer has ended: when the places are full, the answers' own records tell who has
+        left, also of those whose replica died.
         """
         name = keys.answers_of_key(key_id)
         place = (limit, answer_id, time.time())
@@ -111,15 +110,15 @@ class ApiKeyStore:
         return bool(ended) and bool(await self._redis.eval(_TAKE_ANSWER, 1, name, *place, *ended))
 
     async def keep_answer(self, key_id: str, answer_id: str) -> None:
-        """Keep counting an answer that has no record; must be called again within `_RECORD_TIMEOUT`."""
+        """Say that an answer without a record still runs; after `_ARRIVAL` of silence it loses its place."""
         await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: time.time()}, xx=True)
 
     async def note_record(self, key_id: str, answer_id: str) -> None:
-        """Count an answer by its record from now on; once the record is erased, the answer has ended."""
+        """Say that an answer has a record now: once that is erased, it has ended."""
         await self._redis.zadd(keys.answers_of_key(key_id), {answer_id: _HAS_RECORD}, xx=True)
 
     async def leave_answer(self, key_id: str, answer_id: str) -> None:
-        """Stop counting an answer that was refused, or that has ended and has no record."""
+        """Give back the place of an answer that was refused, or that has ended and has no record."""
         await self._redis.zrem(keys.answers_of_key(key_id), answer_id)
 
     async def _ended(self, tenant: str, name: str) -> list[str]:
@@ -135,5 +134,5 @@ class ApiKeyStore:
 
 def _has_ended(document: bytes | str | None, *, taken_at: float) -> bool:
     if document is None:
-        return time.time() - taken_at > _RECORD_TIMEOUT  # erased, or not created yet
+        return time.time() - taken_at > _ARRIVAL  # erased; or it is only just being looked at
     return AnswerRecord.model_validate_json(document).status != "in_progress"

@@ -48,7 +48,7 @@ class FeatureCache:
             return False
 
     async def existing(self, features_keys: Sequence[str]) -> set[str]:
-        """Those of the keys that have a value, in one round trip; values are not checked, queries not counted."""
+        """Return those keys that have a value, in one round trip; the values are not checked or counted."""
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for key in features_keys:

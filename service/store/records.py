@@ -141,7 +141,7 @@ class MessageRecord(Record):
 
 
 class Sampling(Record):
-    """How an answer's tokens are sampled; complete, so that any replica can continue the answer."""
+    """How an answer's tokens are chosen; complete, so that any replica can go on with it."""
 
     temperature: float
     top_k: int
