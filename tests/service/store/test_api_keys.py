@@ -1,4 +1,4 @@
-"""What a key uses is counted across replicas, and ended answers do not stay counted."""
+"""How much a key has used is counted across replicas, and never stays counted when it is over."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ KEY = "key_1"
 
 
 async def begun(redis: StoreClient) -> AnswerRecord:
-    """An answer in progress that counts for the key."""
+    """An answer that is being given under the key."""
     record = answer_record()
     assert await ApiKeyStore(redis).take_answer(TENANT, KEY, record.id, limit=2)
     assert await accept(redis, record)
@@ -29,11 +29,11 @@ async def take(redis: StoreClient) -> bool:
     return await ApiKeyStore(redis).take_answer(TENANT, KEY, new_id("ans"), limit=2)
 
 
-async def test_concurrent_requests_never_exceed_the_limit(redis: StoreClient) -> None:
+async def test_no_more_places_are_given_than_there_are_however_many_ask(redis: StoreClient) -> None:
     assert sum(await asyncio.gather(*(take(redis) for _ in range(20)))) == 2
 
 
-async def test_an_ended_answer_stops_counting_without_a_report(redis: StoreClient) -> None:
+async def test_an_answer_that_ended_leaves_its_place_though_nobody_says_so(redis: StoreClient) -> None:
     first, _ = await begun(redis), await begun(redis)
     assert not await take(redis)
     done = first.model_copy(update={"status": "completed"})
@@ -50,17 +50,17 @@ async def test_an_ended_answer_stops_counting_without_a_report(redis: StoreClien
     assert not await take(redis)
 
 
-async def test_an_erased_answer_stops_counting_after_a_minute(redis: StoreClient) -> None:
+async def test_an_erased_answer_leaves_its_place_after_a_minute(redis: StoreClient) -> None:
     first, _ = await begun(redis), await begun(redis)
     session = await SessionStore(redis).get(TENANT, first.session_id)
     assert session is not None
     await SessionStore(redis).erase(TENANT, session)
-    assert not await take(redis)  # an answer without a record may be about to be created
+    assert not await take(redis)  # it might be one that is only just being looked at
     await redis.zadd(keys.answers_of_key(KEY), {first.id: time.time() - 61})
     assert await take(redis)
 
 
-async def test_a_refused_answer_stops_counting(redis: StoreClient) -> None:
+async def test_a_refused_answer_gives_its_place_back(redis: StoreClient) -> None:
     await begun(redis)
     answer_id = new_id("ans")
     assert await ApiKeyStore(redis).take_answer(TENANT, KEY, answer_id, limit=2)

@@ -19,7 +19,6 @@ from service.store.connection import StoreClient, connect
 from service.store.event_log import LogEvent
 from service.store.features import FeatureCache
 from service.store.leases import Leases
-from service.store.log_follower import LogFollower
 from service.store.media import MediaStore
 from service.store.records import FrameRequest, VideoRecord
 from service.store.videos import VideoStore
@@ -63,7 +62,7 @@ class Replica:
         self.encoding = Encoding(
             pool=pool,
             decoder=decoder,
-            videos=VideoStore(store, LogFollower(store)),
+            videos=VideoStore(store),
             features=FeatureCache(store, ttl=100, metrics=self.metrics),
             media=media,
             leases=Leases(store, seconds=3),
@@ -82,7 +81,7 @@ async def uploaded(store: StoreClient, media: MediaStore, clip: Path) -> VideoRe
         sha256 = await media.commit(spool, TENANT)
     assert sha256 == hashlib.sha256(content).hexdigest()
     record = video_record(id=video_id(TENANT, sha256), sha256=sha256, bytes=len(content))
-    await VideoStore(store, LogFollower(store)).create(TENANT, record)
+    await VideoStore(store).create(TENANT, record)
     return record
 
 
@@ -102,7 +101,7 @@ async def test_all_askers_at_all_replicas_share_one_encoding(
     answers = await asyncio.wait_for(asyncio.gather(*asking), PATIENCE)
     assert len({packed.blob for _, packed in answers}) == 1
     assert sum(replica.num_encoded for replica in replicas) == 1
-    ready = await VideoStore(store, LogFollower(store)).get(TENANT, record.id)
+    ready = await VideoStore(store).get(TENANT, record.id)
     assert ready is not None
     assert (ready.status, ready.num_frames, len(ready.frames)) == ("ready", 30, 8)
 
@@ -127,7 +126,7 @@ async def test_of_a_video_that_is_erased_meanwhile_nothing_is_kept(
     replica = Replica(pool, decoder, store, media)
     flight = await replica.encoding.begin(TENANT, record)
     await asyncio.wait_for(flight.probed, PATIENCE)
-    await VideoStore(store, LogFollower(store)).erase(TENANT, record.id)
+    await VideoStore(store).erase(TENANT, record.id)
     await media.erase(TENANT, record.sha256)
     assert flight.task is not None
     with pytest.raises(ServiceError):
@@ -159,7 +158,7 @@ async def test_progress_that_cannot_be_told_costs_the_video_nothing(
     flight = await Replica(pool, decoder, store, media).encoding.begin(TENANT, record)
     assert flight.task is not None
     await asyncio.wait_for(flight.task, PATIENCE)
-    ready = await VideoStore(store, LogFollower(store)).get(TENANT, record.id)
+    ready = await VideoStore(store).get(TENANT, record.id)
     assert ready is not None
     assert (ready.status, ready.num_frames) == ("ready", 30)
     gc.collect()

@@ -12,7 +12,6 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.connection import StoreClient
 from service.store.leases import Leases
-from service.store.log_follower import LogFollower
 from service.store.media import MediaStore
 from service.store.partial_files import LocalPartialFiles
 from service.store.sessions import SessionStore
@@ -27,12 +26,7 @@ class Kept:
     """Files of a thousand bytes, one an hour old, the next two, and so on."""
 
     def __init__(self, redis: StoreClient, folder: Path) -> None:
-        self.media, self.videos, self.redis, self.metrics = (
-            MediaStore(folder),
-            VideoStore(redis, LogFollower(redis)),
-            redis,
-            Metrics(),
-        )
+        self.media, self.videos, self.redis, self.metrics = MediaStore(folder), VideoStore(redis), redis, Metrics()
         self.media.open()
         self.partial_files = LocalPartialFiles(folder)
         self.names: list[str] = []
