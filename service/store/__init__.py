@@ -1,1 +1,1 @@
-"""What outlives a process: Redis and the media store. The only room that speaks Redis."""
+"""Durable state: records, logs and caches in Redis, files on disk or in a bucket. No other package uses Redis."""

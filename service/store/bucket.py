@@ -1,4 +1,4 @@
-"""An S3-compatible bucket, and the one way its failures are told."""
+"""An S3-compatible bucket, with its failures as `Unavailable`."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ _MISSING = {"404", "NoSuchKey", "NotFound"}
 
 
 class Bucket:
-    """The bucket of `url`: `s3://BUCKET/PREFIX?endpoint=…&region=…`; all names here are those behind the prefix.
+    """The bucket of `url`: `s3://BUCKET/PREFIX?endpoint=…&region=…`. Object names are relative to the prefix.
 
-    Credentials come from where boto3 looks for them: the environment, a profile, the machine's role. Calls of `client`
-    block: they belong into `ask`.
+    boto3 finds the credentials: in the environment, a profile or the machine's role. Calls of `client` block; run them
+    with `call`.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,39 +46,39 @@ class Bucket:
             ),
         )
 
-    def at(self, name: str) -> dict[str, str]:
-        """Where the object is, as the client's calls want it."""
+    def location(self, name: str) -> dict[str, str]:
+        """Bucket and key of an object, as arguments for calls of `client`."""
         return {"Bucket": self._name, "Key": self._prefix + name}
 
     async def put_file(self, name: str, path: Path) -> None:
-        """Put a file there, its checksum compared.
+        """Upload a file; the bucket verifies its checksum.
 
         Raises:
-            Unavailable: the bucket does not take it.
+            Unavailable: the upload failed.
         """
         extra = {"ChecksumAlgorithm": "SHA256"}
-        await self.ask(lambda: self.client.upload_file(str(path), **self.at(name), ExtraArgs=extra))
+        await self.call(lambda: self.client.upload_file(str(path), **self.location(name), ExtraArgs=extra))
 
     def objects(self, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and facts of every object whose name begins so."""
+        """Name and metadata of all objects whose names start with `prefix`."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix + prefix)
         for page in pages:
             for found in page.get("Contents", ()):
                 yield found["Key"].removeprefix(self._prefix), found
 
     def erase(self, prefix: str) -> None:
-        """Remove every object whose name begins so."""
+        """Delete all objects whose names start with `prefix`."""
         for name, _ in self.objects(prefix):
-            self.client.delete_object(**self.at(name))
+            self.client.delete_object(**self.location(name))
 
-    async def ask(self, call: Callable[[], _T]) -> _T | None:
-        """What a call in a thread returns; None where the thing is not there.
+    async def call(self, function: Callable[[], _T]) -> _T | None:
+        """Run a blocking function in a thread and return its result; None if the object does not exist.
 
         Raises:
-            Unavailable: the bucket cannot be reached, or refuses.
+            Unavailable: the bucket is unreachable or refuses the request.
         """
         try:
-            return await asyncio.to_thread(call)
+            return await asyncio.to_thread(function)
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in _MISSING:

@@ -1,4 +1,4 @@
-"""The media store in an S3-compatible bucket: what replicas share when they share no disk."""
+"""The media store in an S3-compatible bucket, for replicas that share no disk."""
 
 import asyncio
 import hashlib
@@ -20,17 +20,17 @@ _RELAYED = {"ContentLength": "Content-Length", "ContentRange": "Content-Range", 
 
 
 class BucketStore(MediaStore):
-    """Files in a bucket, named as in a directory; `root` is one of this replica, for what comes in and is decoded."""
+    """Files in a bucket, named as in a directory. `root` is a local directory for files being received or decoded."""
 
     def __init__(self, root: Path, bucket: Bucket) -> None:
         super().__init__(root)
         self._bucket = bucket
 
     async def commit(self, upload: SpoolFile, tenant: str) -> str:
-        """Make a received upload permanent: in the bucket before this returns. Returns its SHA-256, hex.
+        """Store a received upload in the bucket; returns its SHA-256, hex.
 
         Raises:
-            Unavailable: the bucket does not take it.
+            Unavailable: the upload to the bucket failed.
         """
         sha256 = await asyncio.to_thread(upload.sync)
         await self._bucket.put_file(_name(tenant, sha256), upload.path)
@@ -38,11 +38,11 @@ class BucketStore(MediaStore):
 
     @asynccontextmanager
     async def local(self, tenant: str, sha256: str) -> AsyncIterator[Path | None]:
-        """A copy of the file on this machine's disk, as long as the block lasts; None if it is gone or damaged."""
+        """A local copy of the file, for the duration of the block; None if the file is missing or damaged."""
         async with self.spool() as copy:
-            place = self._bucket.at(_name(tenant, sha256))
-            found = await self._bucket.ask(
-                lambda: self._bucket.client.download_file(**place, Filename=str(copy.path)) or True
+            location = self._bucket.location(_name(tenant, sha256))
+            found = await self._bucket.call(
+                lambda: self._bucket.client.download_file(**location, Filename=str(copy.path)) or True
             )
             if found and await asyncio.to_thread(_sha256, copy.path) != sha256:
                 _log.error("file_damaged", sha256=sha256)
@@ -50,9 +50,9 @@ class BucketStore(MediaStore):
             yield copy.path if found else None
 
     async def content(self, tenant: str, sha256: str, *, byte_range: str | None) -> RemoteContent | None:
-        """What the bucket sends of `byte_range`; None if the file is gone."""
-        name, asked = _name(tenant, sha256), {"Range": byte_range} if byte_range else {}
-        reply = await self._bucket.ask(lambda: self._get(name, asked))
+        """The bucket's response for `byte_range`; None if the file is missing."""
+        name, options = _name(tenant, sha256), {"Range": byte_range} if byte_range else {}
+        reply = await self._bucket.call(lambda: self._get(name, options))
         if reply is None:
             return None
         headers = {header: str(reply[field]) for field, header in _RELAYED.items() if field in reply}
@@ -65,40 +65,42 @@ class BucketStore(MediaStore):
 
     async def stored(self) -> list[StoredFile]:
         """All files of all tenants."""
-        return await self._bucket.ask(lambda: list(self._files())) or []
+        return await self._bucket.call(lambda: list(self._files())) or []
 
     async def exists(self, tenant: str, sha256: str) -> bool:
         """Whether the file is in the bucket."""
         name = _name(tenant, sha256)
-        return await self._bucket.ask(lambda: self._bucket.client.head_object(**self._bucket.at(name))) is not None
+        return (
+            await self._bucket.call(lambda: self._bucket.client.head_object(**self._bucket.location(name))) is not None
+        )
 
     async def put_frames(self, tenant: str, sha256: str, pictures: Sequence[bytes]) -> None:
-        """Keep the JPEG pictures of a video's sampled frames."""
+        """Store the JPEG images of a video's sampled frames."""
 
         def put() -> None:
             for index, picture in enumerate(pictures):
-                place = self._bucket.at(_frame_name(tenant, sha256, index))
-                self._bucket.client.put_object(**place, Body=picture, ContentType="image/jpeg")
+                location = self._bucket.location(_frame_name(tenant, sha256, index))
+                self._bucket.client.put_object(**location, Body=picture, ContentType="image/jpeg")
 
-        await self._bucket.ask(put)
+        await self._bucket.call(put)
 
     async def frame(self, tenant: str, sha256: str, index: int) -> bytes | None:
-        """Picture `index` of the sampled frames, as JPEG; None if there is none."""
+        """Image `index` of the sampled frames, as JPEG; None if there is none."""
 
         def get() -> bytes:
-            place = self._bucket.at(_frame_name(tenant, sha256, index))
-            picture: bytes = self._bucket.client.get_object(**place)["Body"].read()
+            location = self._bucket.location(_frame_name(tenant, sha256, index))
+            picture: bytes = self._bucket.client.get_object(**location)["Body"].read()
             return picture
 
-        return await self._bucket.ask(get)
+        return await self._bucket.call(get)
 
     async def erase(self, tenant: str, sha256: str) -> None:
-        """Remove the file and its pictures, whose names begin with its own."""
-        await self._bucket.ask(lambda: self._bucket.erase(_name(tenant, sha256)))
+        """Delete the file and its images, whose names start with its name."""
+        await self._bucket.call(lambda: self._bucket.erase(_name(tenant, sha256)))
 
-    def _get(self, name: str, asked: dict[str, str]) -> dict[str, Any]:
+    def _get(self, name: str, options: dict[str, str]) -> dict[str, Any]:
         try:
-            reply: dict[str, Any] = self._bucket.client.get_object(**self._bucket.at(name), **asked)
+            reply: dict[str, Any] = self._bucket.client.get_object(**self._bucket.location(name), **options)
         except ClientError as error:
             if error.response["Error"]["Code"] != "InvalidRange":
                 raise

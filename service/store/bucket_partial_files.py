@@ -1,4 +1,4 @@
-"""The bytes of resumable uploads in a bucket, which has no files that grow: an object for each piece that counts."""
+"""Partial files of resumable uploads in a bucket: one object per received piece, as objects cannot grow."""
 
 import secrets
 import time
@@ -16,7 +16,7 @@ _CHUNK = 1 << 20
 
 
 class _Piece(PartialFile):
-    """Bytes on this machine's disk until they are synced: then an object, of a name that nobody else has."""
+    """Received bytes on the local disk until they are synced; then an object with a unique name."""
 
     def __init__(self, bucket: Bucket, path: Path, file: BinaryIO, record: UploadRecord) -> None:
         self.offset = record.offset
@@ -44,9 +44,9 @@ class _Piece(PartialFile):
 
 
 class BucketPartialFiles(PartialFiles):
-    """Objects under `partial/` and the upload's id. The record names those that count: others came, and never did.
+    """Objects under `partial/` and the upload's id. Only those that the upload's record names belong to the file.
 
-    `root` is a directory of this replica, for what is on its way.
+    `root` is a local directory for bytes being received.
     """
 
     def __init__(self, root: Path, bucket: Bucket) -> None:
@@ -55,7 +55,7 @@ class BucketPartialFiles(PartialFiles):
         self._bucket = bucket
 
     async def create(self, upload_id: str) -> None:
-        """Nothing: there is no object without bytes."""
+        """Do nothing: the first object is created with the first bytes."""
 
     @asynccontextmanager
     async def append(self, record: UploadRecord) -> AsyncIterator[PartialFile]:
@@ -67,11 +67,11 @@ class BucketPartialFiles(PartialFiles):
 
     @asynccontextmanager
     async def whole(self, record: UploadRecord) -> AsyncIterator[SpoolFile]:
-        """As `PartialFiles.whole`: the parts, put together on this machine's disk."""
+        """As `PartialFiles.whole`: the parts, concatenated on the local disk."""
         with self._file() as (path, file):
             spool = SpoolFile(path, file)
             for part in record.parts:
-                if not await self._bucket.ask(lambda: self._copy(_folder(record.id) + part, spool)):  # noqa: B023  awaited
+                if not await self._bucket.call(lambda: self._copy(_folder(record.id) + part, spool)):  # noqa: B023  awaited
                     raise upload_gone()
             if spool.num_bytes != record.length:
                 raise upload_gone()
@@ -79,11 +79,11 @@ class BucketPartialFiles(PartialFiles):
 
     async def erase(self, upload_id: str) -> None:
         """As `PartialFiles.erase`."""
-        await self._bucket.ask(lambda: self._bucket.erase(_folder(upload_id)))
+        await self._bucket.call(lambda: self._bucket.erase(_folder(upload_id)))
 
     async def sweep(self, *, older_than: float) -> None:
         """As `PartialFiles.sweep`."""
-        await self._bucket.ask(lambda: self._sweep(time.time() - older_than))
+        await self._bucket.call(lambda: self._sweep(time.time() - older_than))
 
     @contextmanager
     def _file(self) -> Iterator[tuple[Path, BinaryIO]]:
@@ -95,7 +95,7 @@ class BucketPartialFiles(PartialFiles):
                 path.unlink(missing_ok=True)
 
     def _copy(self, name: str, spool: SpoolFile) -> bool:
-        reply = self._bucket.client.get_object(**self._bucket.at(name))
+        reply = self._bucket.client.get_object(**self._bucket.location(name))
         for chunk in reply["Body"].iter_chunks(_CHUNK):
             spool.write(chunk)
         return True
@@ -115,5 +115,5 @@ def _folder(upload_id: str) -> str:
 
 
 def _end(record: UploadRecord) -> int:
-    """The byte after the last one that its parts have."""
+    """The offset after the last byte of the parts."""
     return int(record.parts[-1].split("-")[1]) if record.parts else 0

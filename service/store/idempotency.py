@@ -54,7 +54,7 @@ class IdempotencyStore:
         if fingerprint != request.fingerprint:
             raise InvalidRequest(
                 "idempotency_key_reused",
-                "This key came with another request before; take a new key for each request.",
+                "This key was used for a different request; use a new key for each request.",
                 param="Idempotency-Key",
             )
         return claimed_id

@@ -1,4 +1,4 @@
-"""The names of everything in Redis. Every key of a tenant carries the tenant, so that none can reach another's."""
+"""The names of all keys in Redis. A tenant's keys contain the tenant, so that no tenant can reach another's data."""
 
 
 def features(tenant: str, fingerprint: str, sha256: str) -> str:
@@ -17,27 +17,27 @@ def videos(tenant: str) -> str:
 
 
 def video_events(tenant: str, video_id: str) -> str:
-    """Stream of a video's progress."""
+    """Stream of a video's progress events: its log."""
     return f"video:{tenant}:{video_id}:events"
 
 
 def stored_bytes(tenant: str) -> str:
-    """How many bytes the files of a tenant's videos have."""
+    """Total size in bytes of a tenant's video files."""
     return f"videos:{tenant}:bytes"
 
 
 def reserved_bytes(tenant: str) -> str:
-    """Hash of what is reserved for files that are coming in: name -> bytes and when that ends."""
+    """Hash of the bytes reserved for uploads in progress: name -> number of bytes and time of expiry."""
     return f"videos:{tenant}:reserved"
 
 
 def video_sessions(tenant: str, video_id: str) -> str:
-    """Set of the sessions that talk about a video."""
+    """Set of the sessions about a video."""
     return f"video:{tenant}:{video_id}:sessions"
 
 
 def video_features(tenant: str, video_id: str) -> str:
-    """Set of the feature keys that were filled for a video."""
+    """Set of the keys under which a video's features were cached."""
     return f"video:{tenant}:{video_id}:features"
 
 
@@ -57,12 +57,12 @@ def messages(tenant: str, session_id: str) -> str:
 
 
 def session_answers(tenant: str, session_id: str) -> str:
-    """Set of the answers given in a session."""
+    """Set of a session's answers."""
     return f"session:{tenant}:{session_id}:answers"
 
 
 def session_lease(tenant: str, session_id: str) -> str:
-    """The answer that is being given in a session, by its id; a lease until its question is accepted."""
+    """The id of the answer in progress in a session; the key exists exactly while there is one."""
     return f"session:{tenant}:{session_id}:lease"
 
 
@@ -72,32 +72,32 @@ def answer(tenant: str, answer_id: str) -> str:
 
 
 def answer_events(tenant: str, answer_id: str) -> str:
-    """Stream of an answer's events: the log."""
+    """Stream of an answer's events: its log."""
     return f"answer:{tenant}:{answer_id}:events"
 
 
 def answer_owner(tenant: str, answer_id: str) -> str:
-    """Hash: the token of whoever may write an answer, and how often it changed hands without a token gained."""
+    """Hash: the token of an answer's owner, and how many owners in a row died without adding a token."""
     return f"answer:{tenant}:{answer_id}:owner"
 
 
 def answer_lease(tenant: str, answer_id: str) -> str:
-    """Lease of an answer's owner: when it has run out, another replica may become the owner."""
+    """Lease of an answer's owner: after it has expired, another replica may become the owner."""
     return f"answer:{tenant}:{answer_id}:lease"
 
 
 def running_answers() -> str:
-    """Set of all answers that are being given, of every tenant: `{tenant}/{id}`."""
+    """Set of all answers in progress, of all tenants: `{tenant}/{id}`."""
     return "answers:running"
 
 
 def answer_cancel(tenant: str, answer_id: str) -> str:
-    """Flag: somebody asked for the answer to stop."""
+    """Flag: a client asked to cancel the answer."""
     return f"answer:{tenant}:{answer_id}:cancel"
 
 
 def retention_lease() -> str:
-    """Lease of whoever looks for files that are kept no longer."""
+    """Lease of the replica that removes expired files."""
     return "lease:retention"
 
 
@@ -107,22 +107,22 @@ def upload(tenant: str, upload_id: str) -> str:
 
 
 def upload_lease(tenant: str, upload_id: str) -> str:
-    """Lease of the request that adds to a resumable upload."""
+    """Lease of the request that appends to a resumable upload."""
     return f"upload:{tenant}:{upload_id}:lease"
 
 
 def fill_lease(features_key: str) -> str:
-    """Lease of whoever computes the features of a key."""
+    """Lease of the replica that computes the features of a key."""
     return f"lease:{features_key}"
 
 
 def answer_reader(tenant: str, answer_id: str) -> str:
-    """Flag: somebody follows the answer at a replica that is not its owner."""
+    """Flag: the answer has a reader on a replica that is not its owner."""
     return f"answer:{tenant}:{answer_id}:reader"
 
 
 def of_answer(tenant: str, answer_id: str) -> tuple[str, ...]:
-    """Everything that is kept of one answer."""
+    """All keys of one answer."""
     names = (answer, answer_events, answer_owner, answer_lease, answer_cancel, answer_reader)
     return tuple(name(tenant, answer_id) for name in names)
 
@@ -133,20 +133,20 @@ def running_answer(tenant: str, answer_id: str) -> str:
 
 
 def api_keys() -> str:
-    """Hash of all API keys: id -> record, with the secret's hash."""
+    """Hash of all API keys: id -> record, which contains the hash of the secret."""
     return "api_keys"
 
 
 def request_rate(key_id: str) -> str:
-    """When an API key's requests will have been paid off."""
+    """The time at which an API key's requests so far are paid off, for its rate limit."""
     return f"api_key:{key_id}:rate"
 
 
 def answers_of_key(key_id: str) -> str:
-    """Sorted set of the answers asked for with an API key, by the time they were asked."""
+    """Sorted set of the answers that count for an API key, by the time at which they were requested."""
     return f"api_key:{key_id}:answers"
 
 
 def idempotency(tenant: str, key_sha256: str) -> str:
-    """What a client's idempotency key stands for: the request's fingerprint and its outcome's id."""
+    """A client's idempotency key: the fingerprint of the request and the id of its result."""
     return f"idempotency:{tenant}:{key_sha256}"

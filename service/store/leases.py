@@ -1,4 +1,4 @@
-"""Leases: who does a thing, for how long, so that exactly one does it and its death is noticed."""
+"""Leases: locks that expire, so that one holder does a task and another can take over if that holder dies."""
 
 import asyncio
 import contextlib
@@ -14,44 +14,44 @@ _RENEW = (
 
 
 class Leases:
-    """Leases that run out `seconds` after their holder's last sign of life."""
+    """Leases that expire `seconds` after they were last renewed."""
 
     def __init__(self, redis: StoreClient, *, seconds: float) -> None:
         self._redis = redis
         self.seconds = seconds
 
     async def acquire(self, key: str, holder: str) -> bool:
-        """Take the lease unless somebody has it."""
+        """Take the lease; false if it has a holder."""
         return bool(await self._redis.set(key, holder, nx=True, px=int(self.seconds * 1000)))
 
     async def renew(self, key: str, holder: str) -> bool:
-        """Prolong the lease; false when it is no longer the holder's."""
+        """Extend the lease; false if `holder` no longer holds it."""
         return bool(await self._redis.eval(_RENEW, 1, key, holder, str(int(self.seconds * 1000))))
 
     async def release(self, key: str, holder: str) -> bool:
-        """Give the lease back, if it is still the holder's."""
+        """End the lease; false if `holder` no longer holds it."""
         return bool(await self._redis.eval(_RELEASE, 1, key, holder))
 
     async def holder(self, key: str) -> str | None:
-        """Who has the lease now."""
+        """The current holder; None if the lease is free."""
         value = await self._redis.get(key)
         return text(value) if value else None
 
     @contextlib.asynccontextmanager
     async def hold(self, key: str, holder: str) -> AsyncIterator[bool]:
-        """Try to take the lease and keep it alive through the block; yields whether it was taken."""
+        """Try to take the lease and renew it until the block ends; yields whether it was taken."""
         if not await self.acquire(key, holder):
             yield False
             return
-        heartbeat = asyncio.create_task(self._beat(key, holder))
+        renewal = asyncio.create_task(self._keep_renewing(key, holder))
         try:
             yield True
         finally:
-            heartbeat.cancel()
-            with contextlib.suppress(Unavailable):  # it runs out by itself
+            renewal.cancel()
+            with contextlib.suppress(Unavailable):  # the lease expires by itself
                 await self.release(key, holder)
 
-    async def _beat(self, key: str, holder: str) -> None:
+    async def _keep_renewing(self, key: str, holder: str) -> None:
         while True:
             await asyncio.sleep(self.seconds / 3)
             with contextlib.suppress(Unavailable):

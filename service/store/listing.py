@@ -1,4 +1,4 @@
-"""Cursor lists: ids in a sorted set by time of creation, by default newest first."""
+"""Cursor pagination over ids in a sorted set by time of creation, newest first by default."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from service.store.connection import StoreClient, text
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some ids of a list, and whether more follow."""
+    """One page of ids, and whether more follow."""
 
     ids: tuple[str, ...]
     has_more: bool
@@ -19,7 +19,7 @@ Order = Literal["desc", "asc"]
 
 
 async def list_page(redis: StoreClient, key: str, *, limit: int, after: str | None, order: Order = "desc") -> Page:
-    """Up to `limit` ids that come after the id `after` (from the start if that is None or gone)."""
+    """Up to `limit` ids after the id `after`; from the start if `after` is None or no longer in the list."""
     start = 0
     if after is not None:
         rank = await (redis.zrevrank(key, after) if order == "desc" else redis.zrank(key, after))

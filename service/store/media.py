@@ -1,4 +1,4 @@
-"""The media store: uploaded files and the pictures taken from them, in a directory that replicas may share."""
+"""The media store: uploaded files and images of their frames, in a directory that replicas may share."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ _READ_CHUNK = 1 << 20
 
 
 class SpoolFile:
-    """An upload that is still coming in: hashed while it is written, gone unless it is committed."""
+    """An upload being received: hashed while it is written, and removed unless it is committed."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class SpoolFile:
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far, hex."""
+        """SHA-256 of the bytes so far, hex."""
         return self._hash.hexdigest()
 
     def write(self, chunk: bytes) -> None:
@@ -38,13 +38,13 @@ class SpoolFile:
         self.num_bytes += len(chunk)
 
     def reread(self) -> None:
-        """Take note of what lies in the file already, written by others; call it first."""
+        """Hash and count the bytes that the file already contains; call this before `write`."""
         for chunk in iter(lambda: self._file.read(_READ_CHUNK), b""):
             self._hash.update(chunk)
             self.num_bytes += len(chunk)
 
     def sync(self) -> str:
-        """Put everything on disk; returns the SHA-256 of the bytes, hex."""
+        """Flush everything to disk; returns the SHA-256 of the bytes, hex."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._hash.hexdigest()
@@ -52,7 +52,7 @@ class SpoolFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One uploaded file as it is kept; `modified` is when its bytes came last, in seconds since 1970."""
+    """One stored file; `modified` is the time of its last upload, in seconds since 1970."""
 
     tenant: str
     sha256: str
@@ -62,7 +62,7 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteContent:
-    """A file, or the part of it that was asked for, as another server sends it."""
+    """A file, or a range of it, as another server sends it."""
 
     status: int
     headers: dict[str, str]
@@ -70,14 +70,14 @@ class RemoteContent:
 
 
 class MediaStore:
-    """Files under `root`: a file by its SHA-256, and beside it the pictures of its default frames."""
+    """Files under `root`: each named by its SHA-256, next to the images of its default frames."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._spool = root / "spool"
 
     def open(self) -> None:
-        """Make the directories and sweep out what crashed uploads left behind."""
+        """Create the directories and remove what crashed uploads left behind."""
         self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         oldest = time.time() - _STALE_SPOOL_SECONDS
         for leftover in self._spool.iterdir():
@@ -86,7 +86,7 @@ class MediaStore:
 
     @asynccontextmanager
     async def spool(self) -> AsyncIterator[SpoolFile]:
-        """A file to receive an upload in; removed at the end unless it was committed."""
+        """A file that receives an upload; removed at the end of the block unless it was committed."""
         path = self._spool / secrets.token_hex(16)
         with path.open("wb") as file:
             try:
@@ -95,24 +95,24 @@ class MediaStore:
                 path.unlink(missing_ok=True)
 
     async def commit(self, upload: SpoolFile, tenant: str) -> str:
-        """Make a received upload permanent: on disk before this returns. Returns its SHA-256, hex."""
+        """Make a received upload permanent and synced to disk; returns its SHA-256, hex."""
         sha256 = await asyncio.to_thread(upload.sync)
         await asyncio.to_thread(self._rename, upload.path, self.path(tenant, sha256))
         return sha256
 
     def path(self, tenant: str, sha256: str) -> Path:
-        """Where the file with these bytes lies, or would lie."""
+        """The path of the file with this hash, whether or not it exists."""
         return self._root / tenant / sha256[:2] / sha256
 
     @asynccontextmanager
     async def local(self, tenant: str, sha256: str) -> AsyncIterator[Path | None]:
-        """The file on this machine's disk, as long as the block lasts; None if it is gone."""
+        """The file on the local disk, for the duration of the block; None if it is missing."""
         path = self.path(tenant, sha256)
         yield path if await asyncio.to_thread(path.is_file) else None
 
     async def content(self, tenant: str, sha256: str, *, byte_range: str | None) -> Path | RemoteContent | None:
-        """The file to be sent to a client: a path, or what another server sends of `byte_range`; None if it is gone."""
-        del byte_range  # whoever sends a file from a path looks at the header itself
+        """The file to send to a client: a path, or a remote response for `byte_range`; None if it is missing."""
+        del byte_range  # a response from a path handles the Range header itself
         path = self.path(tenant, sha256)
         return path if await asyncio.to_thread(path.is_file) else None
 
@@ -121,15 +121,15 @@ class MediaStore:
         return await asyncio.to_thread(self._list)
 
     async def exists(self, tenant: str, sha256: str) -> bool:
-        """Whether the file is here."""
+        """Whether the file exists."""
         return await asyncio.to_thread(self.path(tenant, sha256).is_file)
 
     async def put_frames(self, tenant: str, sha256: str, pictures: Sequence[bytes]) -> None:
-        """Keep the JPEG pictures of a video's sampled frames."""
+        """Store the JPEG images of a video's sampled frames."""
         await asyncio.to_thread(self._write_frames, self._frames(tenant, sha256), pictures)
 
     async def frame(self, tenant: str, sha256: str, index: int) -> bytes | None:
-        """Picture `index` of the sampled frames, as JPEG; None if there is none."""
+        """Image `index` of the sampled frames, as JPEG; None if there is none."""
         path = self._frames(tenant, sha256) / f"{index}.jpg"
         try:
             return await asyncio.to_thread(path.read_bytes)
@@ -137,7 +137,7 @@ class MediaStore:
             return None
 
     async def erase(self, tenant: str, sha256: str) -> None:
-        """Remove the file and its pictures."""
+        """Delete the file and its images."""
         await asyncio.to_thread(self.path(tenant, sha256).unlink, missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, self._frames(tenant, sha256), ignore_errors=True)
 
@@ -159,11 +159,11 @@ class MediaStore:
     @staticmethod
     def _rename(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.utime(source)  # the time by which it is kept
+        os.utime(source)  # retention counts from this time
         source.replace(target)
         directory = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)  # the name, too, must survive a power cut
+            os.fsync(directory)  # the file's name must survive a power cut too
         finally:
             os.close(directory)
 

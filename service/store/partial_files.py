@@ -1,4 +1,4 @@
-"""The bytes of resumable uploads so far, as they grow: in a directory that replicas may share, or in a bucket."""
+"""Partial files: the received bytes of resumable uploads, in a directory that replicas may share."""
 
 import asyncio
 import contextlib
@@ -20,49 +20,49 @@ _log = structlog.get_logger(__name__)
 
 
 class PartialFile(Protocol):
-    """A file that grows at its end."""
+    """A file that is appended to."""
 
     offset: int
-    """Where the next byte goes."""
+    """The offset of the next byte."""
     parts: tuple[str, ...]
-    """The objects that its synced bytes are in; none where it is one file."""
+    """The objects that contain the synced bytes; empty if the file is in a directory."""
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk."""
 
     async def sync(self) -> None:
-        """Let everything outlive this process, and this machine if it is kept elsewhere.
+        """Make all written bytes durable.
 
         Raises:
-            Unavailable: it cannot be kept right now.
+            Unavailable: the bytes cannot be stored right now.
         """
 
 
 class PartialFiles(Protocol):
-    """The unfinished files, each named by its upload."""
+    """The unfinished files, each identified by the id of its upload."""
 
     async def create(self, upload_id: str) -> None:
-        """An empty file; it stays, with its name, before this returns."""
+        """Create an empty file and make its name durable."""
 
     def append(self, record: UploadRecord) -> AbstractAsyncContextManager[PartialFile]:
-        """The file, to go on behind the bytes that the record counts; what lies there already is cut off.
+        """Open the file to append after the bytes that the record counts; bytes beyond those are truncated.
 
         Raises:
-            Gone: the file is not there, or shorter.
+            Gone: the file is missing or shorter.
         """
 
     def whole(self, record: UploadRecord) -> AbstractAsyncContextManager[SpoolFile]:
-        """The finished file, ready to be committed to the media; until it is erased it can be had again.
+        """The complete file, to commit to the media store; can be opened again until it is erased.
 
         Raises:
-            Gone: the file is not there.
+            Gone: the file is missing.
         """
 
     async def erase(self, upload_id: str) -> None:
-        """Remove the file, if it is there."""
+        """Delete the file, if it exists."""
 
     async def sweep(self, *, older_than: float) -> None:
-        """Remove the files that got no byte for so many seconds."""
+        """Delete the files that have received nothing for `older_than` seconds."""
 
 
 class _GrowingFile(PartialFile):
@@ -103,7 +103,7 @@ class LocalPartialFiles(PartialFiles):
 
     @asynccontextmanager
     async def whole(self, record: UploadRecord) -> AsyncIterator[SpoolFile]:
-        """As `PartialFiles.whole`: under a second name, which a commit may take away."""
+        """As `PartialFiles.whole`: under a second name, which a commit renames."""
         with self._open(record.id) as file:
             path = await asyncio.to_thread(self._second_name, self._path(record.id))
             try:
@@ -133,7 +133,7 @@ class LocalPartialFiles(PartialFiles):
 
     def _sweep(self, oldest: float) -> None:
         for path in self._folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another replica sweeps too
+            with contextlib.suppress(FileNotFoundError):  # another replica deleted it
                 if path.stat().st_mtime < oldest:
                     path.unlink()
 
@@ -142,7 +142,7 @@ class LocalPartialFiles(PartialFiles):
         second = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
             second.hardlink_to(path)
-        except OSError:  # a file system that knows one name only: a crash in mid-commit then costs another upload
+        except OSError:  # no hard links here: after a crash during the commit the file must be uploaded again
             return path
         return second
 
@@ -157,12 +157,13 @@ class LocalPartialFiles(PartialFiles):
 
 
 def upload_gone() -> Gone:
-    """The bytes that a record counts are not here; the log says why that may be."""
+    """The error for an upload whose bytes are missing; logs the likely cause."""
     _log.warning(
-        "upload_bytes_missing", advice="replicas must share REELTALK_MEDIA_DIR, or a bucket by REELTALK_MEDIA_URL"
+        "upload_bytes_missing",
+        advice="all replicas need the same REELTALK_MEDIA_DIR or REELTALK_MEDIA_URL",
     )
     return Gone(
         "upload_gone",
-        "The bytes of this upload are not where the replica that was asked keeps them; begin a new one.",
+        "The bytes of this upload are not stored on this replica; start a new upload.",
         param="upload_id",
     )

@@ -1,4 +1,4 @@
-"""What is kept about a video, a session, a message and an answer, as it stands in Redis."""
+"""The records of videos, uploads, sessions, messages and answers, as stored in Redis."""
 
 from dataclasses import asdict
 from typing import Annotated, Literal
@@ -26,14 +26,14 @@ class SampledFrame(Record):
 
 
 class Problem(Record):
-    """Why something failed."""
+    """Why something failed: a code for programs and a message for people."""
 
     code: str
     message: str
 
 
 class VideoRecord(Record):
-    """An uploaded video. Facts are null until the file has been probed."""
+    """An uploaded video. Its properties are null until the file has been probed."""
 
     id: str
     sha256: str
@@ -42,7 +42,7 @@ class VideoRecord(Record):
     content_type: str
     created_at: float
     expires_at: float | None = None
-    """When the file is to be removed; null: not by time."""
+    """When the file expires, in seconds since 1970; null if it does not."""
     duration: float | None = None
     width: int | None = None
     height: int | None = None
@@ -55,7 +55,7 @@ class VideoRecord(Record):
 
 
 class UploadRecord(Record):
-    """A file that is uploaded in pieces: `offset` of its `length` bytes are kept."""
+    """A resumable upload: `offset` of its `length` bytes are stored."""
 
     id: str
     length: int
@@ -63,23 +63,23 @@ class UploadRecord(Record):
     filename: str
     content_type: str
     metadata: str
-    """As the client sent it."""
+    """The `Upload-Metadata` header, as sent by the client."""
     parts: tuple[str, ...] = ()
-    """The objects that its bytes are in, in order, where they are in a bucket."""
+    """The objects that contain its bytes, in order, if they are in a bucket."""
     expires_at: float
     video_id: str | None = None
-    """What it became."""
+    """The video that the upload became."""
     error: Problem | None = None
-    """Why it became none."""
+    """Why the upload did not become a video."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether all bytes are there."""
+        """Whether all bytes are stored."""
         return self.offset == self.length
 
 
 class FrameRequest(Record):
-    """The frames a session wants the model to see; null takes the model's own."""
+    """Which frames of the videos a session samples; null takes the model's default."""
 
     count: int | None = None
     start: float | None = None
@@ -98,13 +98,13 @@ class SessionRecord(Record):
 
 
 class CachedTokens(Record):
-    """What was spared of a prompt: tokens whose keys and values the worker had from another one."""
+    """Prompt tokens that were taken from the prefix cache."""
 
     cached_tokens: int = 0
 
 
 class Usage(Record):
-    """Tokens, video tokens included."""
+    """Token counts, video tokens included."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -113,7 +113,7 @@ class Usage(Record):
 
 
 class Timings(Record):
-    """Where the time of an answer went."""
+    """How long the parts of an answer took, and its speed."""
 
     time_to_first_token_ms: float | None
     generation_time_ms: float
@@ -123,14 +123,14 @@ class Timings(Record):
 
 
 class VideoFrames(Record):
-    """The frames of one video that an answer was given on."""
+    """The sampled frames of one video that an answer is based on."""
 
     video_id: str
     frames: tuple[SampledFrame, ...]
 
 
 class MessageRecord(Record):
-    """One turn of a session."""
+    """One message of a session."""
 
     id: str
     role: Literal["user", "assistant"]
@@ -154,7 +154,7 @@ Sampling = Annotated[SamplingParams, PlainSerializer(_sampling_document)]
 
 
 class AnswerRecord(Record):
-    """An answer, from the moment its question is accepted."""
+    """An answer, from the acceptance of its question on."""
 
     id: str
     session_id: str
@@ -163,7 +163,7 @@ class AnswerRecord(Record):
     created_at: float
     priority: int = 0
     deadline: float | None = None
-    """When the client loses interest, in seconds since 1970."""
+    """The time by which the client needs the answer, in seconds since 1970."""
     status: AnswerStatus = "in_progress"
     message: MessageRecord | None = None
     error: Problem | None = None

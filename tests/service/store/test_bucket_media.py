@@ -1,4 +1,4 @@
-"""The media store in a bucket behaves as the one in a directory, and a bucket that is away is a clear refusal."""
+"""The media store in a bucket behaves like the one in a directory; an unreachable bucket raises `Unavailable`."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ async def commit(bucket: BucketStore, content: bytes) -> str:
         return await bucket.commit(spool, TENANT)
 
 
-async def test_an_upload_lies_under_its_hash_and_not_on_the_disk(bucket: BucketStore, tmp_path: Path) -> None:
+async def test_an_upload_is_stored_under_its_hash_and_not_on_the_disk(bucket: BucketStore, tmp_path: Path) -> None:
     content = os.urandom(12_345)
     sha256 = await commit(bucket, content)
     assert sha256 == hashlib.sha256(content).hexdigest()
@@ -39,7 +39,7 @@ async def test_an_upload_lies_under_its_hash_and_not_on_the_disk(bucket: BucketS
     assert [path for path in (tmp_path / "media").rglob("*") if path.is_file()] == []
 
 
-async def test_a_file_larger_than_one_part_arrives_whole(bucket: BucketStore) -> None:
+async def test_a_file_larger_than_one_part_is_stored_whole(bucket: BucketStore) -> None:
     content = os.urandom(1 << 20) * 20
     sha256 = await commit(bucket, content)
     async with bucket.local(TENANT, sha256) as path:
@@ -47,7 +47,7 @@ async def test_a_file_larger_than_one_part_arrives_whole(bucket: BucketStore) ->
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
-async def test_a_part_of_a_file_can_be_asked_for(bucket: BucketStore) -> None:
+async def test_a_range_of_a_file_can_be_requested(bucket: BucketStore) -> None:
     sha256 = await commit(bucket, b"0123456789")
 
     async def ask(byte_range: str | None) -> tuple[int, bytes, str | None]:
@@ -60,7 +60,7 @@ async def test_a_part_of_a_file_can_be_asked_for(bucket: BucketStore) -> None:
     assert (await ask("bytes=50-60"))[:2] == (416, b"")
 
 
-async def test_what_is_not_there_is_gone(bucket: BucketStore) -> None:
+async def test_a_missing_file_is_none(bucket: BucketStore) -> None:
     unknown = "ab" * 32
     assert await bucket.content(TENANT, unknown, byte_range=None) is None
     assert await bucket.frame(TENANT, unknown, 0) is None
@@ -68,15 +68,15 @@ async def test_what_is_not_there_is_gone(bucket: BucketStore) -> None:
         assert path is None
 
 
-async def test_a_damaged_file_is_as_good_as_gone(bucket: BucketStore) -> None:
+async def test_a_damaged_file_counts_as_missing(bucket: BucketStore) -> None:
     sha256 = await commit(bucket, b"whole")
     name = f"{TENANT}/{sha256[:2]}/{sha256}"
-    bucket._bucket.client.put_object(**bucket._bucket.at(name), Body=b"hole")
+    bucket._bucket.client.put_object(**bucket._bucket.location(name), Body=b"hole")
     async with bucket.local(TENANT, sha256) as path:
         assert path is None
 
 
-async def test_pictures_lie_beside_their_file_and_go_with_it(bucket: BucketStore) -> None:
+async def test_images_are_stored_next_to_their_file_and_deleted_with_it(bucket: BucketStore) -> None:
     sha256, other = await commit(bucket, b"one"), await commit(bucket, b"two")
     await bucket.put_frames(TENANT, sha256, [b"first", b"second"])
     assert [await bucket.frame(TENANT, sha256, index) for index in range(3)] == [b"first", b"second", None]
@@ -90,7 +90,7 @@ async def test_pictures_lie_beside_their_file_and_go_with_it(bucket: BucketStore
     assert await bucket.frame(TENANT, sha256, 0) is None
 
 
-async def test_a_bucket_that_is_away_or_refuses_is_a_refusal_and_nothing_is_acknowledged(
+async def test_a_bucket_that_is_unreachable_or_refuses_raises_unavailable(
     credentials: None, s3_endpoint: str, tmp_path: Path
 ) -> None:
     for url in ("s3://clips?endpoint=http://127.0.0.1:9&region=us-east-1", f"s3://nobody?endpoint={s3_endpoint}"):

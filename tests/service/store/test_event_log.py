@@ -1,4 +1,4 @@
-"""Events stand in a log once and in order, whoever writes them how often, and a reader gets what it has not got."""
+"""A log contains each event once and in order, and a reader gets the events after its position."""
 
 import pytest
 
@@ -29,8 +29,8 @@ async def test_an_append_that_is_repeated_changes_nothing(redis: StoreClient) ->
     assert await log.read(KEY, after=0) == [event(1), event(2), event(3)]
 
 
-async def test_an_append_that_the_server_refuses_is_told_as_any_other_refusal(redis: StoreClient) -> None:
-    """As while it is full, or has not read its file yet."""
+async def test_an_append_that_the_server_refuses_raises_unavailable(redis: StoreClient) -> None:
+    """For example while its memory is full or it loads its data."""
     log = EventLog(redis, ttl=60)
     await redis.config_set("maxmemory", 1)
     try:
@@ -74,6 +74,6 @@ async def test_an_empty_log_has_no_last_event(redis: StoreClient) -> None:
     assert await EventLog(redis).last(KEY) is None
 
 
-async def test_without_the_store_an_append_says_so(absent_redis: StoreClient) -> None:
+async def test_without_the_store_an_append_raises_unavailable(absent_redis: StoreClient) -> None:
     with pytest.raises(Unavailable):
         await EventLog(absent_redis).append(KEY, event(1))

@@ -1,4 +1,4 @@
-"""The feature cache gives exactly what was kept, or nothing; what is damaged is counted and removed."""
+"""The feature cache returns exactly what was stored, or nothing; damaged values are counted and removed."""
 
 import hashlib
 import random
@@ -29,12 +29,12 @@ def counts(metrics: Metrics) -> dict[str, float]:
 
 
 def flipped(blob: bytes) -> bytes:
-    """One bit of the last tensor value is another."""
+    """With one bit of the last tensor value flipped."""
     return blob[:-1] + bytes([blob[-1] ^ 1])
 
 
 def in_float32(_: bytes) -> bytes:
-    """A whole and honest blob, but of another type."""
+    """A valid blob with another dtype."""
     body: bytes = save({"features": ARRAY.astype(np.float32)}, metadata={"key": KEY})
     return hashlib.sha256(body).digest() + body
 
@@ -44,26 +44,26 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut short": lambda blob: blob[:-1],
     "cut to less than a checksum": lambda blob: blob[:5],
     "empty": lambda blob: b"",
-    "with something behind": lambda blob: blob + b"\0",
+    "with a byte appended": lambda blob: blob + b"\0",
     "another key's": lambda blob: pack(ARRAY, KEY + "-other"),
     "of another shape": lambda blob: pack(ARRAY.reshape(6, 4), KEY),
     "of another type": in_float32,
-    "not ours at all": lambda blob: b"hello" * 100,
+    "not a blob": lambda blob: b"hello" * 100,
 }
 
 
-async def test_what_was_kept_is_a_counted_hit_and_lives_on(redis: StoreClient) -> None:
+async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     await cache.put(KEY, PACKED)
     await redis.expire(KEY, 5)
     assert await cache.get(KEY, shape=SHAPE) == PACKED
-    assert await redis.ttl(KEY) > 90, "a hit prolongs its life"
+    assert await redis.ttl(KEY) > 90, "a hit renews the time to live"
     assert await cache.exists(KEY)
     assert counts(metrics) == {"queries": 1, "hits": 1}
 
 
-async def test_nothing_is_a_counted_miss(redis: StoreClient) -> None:
+async def test_a_missing_value_is_a_counted_miss(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     assert await cache.get(KEY, shape=SHAPE) is None
@@ -71,7 +71,7 @@ async def test_nothing_is_a_counted_miss(redis: StoreClient) -> None:
     assert counts(metrics) == {"queries": 1}
 
 
-async def test_the_existing_of_several_keys_are_found_in_one_round_trip(redis: StoreClient) -> None:
+async def test_existing_returns_the_keys_that_have_a_value(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     await cache.put(KEY, PACKED)
@@ -81,7 +81,7 @@ async def test_the_existing_of_several_keys_are_found_in_one_round_trip(redis: S
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_value_that_is_not_what_was_asked_for_is_a_miss_and_removed(
+async def test_a_value_that_does_not_match_is_a_miss_and_removed(
     redis: StoreClient, damage: Callable[[bytes], bytes]
 ) -> None:
     metrics = Metrics()
@@ -124,7 +124,7 @@ async def test_of_a_thousand_damaged_values_none_is_taken_for_features(redis: St
     assert await cache.get(KEY, shape=SHAPE) == PACKED
 
 
-async def test_erasing_is_certain_or_refused(redis: StoreClient, absent_redis: StoreClient) -> None:
+async def test_erasing_succeeds_or_raises(redis: StoreClient, absent_redis: StoreClient) -> None:
     await FeatureCache(redis, ttl=100, metrics=Metrics()).put(KEY, PACKED)
     await FeatureCache(redis, ttl=100, metrics=Metrics()).erase([KEY])
     assert not await redis.exists(KEY)

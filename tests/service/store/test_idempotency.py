@@ -1,4 +1,4 @@
-"""A key stands for one request of one tenant, and leads its repetitions to one outcome."""
+"""An idempotency key belongs to one request of one tenant; repetitions get the same result id."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from service.store.idempotency import IdempotencyStore, Repeatable
 ASKED = Repeatable.of("order-7", method="POST", path="/v1/sessions", body_sha256="ab" * 32)
 
 
-async def test_all_who_repeat_a_request_at_once_are_given_one_id(redis: StoreClient) -> None:
+async def test_concurrent_repetitions_get_one_id(redis: StoreClient) -> None:
     store = IdempotencyStore(redis, ttl=100)
     ids = await asyncio.gather(*(store.claim("acme", ASKED, result_id=f"ses_{number}") for number in range(20)))
     assert len(set(ids)) == 1
@@ -34,13 +34,13 @@ async def test_another_request_with_the_same_key_is_refused(redis: StoreClient, 
     assert await store.claim("acme", ASKED, result_id="ses_3") == "ses_1"
 
 
-async def test_tenants_have_keys_of_their_own(redis: StoreClient) -> None:
+async def test_tenants_do_not_share_keys(redis: StoreClient) -> None:
     store = IdempotencyStore(redis, ttl=100)
     assert await store.claim("acme", ASKED, result_id="ses_1") == "ses_1"
     assert await store.claim("rival", ASKED, result_id="ses_2") == "ses_2"
 
 
-async def test_a_key_is_forgotten_after_its_time(redis: StoreClient) -> None:
+async def test_a_key_expires(redis: StoreClient) -> None:
     await IdempotencyStore(redis, ttl=1).claim("acme", ASKED, result_id="ses_1")
     await asyncio.sleep(1.1)
     assert await IdempotencyStore(redis, ttl=1).claim("acme", ASKED, result_id="ses_2") == "ses_2"

@@ -1,4 +1,4 @@
-"""A lease has one holder, who keeps it by signs of life; it ends by release or by silence."""
+"""A lease has one holder, lasts as long as it is renewed, and ends by release or by expiry."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from service.store.redis_server import embedded_redis
 KEY = "lease"
 
 
-async def test_one_of_many_askers_gets_it(redis: StoreClient) -> None:
+async def test_one_of_many_requests_gets_it(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=10)
     taken = await asyncio.gather(*(leases.acquire(KEY, f"holder-{i}") for i in range(8)))
     assert taken.count(True) == 1
     assert await leases.holder(KEY) == f"holder-{taken.index(True)}"
 
 
-async def test_silence_ends_it(redis: StoreClient) -> None:
+async def test_it_expires_unless_it_is_renewed(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=0.2)
     assert await leases.acquire(KEY, "a")
     assert not await leases.acquire(KEY, "b")
@@ -44,13 +44,13 @@ async def test_only_its_holder_renews_and_releases_it(redis: StoreClient) -> Non
     assert await leases.holder(KEY) is None
 
 
-async def test_a_lease_that_ran_out_is_not_renewed_into_life(redis: StoreClient) -> None:
+async def test_an_expired_lease_is_not_renewed(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=10)
     assert not await leases.renew(KEY, "a")
     assert await leases.holder(KEY) is None
 
 
-async def test_held_it_lives_as_long_as_the_block(redis: StoreClient) -> None:
+async def test_it_is_held_as_long_as_the_block(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=0.3)
     async with leases.hold(KEY, "a") as is_ours:
         assert is_ours
@@ -59,7 +59,7 @@ async def test_held_it_lives_as_long_as_the_block(redis: StoreClient) -> None:
     assert await leases.holder(KEY) is None
 
 
-async def test_who_does_not_get_it_learns_that_and_disturbs_nobody(redis: StoreClient) -> None:
+async def test_a_failed_attempt_does_not_disturb_the_holder(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=10)
     async with leases.hold(KEY, "a"):
         async with leases.hold(KEY, "b") as is_theirs:
@@ -67,7 +67,7 @@ async def test_who_does_not_get_it_learns_that_and_disturbs_nobody(redis: StoreC
         assert await leases.holder(KEY) == "a"
 
 
-async def test_a_block_that_fails_gives_it_back(redis: StoreClient) -> None:
+async def test_a_block_that_fails_releases_it(redis: StoreClient) -> None:
     leases = Leases(redis, seconds=10)
     with pytest.raises(ZeroDivisionError):
         async with leases.hold(KEY, "a"):
@@ -81,11 +81,11 @@ async def test_a_store_that_dies_meanwhile_does_not_fail_the_block(tmp_path: Pat
         async with Leases(redis, seconds=0.3).hold(KEY, "a") as is_ours:
             server = (await redis.info("server"))["process_id"]
             os.kill(server, signal.SIGKILL)
-            await asyncio.sleep(0.3)  # a sign of life fails, too
+            await asyncio.sleep(0.3)  # a renewal fails meanwhile
         assert is_ours
         await redis.aclose()
 
 
-async def test_without_the_store_nobody_gets_it(absent_redis: StoreClient) -> None:
+async def test_without_the_store_acquiring_raises_unavailable(absent_redis: StoreClient) -> None:
     with pytest.raises(Unavailable):
         await Leases(absent_redis, seconds=1).acquire(KEY, "a")

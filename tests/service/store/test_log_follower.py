@@ -1,4 +1,4 @@
-"""Followers of logs get every event once and in order, over one connection, through whatever happens to it."""
+"""Followers of logs get every event once and in order, over one connection, even when the connection is lost."""
 
 import asyncio
 import contextlib
@@ -92,7 +92,7 @@ async def test_a_follower_gets_the_backlog_and_then_what_is_appended(redis: Stor
 async def test_a_waiting_follower_wakes_with_the_event(redis: StoreClient, follower: LogFollower) -> None:
     await redis.config_resetstat()
     async with follower.follow("another", after=0) as another:
-        assert await another.next(timeout=0.05) == []  # so that an XREAD without the log is under way
+        assert await another.next(timeout=0.05) == []  # an XREAD without the new log is under way
         delays = []
         for number in range(20):
             async with follower.follow(key := f"{KEY} {number}", after=0) as followed:
@@ -180,7 +180,7 @@ async def test_three_hundred_followers_share_one_connection(redis: StoreClient, 
         assert all(read == list(range(1, 51)) for read in await asyncio.gather(*reading))
 
 
-async def test_an_idle_reading_is_not_a_busy_one(redis: StoreClient, follower: LogFollower) -> None:
+async def test_idle_followers_cause_one_xread_per_second(redis: StoreClient, follower: LogFollower) -> None:
     async with contextlib.AsyncExitStack() as stack:
         logs = [await stack.enter_async_context(follower.follow(f"{KEY} {number}", after=0)) for number in range(50)]
         await asyncio.gather(*(log.next(timeout=0.1) for log in logs))
@@ -191,7 +191,7 @@ async def test_an_idle_reading_is_not_a_busy_one(redis: StoreClient, follower: L
         assert commands["cmdstat_xread"]["calls"] <= 3
 
 
-async def test_followers_that_leave_or_are_cancelled_leave_nothing(redis: StoreClient, follower: LogFollower) -> None:
+async def test_cancelled_followers_leave_no_task_and_no_reading(redis: StoreClient, follower: LogFollower) -> None:
     tasks_before = len(asyncio.all_tasks())
     reading = [asyncio.create_task(read_all(follower, f"{KEY} {number}", 9)) for number in range(20)]
     await until_blocked(redis)
@@ -216,7 +216,7 @@ async def test_a_killed_reading_connection_is_replaced_without_a_gap(redis: Stor
     assert all(read == list(range(1, 301)) for read in await asyncio.gather(*reading))
 
 
-async def test_while_the_store_is_away_followers_learn_it_and_miss_nothing(tmp_path: Path) -> None:
+async def test_while_the_store_is_away_next_raises_and_afterwards_nothing_is_missing(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         redis = connect(url)
         async with started(redis) as follower, follower.follow(KEY, after=0) as followed:
@@ -241,7 +241,7 @@ async def test_while_the_store_is_away_followers_learn_it_and_miss_nothing(tmp_p
         await redis.aclose()
 
 
-async def test_a_store_that_hangs_is_noticed(tmp_path: Path) -> None:
+async def test_next_raises_when_the_store_hangs(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         redis = connect(url)
         server = int((await redis.info("server"))["process_id"])
@@ -263,7 +263,7 @@ async def test_a_store_that_hangs_is_noticed(tmp_path: Path) -> None:
         await redis.aclose()
 
 
-async def test_without_the_store_a_follower_says_so(absent_redis: StoreClient) -> None:
+async def test_without_the_store_next_raises_unavailable(absent_redis: StoreClient) -> None:
     async with started(absent_redis) as follower, follower.follow(KEY, after=0) as followed:
         for _ in range(2):
             with pytest.raises(Unavailable):
@@ -296,7 +296,7 @@ async def test_a_log_that_lost_its_end_is_followed_by_each_from_its_own_position
         assert await numbers(early, 4) == [4]
 
 
-async def test_closing_fails_what_is_still_followed(redis: StoreClient) -> None:
+async def test_closing_fails_the_remaining_followers(redis: StoreClient) -> None:
     async with started(redis) as follower, follower.follow(KEY, after=0) as followed:
         waiting = asyncio.create_task(followed.next(timeout=10))
         await until_blocked(redis)

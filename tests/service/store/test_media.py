@@ -1,4 +1,4 @@
-"""A file is in the media store wholly or not at all, under the hash of its bytes."""
+"""The media store contains a file completely or not at all, under the hash of its bytes."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,7 @@ async def commit(media: MediaStore, content: bytes) -> str:
         return await media.commit(spool, TENANT)
 
 
-async def test_an_upload_lies_under_its_hash(media: MediaStore, tmp_path: Path) -> None:
+async def test_an_upload_is_stored_under_its_hash(media: MediaStore, tmp_path: Path) -> None:
     content = os.urandom(12_345)
     sha256 = await commit(media, content)
     assert sha256 == hashlib.sha256(content).hexdigest()
@@ -70,7 +70,7 @@ async def test_the_same_bytes_at_once_are_never_seen_half_written(media: MediaSt
     assert path.read_bytes() == content
 
 
-async def test_leftovers_of_a_crash_are_swept_out_and_uploads_of_others_are_not(
+async def test_leftovers_of_a_crash_are_removed_and_uploads_in_progress_are_not(
     media: MediaStore, tmp_path: Path
 ) -> None:
     old, young = (tmp_path / "media" / "spool" / name for name in ("old", "young"))
@@ -86,7 +86,7 @@ async def test_leftovers_of_a_crash_are_swept_out_and_uploads_of_others_are_not(
     assert kept.read_bytes() == b"whole"
 
 
-async def test_pictures_lie_beside_their_file_and_go_with_it(media: MediaStore, tmp_path: Path) -> None:
+async def test_images_are_stored_next_to_their_file_and_deleted_with_it(media: MediaStore, tmp_path: Path) -> None:
     sha256, other = await commit(media, b"one"), await commit(media, b"two")
     await media.put_frames(TENANT, sha256, [b"first", b"second"])
     assert len(about(tmp_path, sha256)) == 4
@@ -99,7 +99,7 @@ async def test_pictures_lie_beside_their_file_and_go_with_it(media: MediaStore, 
     assert await media.exists(TENANT, other)
 
 
-async def test_nobody_else_on_the_machine_can_look_in(media: MediaStore, tmp_path: Path) -> None:
+async def test_other_users_of_the_machine_have_no_access(media: MediaStore, tmp_path: Path) -> None:
     await media.put_frames(TENANT, await commit(media, b"mine"), [b"picture"])
     folders = [path for path in (tmp_path / "media").rglob("*") if path.is_dir()]
     assert {path.stat().st_mode & 0o077 for path in folders if path.parent != tmp_path / "media"} == {0}

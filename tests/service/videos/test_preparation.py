@@ -187,6 +187,7 @@ async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expire
         events = follow_progress(videos, TENANT, record.id, after=after, read_record=read_record)
         return [event async for event in events]
 
+    replica.stores.follower.start()
     following = asyncio.create_task(followed(0))
     await replica.preparation.start(TENANT, record)
     events = await asyncio.wait_for(following, PATIENCE)
@@ -195,3 +196,4 @@ async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expire
     assert [event.name for event in await followed(9)] == ["encode", "ready"]
     await videos.restart_progress(TENANT, record.id)
     assert [(event.number, event.name) for event in await followed(11)] == [(12, "ready")]
+    await replica.stores.follower.close()
