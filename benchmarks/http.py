@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from service.commands.demo import SAMPLE, running_service
-from service.terminal import bench
+from service.terminal.load import Load, measure_answer
 
 ROUNDS = 5
 NUM_TOKENS = 64
 STREAMS = (1, 4, 16)
-LOAD = bench.Load(num_streams=1, num_answers=1, num_tokens=NUM_TOKENS, question="What happens?")
+LOAD = Load(num_streams=1, num_answers=1, num_tokens=NUM_TOKENS, question="What happens?")
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ async def upload(client: httpx2.AsyncClient, body: bytes) -> str:
 async def answer(client: httpx2.AsyncClient, video_id: str) -> tuple[float, int]:
     """Seconds to the first text, and tokens in all, of one answer in a session of its own."""
     session = (await client.post("/v1/sessions", json={"video_ids": [video_id]})).raise_for_status().json()
-    answered = await bench.answer(client, session["id"], LOAD.message)
+    answered = await measure_answer(client, session["id"], LOAD.message)
     if answered.failure is not None:
         raise SystemExit(f"An answer failed: {answered.failure}.")
     return answered.first, answered.num_tokens

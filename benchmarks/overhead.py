@@ -38,11 +38,11 @@ from model.offline import watch
 from model.text.conversation import Conversation, Turn
 from service.commands.demo import SAMPLE, running_service
 from service.settings import load_settings
-from service.terminal import bench
+from service.terminal.load import Load, measure_answer
 
 GOAL = 0.9
 ROUNDS, NUM_STREAMS, NUM_TOKENS = 5, 16, 64
-LOAD = bench.Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
+LOAD = Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
 DECODER = DecoderConfig(vocab_size=32_000, width=768, depth=12, num_heads=12, mlp_width=2048)
 PRINTABLE = range(819, 914)
 """The pieces of the default model's tokenizer that are one character each."""
@@ -105,7 +105,7 @@ async def _over_http(client: httpx2.AsyncClient, video_id: str) -> float:
         for _ in range(NUM_STREAMS)
     ]
     start = time.perf_counter()
-    answers = await asyncio.gather(*(bench.answer(client, session, LOAD.message) for session in sessions))
+    answers = await asyncio.gather(*(measure_answer(client, session, LOAD.message) for session in sessions))
     took = time.perf_counter() - start
     if failures := [answer.failure for answer in answers if answer.failure]:
         raise SystemExit(f"Answers failed: {', '.join(failures)}.")
