@@ -254,8 +254,8 @@ def test_a_lost_connection_costs_no_word_of_the_answer(
 
 def test_what_is_not_a_video_is_refused_in_plain_words(page: Page, tmp_path: Path) -> None:
     page.choose("#file", text_file(tmp_path / "words.mp4"))
-    said = page.wait_for("!document.querySelector('#start-problem').hidden && document.body.innerText")
-    assert "This is not a video that can be opened." in said
+    shown = page.wait_for("!document.querySelector('#start-problem').hidden && document.body.innerText")
+    assert "This file is not a supported video." in shown
     assert page.evaluate("document.querySelector('#drop').checkVisibility()")
 
 
@@ -302,7 +302,7 @@ def test_upload_decoding_and_encoding_are_told_in_order(page: Page, tmp_path: Pa
     page.choose("#file", h264_mp4(tmp_path / "unseen_before.mp4", frames=41))
     page.wait_for(IS_READY)
     steps = page.evaluate("steps.filter(Boolean)")
-    assert steps == ["Uploading", "Looking into the file", "Reading frames", "Encoding frames"]
+    assert steps == ["Uploading", "Checking the file", "Reading frames", "Encoding frames"]
     assert not page.evaluate("document.querySelector('.preparing').checkVisibility()")
 
 
@@ -351,20 +351,20 @@ def test_an_answer_goes_on_while_another_page_is_looked_at(
 
 def test_an_answer_is_read_out_in_sentences_not_in_words(page: Page) -> None:
     text = "It comes. Then a large green star stays still for the whole clip, and a triangle appears! " * 4 + "The end"
-    said = page.evaluate(f"""import('/static/announcer.js').then(async ({{createReading}}) => {{
+    shown = page.evaluate(f"""import('/static/announcer.js').then(async ({{createReading}}) => {{
         const region = document.querySelector('#announcer');
-        const said = [];
+        const shown = [];
         const watch = new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach(
-            (node) => said.push(node.textContent))));
+            (node) => shown.push(node.textContent))));
         watch.observe(region, {{childList: true}});
         const reading = createReading();
         for (const letter of {json.dumps(text)}) reading.append(letter);
         reading.end();
         await new Promise(setTimeout);
-        return said;
+        return shown;
     }})""")
-    assert "".join(said) == "Answer: " + text
-    assert len(said) == 5
+    assert "".join(shown) == "Answer: " + text
+    assert len(shown) == 5
     assert page.evaluate("document.querySelector('#announcer').getAttribute('role')") == "status"
 
 
@@ -422,7 +422,7 @@ def test_a_conversation_deleted_elsewhere_says_so_and_keeps_the_question(
     service.client.delete(f"/v1/sessions/{session}")
     ask(page, "Are you there?")
     page.wait_for("document.querySelector('#refusal').checkVisibility()")
-    assert "This is no longer here." in page.text("#refusal")
+    assert "This does not exist any more." in page.text("#refusal")
     assert page.evaluate("document.querySelector('#question').value") == "Are you there?"
     page.click("#refusal button")
     page.wait_for("document.querySelector('#start').checkVisibility()")
@@ -439,10 +439,10 @@ def test_a_clip_whose_file_is_gone_is_told_from_one_that_cannot_be_played(
     kept.unlink()
     service.forget_features(video["sha256"])
     page.open(f"{service.url}/#{session}")
-    page.wait_for("document.querySelector('.unplayable')?.textContent.includes('not kept any more')")
+    page.wait_for("document.querySelector('.unplayable')?.textContent.includes('no longer stored')")
     ask(page, "What was it?")
     page.wait_for("[...document.querySelectorAll('.problem')].some((problem) => problem.checkVisibility())")
-    assert "The video's file is gone" in page.evaluate("document.querySelector('.conversation').innerText")
+    assert "The video's file has been deleted" in page.evaluate("document.querySelector('.conversation').innerText")
 
 
 def test_an_unreachable_service_is_said_and_tried_again(browser: Browser, service: RunningService, drawn: Path) -> None:
