@@ -1,6 +1,6 @@
-"""`make bench`: one benchmark by its name, `http` where none is given. The others: `make bench ARGS=answers`.
+"""`make bench`: run one benchmark, by default `http`; `make bench ARGS=answers` runs another.
 
-Each prints a table, then one JSON line last.
+Each prints a table and then one line of JSON.
 """
 
 import importlib
@@ -15,12 +15,12 @@ BENCHMARKS = {
     "encoder": "benchmarks.encoder",
     "published-size": "benchmarks.published_size",
 }
-"""Name to module; only the one that is run is imported, so that it wants no more than it uses."""
+"""The module of each benchmark; only the one that runs is imported, so that others may lack their packages."""
 
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:] or ["http"]
     if name not in BENCHMARKS:
-        sys.exit(f"There is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}.")
+        sys.exit(f"There is no benchmark {name!r}. Choose from: {', '.join(BENCHMARKS)}.")
     sys.argv = [f"python -m benchmarks {name}", *arguments]
     sys.exit(importlib.import_module(BENCHMARKS[name]).main())

@@ -1,8 +1,8 @@
-"""`decode`: tokens a second of the published 7B geometry on one device, and how near memory and arithmetic bound it.
+"""`decode`: measure tokens/s of the published 7B geometry on one device, and compare with its memory bandwidth.
 
-Weights are random: speed does not depend on values. Every stream has a prompt of its own: 96 video rows, 74 ids. The
-bound of one stream is the time to read all weights that a step multiplies, once, at the rate at which this device
-copies memory. Needs torch, transformers and safetensors alone.
+Weights are random, because speed does not depend on their values. Every stream has its own prompt of 96 video tokens
+and 74 text tokens. The lower bound of a step with one stream is the time to read all weights once, at the rate at which
+the device copies memory. Needs only torch, transformers and safetensors.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from model.engine.engine import Engine, EngineConfig, VideoSegment
 from model.engine.sampling_params import SamplingParams
 
 GOAL_BANDWIDTH, GOAL_PEAK_MIB = 0.7, 18_850
-"""Of one stream, and of 8 streams: what the original takes."""
+"""The minimum share of the bandwidth with one stream, and the maximum memory (the original's) with 8 streams."""
 PEAK_STREAMS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """What so many streams get."""
+    """The results for a number of streams."""
 
     num_streams: int
     step_ms: float
-    """Median of the steps that only decode."""
+    """The median of the steps that only decode."""
     tokens_per_s: float
     peak_mib: float
-    """Of the device's memory, weights and cache included; 0 on the CPU."""
+    """The peak of the device's memory, including weights and cache; 0 on the CPU."""
 
 
 def main() -> int:
-    """Measure and print; 1 if a goal for GPUs is missed."""
+    """Measure and print; returns 1 if a goal for GPUs is missed."""
     arguments = _parser().parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     language_model = build(depth=arguments.depth, width=arguments.width, device=device, dtype=dtype)
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def build(*, depth: int, width: int, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """LLaMA-7B's proportions: 4,096 wide, 32 layers, heads of 128, an MLP 2.6875 times as wide."""
+    """Build a LLaMA with the proportions of LLaMA-7B: heads of 128, an MLP of 2.6875 times the width."""
     config = LlamaConfig(
         vocab_size=32_000,
         hidden_size=width,
@@ -92,13 +92,13 @@ def build(*, depth: int, width: int, device: torch.device, dtype: torch.dtype) -
 
 
 def streamed_bytes(language_model: LlamaForCausalLM) -> int:
-    """Bytes of the weights that every step multiplies: all but the table of embeddings, of which it reads some rows."""
+    """The bytes of weights that every step reads: all except the embedding table, of which it reads a few rows."""
     table = language_model.get_input_embeddings().weight
     return sum(each.nbytes for each in language_model.parameters() if each is not table)
 
 
 def copy_rate(device: torch.device, *, num_bytes: int) -> float:
-    """Bytes a second that a copy reads and writes, the best of ten."""
+    """Measure the bytes per second that a copy reads and writes; returns the best of ten runs."""
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = []
@@ -110,7 +110,7 @@ def copy_rate(device: torch.device, *, num_bytes: int) -> float:
 
 
 def measure(language_model: LlamaForCausalLM, num_streams: int, *, num_tokens: int, cuda_graphs: bool) -> Rate:
-    """Decode so many streams together; time counts from when all have their first token."""
+    """Decode `num_streams` streams together; measures from the moment when all have their first token."""
     device = language_model.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -123,26 +123,26 @@ def measure(language_model: LlamaForCausalLM, num_streams: int, *, num_tokens: i
         rows = torch.randn(NUM_VIDEO, hidden, generator=torch.Generator().manual_seed(number)) * 0.02
         prompt = (VideoSegment(rows, f"clip {number}"), words(NUM_TEXT, number))
         engine.add_request(str(number), prompt, SamplingParams(max_tokens=num_tokens, ignore_eos=True))
-    heard: set[str] = set()
-    while len(heard) < num_streams:
-        heard.update(output.request_id for output in engine.step())
-    times, num_heard = [], 0
+    started: set[str] = set()
+    while len(started) < num_streams:
+        started.update(output.request_id for output in engine.step())
+    times, num_decoded = [], 0
     while engine.has_work:
         start = _now(device)
         outputs = engine.step()
         times.append(_now(device) - start)
-        num_heard += len(outputs)
+        num_decoded += len(outputs)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
     return Rate(
         num_streams=num_streams,
         step_ms=statistics.median(times) * 1e3,
-        tokens_per_s=num_heard / sum(times),
+        tokens_per_s=num_decoded / sum(times),
         peak_mib=peak,
     )
 
 
 def prefill_tflops(language_model: LlamaForCausalLM, *, num_tokens: int) -> float:
-    """10^12 operations a second of the products in one prompt, the best of three; attention's own are left out."""
+    """Measure the TFLOP/s of the matrix products of one prompt, without attention; returns the best of three."""
     engine = Engine(language_model, Ids(), _config(1, num_tokens + 1, cuda_graphs=False))
     num_weights = streamed_bytes(language_model) / language_model.dtype.itemsize
     device, times = language_model.device, []

@@ -1,11 +1,12 @@
-"""`encoder`: how fast frames become features, against the published arithmetic written plainly; no service needed.
+"""`encoder`: measure the time from frames to features, and compare with a direct implementation of the publication.
 
-Sizes are VideoChat's, weights random: speed does not depend on values. Both sides take turns on the same weights
-and the same clip, and must agree, or the benchmark fails. Needs torch, transformers and safetensors alone.
+Sizes are VideoChat's; weights are random, because speed does not depend on their values. Both implementations run
+alternately on the same weights and clip, and the benchmark fails if their results differ. Needs only torch,
+transformers and safetensors.
 
-The ratio is of the visual encoder with its norm (frames to 2057 tokens), in float32. Everything else is of the
-whole way to features, Q-Former included. TFLOP/s count the work of the published arithmetic, so that a product
-that ours does without counts as done.
+The ratio is that of the visual encoder with its norm (frames to 2057 tokens), in float32. All other figures are for the
+whole encoder, including the Q-Former. TFLOP/s count the operations of the published arithmetic, also those that our
+implementation avoids.
 """
 
 import argparse
@@ -29,27 +30,27 @@ from model.families.videochat.published import PUBLISHED_7B
 from model.networks.llama import DecoderConfig
 
 TOLERANCE = 2e-5
-"""Of the largest expected value, as in `reeltalk verify`."""
+"""The tolerated difference, as a share of the largest expected value; the same as in `reeltalk verify`."""
 BATCHES = (1, 2, 4, 8, 16, 32)
 NO_DECODER = DecoderConfig(vocab_size=8, width=64, depth=1, num_heads=1, mlp_width=64)
-"""A language model as small as can be: this benchmark never asks it."""
+"""A minimal language model, which this benchmark does not run."""
 SHOWN_OPERATIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """Seconds of both ways, the median of the pairs' ratios, and how far the results are apart."""
+    """The seconds of both implementations, the median of the pairs' ratios, and the difference of the results."""
 
     plain_s: float
     ours_s: float
     ratio: float
     difference: float
-    """Largest difference over the largest expected value."""
+    """The largest difference divided by the largest expected value."""
 
 
 @torch.no_grad()
 def main() -> int:
-    """Measure and print; 1 if both ways disagree."""
+    """Measure and print; returns 1 if the implementations differ."""
     arguments = _parser().parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device(arguments.device)
@@ -60,12 +61,14 @@ def main() -> int:
     print(f"{_machine(device)}; depth {config.vision.depth}, {arguments.frames} frames, {tflop:.2f} TFLOP a clip")
 
     ratio = compare(network, clip, repeats=arguments.repeats)
-    rows = [["published arithmetic, plainly", f"{ratio.plain_s:.3f}"], ["ours", f"{ratio.ours_s:.3f}"]]
+    rows = [["published arithmetic", f"{ratio.plain_s:.3f}"], ["ours", f"{ratio.ours_s:.3f}"]]
     show(f"frames to tokens, float32, medians of {arguments.repeats} pairs", ("", "seconds"), rows)
-    print(f"ratio {ratio.ratio:.2f}; they differ by {ratio.difference:.1e} of the largest value")
+    print(f"ratio {ratio.ratio:.2f}; largest difference {ratio.difference:.1e} of the largest value")
 
     shares = operations(lambda: network.encode(clip), device)
-    show("where the time of ours goes, float32, frames to features", ("operation", "ms", "share"), _share_rows(shares))
+    show(
+        "time of each operation of ours, float32, frames to features", ("operation", "ms", "share"), _share_rows(shares)
+    )
     results = {"ratio": ratio.ratio, "plain_s": ratio.plain_s, "ours_s": ratio.ours_s, "difference": ratio.difference}
     for name in arguments.dtypes if arguments.batches else ():
         network.to(getattr(torch, name))
@@ -76,19 +79,19 @@ def main() -> int:
         ]
         show(f"frames to features, {name}", ("clips", "ms", "ms a clip", "TFLOP/s"), rows)
         results |= {f"{name}_ms_{size}": seconds * 1e3 for size, seconds in times.items()}
-    told = {"benchmark": "encoder", "machine": _machine(device), "depth": config.vision.depth, "tflop": tflop}
-    print(json.dumps(told | {"frames": arguments.frames} | results))
+    summary = {"benchmark": "encoder", "machine": _machine(device), "depth": config.vision.depth, "tflop": tflop}
+    print(json.dumps(summary | {"frames": arguments.frames} | results))
     return int(ratio.difference > TOLERANCE)
 
 
 def cut(config: VideoChatConfig, *, depth: int) -> VideoChatConfig:
-    """The first `depth` blocks of the trunk with as many global blocks as fit, and next to no language model."""
+    """Keep the first `depth` blocks of the trunk with as many global blocks as fit, and a minimal language model."""
     vision = replace(config.vision, depth=depth, num_global_blocks=min(depth, config.vision.num_global_blocks))
     return replace(config, vision=vision, decoder=NO_DECODER)
 
 
 def build(config: VideoChatConfig, device: torch.device) -> VideoChatNetwork:
-    """A network with random float32 weights, none of them zero."""
+    """Build a network with random float32 weights, none of which is zero."""
     with torch.device("meta"):
         network = VideoChatNetwork(config)
     network.to_empty(device=device)
@@ -99,7 +102,7 @@ def build(config: VideoChatConfig, device: torch.device) -> VideoChatNetwork:
 
 
 def count_flops(config: VideoChatConfig, *, num_frames: int) -> int:
-    """Floating-point operations of one clip, from frames to features, as published; a multiply-add is two."""
+    """Count the floating-point operations of one clip, from frames to features; a multiply-add counts as two."""
     with torch.device("meta"):
         network = VideoChatNetwork(config)
         clip = torch.empty(1, num_frames, 3, config.vision.image_size, config.vision.image_size)
@@ -109,7 +112,7 @@ def count_flops(config: VideoChatConfig, *, num_frames: int) -> int:
 
 
 def compare(network: VideoChatNetwork, clip: Tensor, *, repeats: int) -> Ratio:
-    """Both ways in turns, after a first round that is not timed and in which they must agree."""
+    """Run both implementations alternately, after a first round that compares their results and is not timed."""
     expected, got = plain_tokens(network, clip), network.see(clip)
     difference = float((got - expected).abs().max() / expected.abs().max())
     del expected, got
@@ -123,7 +126,7 @@ def compare(network: VideoChatNetwork, clip: Tensor, *, repeats: int) -> Ratio:
 
 
 def operations(work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Seconds of each operation (on a GPU: of each kernel) in `work`, the longest first."""
+    """Profile `work`; returns the seconds of each operation (on a GPU: of each kernel), longest first."""
     kind = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[kind]) as profiled:
         work()
@@ -134,7 +137,7 @@ def operations(work: Callable[[], object], device: torch.device) -> dict[str, fl
 
 
 def scaling(network: VideoChatNetwork, clip: Tensor, *, batches: Sequence[int], repeats: int) -> dict[int, float]:
-    """Median seconds for each number of clips at once, from frames to features."""
+    """Measure the median seconds from frames to features for each batch size."""
     times = {}
     for size in batches:
         clips = clip.expand(size, -1, -1, -1, -1).contiguous()
@@ -150,14 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--depth", type=int, default=PUBLISHED_7B.vision.depth, help="blocks of the trunk")
     parser.add_argument("--frames", type=int, default=PUBLISHED_7B.num_frames)
     parser.add_argument("--repeats", type=int, default=10 if has_gpu else 3)
-    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES if has_gpu else (), help="clips at once")
+    parser.add_argument(
+        "--batches", type=int, nargs="*", default=BATCHES if has_gpu else (), help="batch sizes, in clips"
+    )
     dtypes = ("float32", "float16", "bfloat16")
-    parser.add_argument("--dtypes", nargs="*", default=dtypes, choices=dtypes, help="of what --batches are measured in")
+    parser.add_argument(
+        "--dtypes", nargs="*", default=dtypes, choices=dtypes, help="data types in which --batches are measured"
+    )
     return parser
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds until `work` is done, on a GPU too."""
+    """The seconds until `work` is done; waits for the GPU."""
     _wait()
     start = time.perf_counter()
     work()

@@ -1,7 +1,7 @@
-"""The engine against the loops people write around `generate`, on one LLaMA of 134 M random parameters.
+"""`engine`: compare the engine with loops around `generate` and with llama.cpp, on a LLaMA of 134 M random parameters.
 
-Prompts are 96 video rows and 74 token ids (170 token ids where a peer takes nothing else), answers 64 tokens, greedy.
-Everything that is compared runs in this one process, by turns, `--repeat` times; medians and their ratios are printed.
+Prompts are 96 video tokens and 74 text tokens, or 170 text tokens for a peer that takes only ids; answers are 64
+tokens, greedy. All candidates run alternately in one process, `--repeat` times; prints medians and their ratios.
 """
 
 import argparse
@@ -26,17 +26,17 @@ ANSWER = SamplingParams(max_tokens=NUM_ANSWER, ignore_eos=True)
 
 
 class Ids:
-    """A vocabulary whose pieces are never read."""
+    """A minimal tokenizer for random token ids."""
 
     eos_id = 2
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Always one letter."""
+        """One letter for each token."""
         return b"abcdefghijklmnopqrstuvwxyz"[token_id % 26 : token_id % 26 + 1]
 
 
 def language_model(dtype: torch.dtype, device: str) -> LlamaForCausalLM:
-    """Random weights, the same each time."""
+    """Create a model with the same random weights each time."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -50,21 +50,21 @@ def language_model(dtype: torch.dtype, device: str) -> LlamaForCausalLM:
 
 
 def prompt(number: int, *, clip: int | None = None, num_text: int = NUM_TEXT) -> tuple[Segment, ...]:
-    """Video rows, and words that differ from prompt to prompt."""
+    """Create a prompt of video tokens and text; the text differs between prompts, and so do clips unless given."""
     generator = torch.Generator().manual_seed(number if clip is None else clip)
     rows = torch.randn(NUM_VIDEO, HIDDEN, generator=generator) * 0.02
     return VideoSegment(rows, f"clip {number if clip is None else clip}"), words(num_text, number)
 
 
 def words(count: int, number: int) -> TextSegment:
-    """Random token ids."""
+    """Create random token ids."""
     generator = torch.Generator().manual_seed(1000 + number)
     return TextSegment(tuple(torch.randint(3, VOCAB, (count,), generator=generator).tolist()))
 
 
 @dataclass
 class Bench:
-    """The model, an engine on it, and what was measured."""
+    """The models under test, and the results."""
 
     dtype: torch.dtype
     device: str
@@ -78,13 +78,13 @@ class Bench:
         self._llama_cpp: LlamaCpp | None = None
 
     def engine(self) -> Engine:
-        """A fresh one, with nothing cached."""
-        beside = 512 if self.device == "cuda" else 24  # as the service has it
+        """Create an engine with an empty cache."""
+        beside = 512 if self.device == "cuda" else 24  # the values of the service's workers
         config = EngineConfig(max_num_seqs=32, max_model_len=POSITIONS, max_prefill_beside_decode=beside)
         return Engine(self.served, Ids(), config)
 
-    def race(self, title: str, runners: dict[str, Callable[[], float]], *, unit: str = "tokens/s") -> None:
-        """Run all by turns, and print medians; the first is compared with the others."""
+    def compare(self, title: str, runners: dict[str, Callable[[], float]], *, unit: str = "tokens/s") -> None:
+        """Run all candidates alternately and print medians, with the ratio of the first to the others."""
         measured: dict[str, list[float]] = {name: [] for name in runners}
         for number in range(self.repeat + 1):
             for name, runner in runners.items():
@@ -105,7 +105,7 @@ class Bench:
     # Streams.
 
     def ours(self, num_streams: int, *, text_only: bool = False) -> float:
-        """Tokens a second of so many at once."""
+        """Tokens/s of the engine with concurrent streams."""
         engine = self.engine()
         for number in range(num_streams):
             engine.add_request(f"{number}", _ids_only(number) if text_only else prompt(number), ANSWER)
@@ -115,24 +115,24 @@ class Bench:
         return num_tokens / (time.perf_counter() - start)
 
     def generate_each(self, num_streams: int) -> float:
-        """One `generate` after the other, as the original demo serves."""
+        """Tokens/s of one `generate` after another, as in the original demo."""
         start = time.perf_counter()
         for number in range(num_streams):
             self._generate(self._embeds(number))
         return num_streams * NUM_ANSWER / (time.perf_counter() - start)
 
     def generate_batch(self, num_streams: int) -> float:
-        """`generate` on one static batch, which needs no scheduling, and lets nobody in or out."""
+        """Tokens/s of `generate` on one static batch, without scheduling."""
         embeds = torch.cat([self._embeds(number) for number in range(num_streams)])
         start = time.perf_counter()
         self._generate(embeds)
         return num_streams * NUM_ANSWER / (time.perf_counter() - start)
 
     def continuous(self, num_streams: int) -> float:
-        """transformers' own continuous batching; it takes token ids alone."""
+        """Tokens/s of the continuous batching of transformers, which takes only token ids."""
         inputs = [list(segment.token_ids) for n in range(num_streams) for segment in _ids_only(n)]
         config = GenerationConfig(max_new_tokens=NUM_ANSWER, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        model = language_model(self.dtype, self.device)  # it changes the model's attention
+        model = language_model(self.dtype, self.device)  # a new model, because it replaces the attention
         start = time.perf_counter()
         outputs = model.generate_batch(
             inputs,
@@ -146,7 +146,7 @@ class Bench:
         return num_tokens / took
 
     def llama_cpp(self, num_streams: int) -> float:
-        """llama.cpp with the same weights and ids; it too decides when what is computed, here all at once."""
+        """Tokens/s of llama.cpp with the same weights and ids, all in one batch."""
         if self._llama_cpp is None:
             self._llama_cpp = LlamaCpp(self.plain, num_threads=self.threads, num_streams=NUM_STREAMS, context=256)
         prompts = [segment.token_ids for number in range(num_streams) for segment in _ids_only(number)]
@@ -172,8 +172,12 @@ class Bench:
         return 1000 * took
 
     def interruption(self) -> tuple[float, float, float]:
-        """Of 8 running streams: the median of milliseconds between tokens, undisturbed and then p99 while a prompt of
-        1,500 tokens is prefilled beside them; and seconds until that one's first token."""
+        """Prefill a prompt of 1,500 tokens beside 8 running streams.
+
+        Returns:
+            The median ms between tokens of the streams before; the 99th percentile during the prefill; and the seconds
+            to the first token of the long prompt.
+        """
         engine = self.engine()
         for number in range(8):
             engine.add_request(f"{number}", prompt(number), SamplingParams(max_tokens=1000, ignore_eos=True))
@@ -196,7 +200,7 @@ class Bench:
         return 1000 * statistics.median(quiet), 1000 * slow, time.perf_counter() - began
 
     def own_time(self, num_streams: int) -> float:
-        """Percent of a decode step that the engine spends outside the forward pass."""
+        """The percentage of a decode step that the engine spends outside the forward pass."""
         engine = self.engine()
         for number in range(num_streams):
             engine.add_request(f"{number}", prompt(number), ANSWER)
@@ -222,13 +226,13 @@ class Bench:
         return 100 * (1 - inside[0] / whole)
 
     def blocks(self, *, is_shared: bool) -> int:
-        """KV blocks that 16 sessions hold when the last of them has said its first word."""
+        """The number of KV blocks that 16 sessions use when all of them have their first token."""
         engine = self.engine()
         for number in range(NUM_STREAMS):
             engine.add_request(f"{number}", prompt(number, clip=0 if is_shared else None), ANSWER)
-        heard: set[str] = set()
-        while len(heard) < NUM_STREAMS:
-            heard.update(output.request_id for output in engine.step())
+        started: set[str] = set()
+        while len(started) < NUM_STREAMS:
+            started.update(output.request_id for output in engine.step())
         return engine.num_held_blocks
 
     def _embeds(self, number: int) -> torch.Tensor:
@@ -260,13 +264,13 @@ def _run(engine: Engine) -> Iterator[Output]:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="The engine against loops around generate.")
+    """Run the benchmarks that the command line selects."""
+    parser = argparse.ArgumentParser(description="Compare the engine with loops around generate.")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its own choice")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="a title, or part of one")
+    parser.add_argument("--only", default="", help="run only the benchmarks with this text in their title")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -288,7 +292,7 @@ def main() -> None:
 
 def _measurements(bench: Bench) -> dict[str, Callable[[str], None]]:
     def streams(title: str) -> None:
-        bench.race(
+        bench.compare(
             title,
             {
                 "ours": lambda: bench.ours(NUM_STREAMS),
@@ -303,16 +307,16 @@ def _measurements(bench: Bench) -> dict[str, Callable[[str], None]]:
             "generate_batch": lambda: bench.continuous(NUM_STREAMS),
         }
         if importlib.util.find_spec("llama_cpp") is None:
-            print("\nLeft out: llama.cpp (pip install llama-cpp-python gguf).")
+            print("\nSkipped llama.cpp; to include it: pip install llama-cpp-python gguf")
         else:
             runners["llama.cpp"] = lambda: bench.llama_cpp(NUM_STREAMS)
-        bench.race(title, runners)
+        bench.compare(title, runners)
 
     def alone(title: str) -> None:
-        bench.race(title, {"ours": lambda: bench.ours(1), "generate": lambda: bench.generate_each(1)})
+        bench.compare(title, {"ours": lambda: bench.ours(1), "generate": lambda: bench.generate_each(1)})
 
     def turn(title: str) -> None:
-        bench.race(
+        bench.compare(
             title,
             {"known": lambda: bench.second_turn(is_known=True), "cold": lambda: bench.second_turn(is_known=False)},
             unit="ms",
@@ -332,8 +336,10 @@ def _measurements(bench: Bench) -> dict[str, Callable[[str], None]]:
         rounds = [bench.interruption() for _ in range(bench.repeat)]
         ratios = [slow / quiet for quiet, slow, _ in rounds]
         for quiet, slow, first in rounds:
-            told = f"p50 {quiet:.1f} ms undisturbed, p99 {slow:.1f} ms beside it; its first token after {first:.1f} s"
-            print(f"\n{title}\n  {told}")
+            summary = (
+                f"p50 {quiet:.1f} ms before, p99 {slow:.1f} ms during the prefill; its first token after {first:.1f} s"
+            )
+            print(f"\n{title}\n  {summary}")
         bench.results[title] = round(statistics.median(ratios), 2)
 
     return {

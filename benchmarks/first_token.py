@@ -1,6 +1,6 @@
-"""One model from its files to the first token of an answer: seconds and memory of each phase, as a line of JSON.
+"""Measure seconds and memory of each phase from a model's files to the first token; prints one line of JSON.
 
-A process of its own for each setting, so that nothing else's memory counts; `published_size` runs it.
+`published_size` runs it in a separate process for each setting, so that only that model's memory counts.
 """
 
 import argparse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model.quantization import Quantization
 
 MAX_MODEL_LEN = 512
-"""Positions that keys and values have room for, 0.5 MiB each in 16 bits: one conversation that has just begun."""
+"""The size of the KV cache in tokens, 0.5 MiB each in 16 bits: enough for the beginning of one conversation."""
 QUESTION = "What happens in this video, and in which order?"
 
 
@@ -30,10 +30,10 @@ def main() -> None:
 
 
 def measure(folder: Path, device: str, dtype: str, quantization: "Quantization | None") -> dict[str, Any]:
-    """From the files in `folder` to the first token about a clip of random frames.
+    """Measure from the files in `folder` to the first token about a clip of random frames.
 
     Raises:
-        WeightsError: the folder is damaged, or the library that quantises is not installed.
+        WeightsError: the folder is damaged, or the library for the quantization is not installed.
     """
     phases = Phases()
     with phases.phase("import"):
@@ -58,7 +58,7 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
         _wait(device)
     with phases.phase("first token"):
         num_prompt_tokens, token_id = first_token(family, features[0])
-    seen = [phase.resident for phase in phases.finished]  # the system's own peak lags behind by some pages
+    seen = [phase.resident for phase in phases.finished]  # the system's peak lags behind by some pages
     return {
         "phases": [asdict(phase) for phase in phases.finished],
         "peak": torch.cuda.max_memory_allocated() if device == "cuda" else max(peak_resident(), *seen),
@@ -69,7 +69,11 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
 
 
 def first_token(family: "Family", features: "torch.Tensor") -> tuple[int, int]:
-    """Tokens of a prompt about the clip with these features [*feature_shape], and the first one of the answer."""
+    """Generate one token about a clip with the given features [*feature_shape].
+
+    Returns:
+        The number of tokens of the prompt, and the id of the token.
+    """
     from model.engine.config import EngineConfig
     from model.engine.engine import Engine
     from model.engine.sampling_params import SamplingParams

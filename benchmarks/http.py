@@ -1,6 +1,7 @@
-"""`http`: what a user waits for, measured over HTTP against a real service; a table, then one JSON line last.
+"""`http`: measure uploads and answers over HTTP against a service that runs on this machine.
 
-Cold means that this service never saw the clip's bytes. Times here are of this machine; compare ratios within one run.
+A cold upload is one of a clip that the service has not seen before. Times depend on the machine; compare ratios within
+one run.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from service.commands.demo import SAMPLE, running_service
-from service.terminal import bench
+from service.terminal.load import Load, measure_answer
 
 ROUNDS = 5
 NUM_TOKENS = 64
 STREAMS = (1, 4, 16)
-LOAD = bench.Load(num_streams=1, num_answers=1, num_tokens=NUM_TOKENS, question="What happens?")
+LOAD = Load(num_streams=1, num_answers=1, num_tokens=NUM_TOKENS, question="What happens?")
 
 
 def main() -> None:
@@ -45,18 +46,18 @@ async def _measure() -> None:
 
 
 async def uploads(client: httpx2.AsyncClient) -> dict[str, float]:
-    """From the first byte sent to `ready`: a clip never seen, and the same bytes again."""
+    """Measure from the first byte sent to `ready`, for a new clip and for the same clip again."""
     clip = SAMPLE.read_bytes()
     cold, known = [], []
     for number in range(ROUNDS):
-        unseen = clip + b"\0\0\0\x0cfree" + number.to_bytes(4)  # an empty box at the end: other bytes, the same film
+        unseen = clip + b"\0\0\0\x0cfree" + number.to_bytes(4)  # an empty box changes the hash but not the video
         cold.append(await timed(upload(client, unseen)))
         known.append(await timed(upload(client, unseen)))
     return {"upload_cold_s": statistics.median(cold), "upload_known_s": statistics.median(known)}
 
 
 async def answers(client: httpx2.AsyncClient, *, num_streams: int) -> dict[str, float]:
-    """Several streams at once about one cached clip, 64 tokens each."""
+    """Measure concurrent answers about one cached clip, of 64 tokens each."""
     video_id = await upload(client, SAMPLE.read_bytes())
     rates, firsts = [], []
     for _ in range(ROUNDS):
@@ -71,7 +72,7 @@ async def answers(client: httpx2.AsyncClient, *, num_streams: int) -> dict[str, 
 
 
 async def upload(client: httpx2.AsyncClient, body: bytes) -> str:
-    """Send a clip and wait until it is ready; its id."""
+    """Upload a clip and wait until it is ready; returns the id of the video."""
     reply = await client.post("/v1/videos", content=body, headers={"Content-Type": "video/mp4"})
     video_id: str = reply.raise_for_status().json()["id"]
     (await client.get(f"/v1/videos/{video_id}/events")).raise_for_status()  # ends when it is ready
@@ -79,23 +80,23 @@ async def upload(client: httpx2.AsyncClient, body: bytes) -> str:
 
 
 async def answer(client: httpx2.AsyncClient, video_id: str) -> tuple[float, int]:
-    """Seconds to the first text, and tokens in all, of one answer in a session of its own."""
+    """Ask in a new session; returns the seconds to the first delta and the number of tokens."""
     session = (await client.post("/v1/sessions", json={"video_ids": [video_id]})).raise_for_status().json()
-    answered = await bench.answer(client, session["id"], LOAD.message)
+    answered = await measure_answer(client, session["id"], LOAD.message)
     if answered.failure is not None:
         raise SystemExit(f"An answer failed: {answered.failure}.")
     return answered.first, answered.num_tokens
 
 
 async def timed(work: Awaitable[object]) -> float:
-    """Seconds until `work` is done."""
+    """Await `work`; returns the seconds that it took."""
     start = time.perf_counter()
     await work
     return time.perf_counter() - start
 
 
 def show(results: dict[str, float]) -> None:
-    """A table for people."""
+    """Print the results as a table."""
     table = Table(title=f"medians of {ROUNDS} rounds over HTTP, model tiny, {NUM_TOKENS} tokens an answer")
     table.add_column("measure")
     table.add_column("value", justify="right")

@@ -1,6 +1,6 @@
-"""llama.cpp on the same weights and prompts, through the batch calls of llama-cpp-python.
+"""Runs llama.cpp on the same weights and prompts, through the batch calls of llama-cpp-python.
 
-Optional: `pip install llama-cpp-python gguf` (compiled on the spot, a quarter of an hour on two cores).
+Optional: `pip install llama-cpp-python gguf`, which compiles for a quarter of an hour on two cores.
 """
 
 import ctypes
@@ -27,13 +27,13 @@ _TENSORS = {
 
 
 class LlamaCpp:
-    """A model of transformers', written as GGUF and opened by llama.cpp.
+    """A model of transformers, written as GGUF and loaded by llama.cpp.
 
     Args:
-        model: whose weights it takes; 16-bit ones stay as they are.
-        num_threads: of llama.cpp.
-        num_streams: sequences at once, at most.
-        context: tokens of one sequence, at most.
+        model: the model whose weights are written; 16-bit weights stay 16-bit.
+        num_threads: the number of threads of llama.cpp.
+        num_streams: the maximum number of concurrent sequences.
+        context: the maximum number of tokens of a sequence.
 
     Raises:
         ImportError: llama-cpp-python or gguf is not installed.
@@ -53,7 +53,7 @@ class LlamaCpp:
             parameters.use_mmap = False
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
-            raise RuntimeError("llama.cpp cannot read the file that was written for it.")
+            raise RuntimeError("llama.cpp cannot load the GGUF file.")
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = num_streams * context
         settings.n_batch = settings.n_ubatch = 2048
@@ -64,13 +64,13 @@ class LlamaCpp:
         self._vocab: int = model.config.vocab_size
 
     def run(self, prompts: Sequence[Sequence[int]], num_answer: int) -> tuple[float, list[list[int]]]:
-        """Answer all at once, greedily. Seconds, and the token ids of each answer."""
+        """Generate all answers together, greedily; returns the seconds, and the token ids of each answer."""
         lib = self._lib
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         batch = lib.llama_batch_init(2048, 0, 1)
         answers: list[list[int]] = [[] for _ in prompts]
         start = time.perf_counter()
-        # Prompts as many to a batch as fit, then one token of each.
+        # First batches with as many prompts as fit, then batches with one token of each answer.
         waiting = list(enumerate(prompts))
         while waiting:
             now, count = [], 0
@@ -99,19 +99,19 @@ class LlamaCpp:
         prompts: Sequence[Sequence[int]],
         answers: list[list[int]],
     ) -> None:
-        """One call for rows of (sequence, position, token); the last of each prompt, or all, say a token."""
+        """Decode rows of (sequence, position, token); the last row of each prompt, or every row, yields a token."""
         batch.n_tokens = len(rows)
-        speaking = []
+        sampled = []
         for row, (number, position, token) in enumerate(rows):
             batch.token[row], batch.pos[row] = token, position
             batch.n_seq_id[row], batch.seq_id[row][0] = 1, number
-            speaks = last is None or position == len(prompts[number]) - 1
-            batch.logits[row] = speaks
-            if speaks:
-                speaking.append((row, number))
+            is_sampled = last is None or position == len(prompts[number]) - 1
+            batch.logits[row] = is_sampled
+            if is_sampled:
+                sampled.append((row, number))
         if self._lib.llama_decode(self._context, batch) != 0:
-            raise RuntimeError("llama.cpp could not compute a batch.")
-        for row, number in speaking:
+            raise RuntimeError("llama.cpp could not decode a batch.")
+        for row, number in sampled:
             logits = self._lib.llama_get_logits_ith(self._context, row)
             values = torch.frombuffer(
                 (ctypes.c_float * self._vocab).from_address(ctypes.addressof(logits.contents)), dtype=torch.float32
@@ -166,6 +166,6 @@ def _write(model: LlamaForCausalLM, path: Path) -> None:
 
 
 def _interleave(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbours, transformers the halves of a head: rows [out, in] in the other order."""
+    """Reorder rows [out, in] for rotary embeddings: llama.cpp rotates neighbours, transformers the halves of a head."""
     out, hidden = weight.shape
     return weight.view(num_heads, 2, out // num_heads // 2, hidden).transpose(1, 2).reshape(out, hidden)

@@ -1,9 +1,9 @@
-"""`overhead`: what HTTP, the log in Redis and the pipe to the worker cost: tokens a second of 16 streams, by turns.
+"""`overhead`: measure the cost of HTTP, Redis and the worker's pipe, in tokens/s of 16 streams.
 
-Once over all of it, once from the engine by itself. The model is VideoChat with the default one's encoder and a LLaMA
-of 134 M random parameters: with the default one a step takes two milliseconds, and one would measure Python. Both sides
-have the same weights, threads, bounds and prompts, and both know the prompts' blocks after the first round, which does
-not count. Sessions are opened before the clock starts.
+Compares the service with the engine alone, in alternating rounds. The model is VideoChat with the default model's
+encoder and a LLaMA of 134 M random parameters: with the default model a step takes two milliseconds, so that Python
+would dominate. Both sides have the same weights, threads, limits and prompts, and both have cached the prompts' blocks
+after the first round, which does not count. Sessions are created before the clock starts.
 """
 
 import asyncio
@@ -38,20 +38,20 @@ from model.offline import watch
 from model.text.conversation import Conversation, Turn
 from service.commands.demo import SAMPLE, running_service
 from service.settings import load_settings
-from service.terminal import bench
+from service.terminal.load import Load, measure_answer
 
 GOAL = 0.9
 ROUNDS, NUM_STREAMS, NUM_TOKENS = 5, 16, 64
-LOAD = bench.Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
+LOAD = Load(num_streams=NUM_STREAMS, num_answers=NUM_STREAMS, num_tokens=NUM_TOKENS, question="What happens?")
 DECODER = DecoderConfig(vocab_size=32_000, width=768, depth=12, num_heads=12, mlp_width=2048)
 PRINTABLE = range(819, 914)
-"""The pieces of the default model's tokenizer that are one character each."""
+"""The ids of the default model's tokens that are one character each."""
 PREFILL_BESIDE_DECODE = 24
-"""As a worker has it on a CPU."""
+"""The value that a worker uses on a CPU."""
 
 
 def main() -> int:
-    """Measure and print; 1 if the share is below the goal."""
+    """Measure and print; returns 1 if the share is below the goal."""
     with tempfile.TemporaryDirectory(prefix="reeltalk-bench-") as folder:
         checkpoint = Path(folder) / "checkpoint"
         sizes = VideoChatConfig.from_json(json.loads((DEFAULT_CHECKPOINT / "config.json").read_bytes()))
@@ -59,13 +59,13 @@ def main() -> int:
         results = asyncio.run(_by_turns(Path(folder) / "data", checkpoint))
     rows = [[name, f"{rate:.1f}"] for name, rate in results.items() if name != "share"]
     show(f"{NUM_STREAMS} streams, medians of {ROUNDS} rounds", ("", "tokens/s"), rows)
-    print(f"over HTTP there is {results['share']:.1%} of it (median of the rounds' ratios)")
+    print(f"over HTTP: {results['share']:.1%} of the engine's rate (median of the rounds' ratios)")
     print(json.dumps({"benchmark": "overhead", "machine": platform.machine(), **results}))
     return int(results["share"] < GOAL)
 
 
 def write(folder: Path, config: VideoChatConfig) -> None:
-    """A checkpoint of random weights that says letters, so that each token is an event of the stream."""
+    """Write a checkpoint of random weights that generates letters, so that each token is an event of the stream."""
     tensors = random_tensors(config)
     head = tensors["llama_model.lm_head.weight"].clone()
     head[: PRINTABLE.start] *= 0.01
@@ -91,7 +91,7 @@ async def _by_turns(data_dir: Path, checkpoint: Path) -> dict[str, float]:
             for number in range(ROUNDS + 1):
                 pairs.append((await _over_http(client, video_id), _by_itself(engine, prompt)))
                 print(f"round {number}: {pairs[-1][0]:.1f} and {pairs[-1][1]:.1f} tokens/s", file=sys.stderr)
-    pairs = pairs[1:]  # the first one warms both
+    pairs = pairs[1:]  # the first round warms the caches
     return {
         "over HTTP": statistics.median(http for http, _ in pairs),
         "the engine by itself": statistics.median(alone for _, alone in pairs),
@@ -105,7 +105,7 @@ async def _over_http(client: httpx2.AsyncClient, video_id: str) -> float:
         for _ in range(NUM_STREAMS)
     ]
     start = time.perf_counter()
-    answers = await asyncio.gather(*(bench.answer(client, session, LOAD.message) for session in sessions))
+    answers = await asyncio.gather(*(measure_answer(client, session, LOAD.message) for session in sessions))
     took = time.perf_counter() - start
     if failures := [answer.failure for answer in answers if answer.failure]:
         raise SystemExit(f"Answers failed: {', '.join(failures)}.")
@@ -114,7 +114,7 @@ async def _over_http(client: httpx2.AsyncClient, video_id: str) -> float:
 
 
 def _engine(checkpoint: Path) -> tuple[Engine, tuple[Segment, ...]]:
-    """An engine as a worker makes it, and the prompt of every session."""
+    """Create an engine with a worker's configuration, and the prompt of every session."""
     family = load_family("videochat", checkpoint=checkpoint, dtype=torch.bfloat16)
     clip, encoded = watch(family, SAMPLE)
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=LOAD.question),))

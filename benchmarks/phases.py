@@ -1,4 +1,4 @@
-"""Seconds and peak memory of each phase of a process; memory on Linux alone."""
+"""Measures seconds and peak memory of each phase of a process; memory only on Linux."""
 
 import resource
 import sys
@@ -15,48 +15,48 @@ INTERVAL_S = 0.02
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """What one phase took. Bytes are the highest seen in a look every 20 ms, 0 where the system shows none."""
+    """The measurements of one phase. Bytes are the maximum of samples every 20 ms; 0 on systems other than Linux."""
 
     name: str
     seconds: float
     resident: int
-    """All pages in memory, those of mapped files included."""
+    """Bytes of all pages in memory, including those of mapped files."""
     private: int
-    """Pages that no file backs."""
+    """Bytes of the pages without a file."""
 
 
 class Phases:
-    """Watches this process, phase after phase."""
+    """Measures the phases of this process."""
 
     def __init__(self) -> None:
         self.finished: list[Phase] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """One phase; it counts until the block ends."""
+        """Measure this block as one phase."""
         peaks = [resident_and_private()]
         done = threading.Event()
 
-        def look() -> None:
+        def sample() -> None:
             while not done.wait(INTERVAL_S):
                 peaks.append(resident_and_private())
 
-        watch = threading.Thread(target=look, daemon=True)
-        watch.start()
+        sampler = threading.Thread(target=sample, daemon=True)
+        sampler.start()
         start = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
             done.set()
-            watch.join()
+            sampler.join()
         peaks.append(resident_and_private())
         resident, private = (max(values) for values in zip(*peaks, strict=True))
         self.finished.append(Phase(name=name, seconds=seconds, resident=resident, private=private))
 
 
 def resident_and_private() -> tuple[int, int]:
-    """Bytes in memory now: all, and those that no file backs."""
+    """The bytes in memory now: of all pages, and of those without a file."""
     if not STATUS.is_file():
         return 0, 0
     fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
@@ -64,6 +64,6 @@ def resident_and_private() -> tuple[int, int]:
 
 
 def peak_resident() -> int:
-    """Bytes: the most that this process ever had in memory, pages of mapped files included."""
+    """The peak of the bytes that this process had in memory, including mapped files."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,7 +1,7 @@
-"""VideoChat's encoder with the published arithmetic, operation by operation, on the weights of a network of ours.
+"""VideoChat's encoder with the published arithmetic, operation by operation, on the weights of our network.
 
-Eager attention, scaled queries, every product that the original computes; no fused kernel. To measure and check
-against, not to use.
+It has eager attention, scaled queries, every product that the original computes, and no fused kernels. It is a
+reference for tests and measurements only.
 """
 
 import math
@@ -16,7 +16,7 @@ from model.networks.eva_vit import Attention, Block, EvaViT
 
 
 def plain_tokens(network: VideoChatNetwork, pixel_values: Tensor) -> Tensor:
-    """As `VideoChatNetwork.see`: frames [B, T, 3, H, W] to tokens [B, T * (patches + 1) + 1, C]."""
+    """Compute the same as `VideoChatNetwork.see`: frames [B, T, 3, H, W] to tokens [B, T * (patches + 1) + 1, C]."""
     vision, norm = network.visual_encoder, network.ln_vision
     x = torch.cat(_trunk_and_token(vision, pixel_values), dim=1)
     return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)

@@ -1,9 +1,9 @@
-"""`published-size FOLDER`: the published 7B geometry from file to first token; seconds, and peak memory against a goal.
+"""`published-size FOLDER`: measure the published 7B geometry from file to first token, and its peak memory.
 
-Writes a checkpoint folder of random 16-bit weights in the published sizes (15 GiB), as `reeltalk convert` would,
-then loads it in 16 bits, int8 and int4, each in a process of its own. On the CPU, memory is all that the process
-has in memory, mapped weights included. Where the system can, files leave the page cache first, so that loading reads
-the disk.
+Writes a checkpoint folder of random 16-bit weights in the published sizes (15 GiB), as `reeltalk convert` does, and
+loads it in 16 bits, int8 and int4, each in its own process. On the CPU, memory is all resident memory of the
+process, including mapped weights. If the system supports it, the files are removed from the page cache first, so that
+loading reads the disk.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from model.families.videochat.published import PUBLISHED_7B
 ROOT = Path(__file__).parents[1]
 GIB = 1024**3
 GOALS = {"16-bit": 15.8, "int8": 9.5, "int4": 7.0}
-"""GiB. The original takes 18,850 MiB."""
+"""The maximum peak memory in GiB. The original needs 18,850 MiB."""
 SHARD_BYTES = GIB // 2
-"""Small, because a shard is built in memory."""
+"""The size of a shard; small, because a shard is built in memory."""
 SPREAD = 0.02
-"""Of the random weights, as transformers initialises a LLaMA."""
+"""The standard deviation of the random weights, as in the initialisation of a LLaMA by transformers."""
 
 
 def main() -> int:
-    """Write the folder where it is not there yet, measure, print; 1 if a setting fails or takes more than its goal."""
+    """Write the folder if it does not exist, measure and print; returns 1 if a setting exceeds its goal."""
     arguments = _parser().parse_args()
     config = cut(PUBLISHED_7B, depth=arguments.depth)
     if not is_written(arguments.folder, config):
@@ -49,31 +49,31 @@ def main() -> int:
     if arguments.remove:
         shutil.rmtree(arguments.folder)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    told = {"benchmark": "published-size", "machine": machine, "device": arguments.device, "dtype": arguments.dtype}
-    print(json.dumps(told | {"decoder_depth": config.decoder.depth} | results))
+    summary = {"benchmark": "published-size", "machine": machine, "device": arguments.device, "dtype": arguments.dtype}
+    print(json.dumps(summary | {"decoder_depth": config.decoder.depth} | results))
     return int(any(result["peak"] > GOALS[setting] * GIB for setting, result in results.items()))
 
 
 def cut(config: VideoChatConfig, *, depth: int) -> VideoChatConfig:
-    """The same sizes with the first `depth` blocks of the language model."""
+    """Keep only the first `depth` blocks of the language model."""
     return replace(config, decoder=replace(config.decoder, depth=depth))
 
 
 def is_written(folder: Path, config: VideoChatConfig) -> bool:
-    """Whether the folder is there and of these sizes; one of others is refused."""
+    """Whether the folder exists; exits if its model has other sizes."""
     record = read_record(folder)
     if record is not None and record["sizes"] != config.to_json():
-        sys.exit(f"{folder} holds a model of other sizes; name another folder.")
+        sys.exit(f"{folder} contains a model of other sizes; name another folder.")
     return record is not None
 
 
 def write(folder: Path, config: VideoChatConfig, *, dtype: torch.dtype) -> None:
-    """A checkpoint folder of random weights, one small shard after the other."""
+    """Write a checkpoint folder of random weights, one small shard after another."""
     tensors = random_tensors(config)
     total = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
     folder.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder.parent).free < total + 4 * SHARD_BYTES:
-        sys.exit(f"{folder.parent} has too little room for {total / GIB:.1f} GiB.")
+        sys.exit(f"{folder.parent} has not enough free space for {total / GIB:.1f} GiB.")
     print(f"Writing {total / GIB:.2f} GiB of random weights to {folder}.", file=sys.stderr)
     checkpoint = Checkpoint(
         family="videochat",
@@ -86,7 +86,7 @@ def write(folder: Path, config: VideoChatConfig, *, dtype: torch.dtype) -> None:
 
 
 def random_tensors(config: VideoChatConfig) -> dict[str, Tensor]:
-    """Float32 values for every parameter, none of them zero: norms' weights are 1, all others windows on one pool."""
+    """Create nonzero float32 values for every parameter: 1 for norm weights, views of one random pool for others."""
     with torch.device("meta"):
         parameters = dict(VideoChatNetwork(config).named_parameters())
     largest = max(parameter.numel() for parameter in parameters.values())
@@ -101,7 +101,7 @@ def random_tensors(config: VideoChatConfig) -> dict[str, Tensor]:
 
 
 def run(folder: Path, setting: str, *, device: str, dtype: str) -> dict[str, Any]:
-    """What `first_token` measures in a process of its own, after the files have left the page cache."""
+    """Run `first_token` in a separate process, after removing the files from the page cache."""
     _evict(folder)
     options = ["--device", device, "--dtype", dtype, *([] if setting == "16-bit" else ["--quantize", setting])]
     command = [sys.executable, "-m", "benchmarks.first_token", str(folder.resolve()), *options]
@@ -133,7 +133,7 @@ def _show(setting: str, measured: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks published-size")
-    parser.add_argument("folder", type=Path, help="where the weights are, or are to be written")
+    parser.add_argument("folder", type=Path, help="the folder of the weights; written if it does not exist")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
     parser.add_argument("--settings", nargs="+", default=list(GOALS), choices=list(GOALS))

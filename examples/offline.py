@@ -1,4 +1,4 @@
-"""Many questions about one clip at once, without a server: `python examples/offline.py`."""
+"""Answer several questions about one clip in a batch, without a server: `python examples/offline.py`."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ for question in ("How many objects are there?", "Which way does the circle move?
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=question),))
     offline.add(question, conversation, [features])
 answers: dict[str, str] = {}
-for output in offline.outputs():  # one token of every answer at a time; the clip's keys and values are computed once
+for output in offline.outputs():  # one token of every answer in each step; the answers share the KV blocks of the clip
     answers[output.request_id] = answers.get(output.request_id, "") + output.text
-for question, said in answers.items():
-    print(f"{question} {said}")
+for question, answer in answers.items():
+    print(f"{question} {answer}")

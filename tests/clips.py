@@ -1,4 +1,4 @@
-"""Small real video files for the tests, made with PyAV; the bad ones are bad in one way each."""
+"""Creates small video files for the tests with PyAV; each of the invalid ones has one defect."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -17,13 +17,13 @@ Picture = npt.NDArray[np.uint8]
 BITS = 10
 BLOCK = 16
 TIME_BASE = Fraction(1, 12_000)
-"""Fine enough for every frame rate used here, and for moments that follow no rate at all."""
+"""A time base that represents all frame rates of the tests, and times without a fixed rate."""
 
 
 def numbered_picture(number: int, width: int = 160, height: int = 96) -> Picture:
-    """A picture [height, width, 3] with its number burnt in: a row of blocks, one per bit, white for 1.
+    """Create a picture [height, width, 3] that shows its number as a row of blocks, one for each bit, white for 1.
 
-    The block in the top right corner is red, so that a test can tell which way up the picture is.
+    The block in the top right corner is red, so that a test can check the orientation.
     """
     assert number < 1 << BITS
     picture = np.full((height, width, 3), 40, np.uint8)
@@ -37,19 +37,19 @@ def numbered_picture(number: int, width: int = 160, height: int = 96) -> Picture
 
 
 def read_number(rgb: Picture) -> int:
-    """The number burnt into an upright picture made by `numbered_picture`."""
+    """Read the number that an upright picture of `numbered_picture` shows."""
     middle = rgb.shape[0] // 2
     blocks = [rgb[middle - 4 : middle + 4, bit * BLOCK + 4 : (bit + 1) * BLOCK - 4] for bit in range(BITS)]
     return sum(1 << bit for bit, block in enumerate(blocks) if block.mean() > 128)
 
 
 def numbered_pictures(count: int, width: int = 160, height: int = 96) -> Iterator[Picture]:
-    """Pictures numbered 0 to count - 1."""
+    """Yield pictures with the numbers 0 to count - 1."""
     return (numbered_picture(number, width, height) for number in range(count))
 
 
 def moving_shapes(count: int, width: int = 160, height: int = 96) -> Iterator[Picture]:
-    """A red disc going right and a blue square going left on a dark background."""
+    """Yield pictures of a red disc that moves right and a blue square that moves left on a dark background."""
     rows, columns = np.mgrid[:height, :width]
     for number in range(count):
         x = round((width - 1) * number / max(count - 1, 1))
@@ -73,9 +73,9 @@ def write_video(
     faststart: bool = False,
     sound: bool = False,
 ) -> Path:
-    """Encode pictures into `path`, whose suffix chooses the container; `moments` (s) replace the fixed rate.
+    """Encode pictures to `path`, whose suffix selects the container; `moments` (in seconds) replace the fixed rate.
 
-    `rotation` in degrees counterclockwise goes into the display matrix; the pictures are stored as they are.
+    `rotation` in degrees counterclockwise is written to the display matrix; the stored pictures are not rotated.
     """
     remaining = iter(pictures)
     first = next(remaining)
@@ -109,12 +109,12 @@ def _add_silence(container: av.container.OutputContainer, audio: av.stream.Strea
 
 
 def h264_mp4(path: Path, *, frames: int = 48, fps: int = 24, width: int = 160, height: int = 96) -> Path:
-    """What most people upload: H.264 with B-frames and a closed GOP of 12, in MP4."""
+    """A typical upload: H.264 with B-frames and a closed GOP of 12, in MP4."""
     return write_video(path, moving_shapes(frames, width, height), fps=fps)
 
 
 def vp9_webm(path: Path, *, frames: int = 24) -> Path:
-    """VP9 in WebM, whose header does not say how many frames there are."""
+    """VP9 in WebM, whose header does not contain the number of frames."""
     options = {"g": "8", "deadline": "realtime", "cpu-used": "8"}
     return write_video(path, moving_shapes(frames), codec="libvpx-vp9", options=options)
 
@@ -125,25 +125,25 @@ def mpeg4_avi(path: Path, *, frames: int = 24) -> Path:
 
 
 def vfr_mp4(path: Path, *, frames: int = 40) -> Path:
-    """Numbered pictures at an uneven rate: every third one stays four times as long."""
+    """Numbered pictures at a variable rate: every third one lasts four times as long."""
     moments = np.cumsum([0.0] + [0.04 * (4 if number % 3 == 2 else 1) for number in range(frames - 1)])
     return write_video(path, numbered_pictures(frames), moments=moments.tolist())
 
 
 def rotated_mp4(path: Path, degrees: int, *, frames: int = 24) -> Path:
-    """Numbered pictures, to be turned counterclockwise by `degrees` before they are shown."""
+    """Numbered pictures with a display rotation of `degrees` counterclockwise."""
     return write_video(path, numbered_pictures(frames), rotation=degrees)
 
 
 def audio_only_mp4(path: Path) -> Path:
-    """One second of silence, and no video stream."""
+    """One second of silence without a video stream."""
     with av.open(path, "w") as container:
         _add_silence(container, container.add_stream("aac", rate=16_000, layout="mono"))
     return path
 
 
 def zero_frame_mp4(path: Path) -> Path:
-    """A fragmented MP4 that ends before its first fragment: a video track, and not one frame."""
+    """A fragmented MP4 that ends before its first fragment: a video track without frames."""
     with av.open(path, "w", options={"movflags": "empty_moov+frag_keyframe"}) as container:
         stream = container.add_stream("mpeg4", rate=24)
         assert isinstance(stream, VideoStream)
@@ -153,28 +153,28 @@ def zero_frame_mp4(path: Path) -> Path:
 
 
 def truncated_mp4(path: Path) -> Path:
-    """The first half of an MP4 whose index stands at its end: nobody can tell where a frame begins."""
+    """The first half of an MP4 whose index is at its end, so that no frame can be located."""
     data = h264_mp4(path).read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return path
 
 
 def cut_mp4(path: Path, *, keep: float = 0.5) -> Path:
-    """An MP4 whose index stands first and promises frames that the file no longer has."""
+    """An MP4 whose index is at its beginning and lists frames that are cut off."""
     data = write_video(path, numbered_pictures(96), faststart=True).read_bytes()
     path.write_bytes(data[: round(len(data) * keep)])
     return path
 
 
 def wide_mp4(path: Path) -> Path:
-    """An honest picture that is wider than is allowed by default."""
+    """A valid picture that is wider than the default limit."""
     return write_video(path, moving_shapes(2, width=8256, height=32), options={"preset": "ultrafast"})
 
 
 def swollen_webm(path: Path, *, side: int = 8000) -> Path:
-    """VP8 whose first frame claims `side` x `side` pixels, whatever the container says."""
+    """VP8 whose first frame declares `side` x `side` pixels, unlike its container."""
     data = bytearray(write_video(path.with_suffix(".webm"), moving_shapes(4), codec="libvpx").read_bytes())
-    # Width and height stand behind the start code of a key frame (RFC 6386, 9.1).
+    # Width and height follow the start code of a key frame (RFC 6386, 9.1).
     size = data.index(b"\x9d\x01\x2a") + 3
     data[size : size + 4] = side.to_bytes(2, "little") * 2
     path.write_bytes(data)
@@ -188,13 +188,13 @@ def ffconcat_script(path: Path, target: Path) -> Path:
 
 
 def text_file(path: Path) -> Path:
-    """Words, whatever the name says."""
+    """A text file with any file name."""
     path.write_text("This is not a film.\n" * 50, encoding="utf-8")
     return path
 
 
 def hidden_frames_webm(path: Path, *, frames: int, hidden: Container[int]) -> Path:
-    """VP8 in which some of the numbered pictures are decoded but never shown, as encoders do for reference."""
+    """VP8 in which some of the numbered pictures are decoded but not shown, like alternate reference frames."""
     shown = write_video(path.with_suffix(".mkv"), numbered_pictures(frames), codec="libvpx", options={"g": "30"})
     with av.open(shown) as original, av.open(path, "w") as container:
         stream = original.streams.video[0]
@@ -212,13 +212,13 @@ def hidden_frames_webm(path: Path, *, frames: int, hidden: Container[int]) -> Pa
 
 
 def empty_file(path: Path) -> Path:
-    """Nothing."""
+    """An empty file."""
     path.touch()
     return path
 
 
 def song_with_cover(path: Path) -> Path:
-    """Sound whose cover is stored as a video stream of one picture."""
+    """An audio file whose cover is stored as a video stream of one picture."""
     with av.open(path, "w") as container:
         cover = container.add_stream("mjpeg", rate=1)
         assert isinstance(cover, VideoStream)
@@ -232,13 +232,13 @@ def song_with_cover(path: Path) -> Path:
 
 
 def unsupported_avi(path: Path) -> Path:
-    """Cinepak is a video codec, though not one that anybody uploads."""
+    """A video with the codec Cinepak, which is not on the allowlist."""
     written = write_video(path.with_suffix(".avi"), moving_shapes(4), codec="cinepak", pix_fmt="rgb24", options={})
     return written.rename(path)
 
 
 def trimmed_copy(source: Path, path: Path, *, frames: int, fps: int = 24) -> Path:
-    """The packets of `source` without its first `frames` frames, as editors cut: hidden by an edit list."""
+    """The packets of `source` with an edit list that hides the first `frames` frames, as video editors write it."""
     with av.open(source) as original, av.open(path, "w") as container:
         stream = original.streams.video[0]
         copy = container.add_stream_from_template(stream)
@@ -252,7 +252,7 @@ def trimmed_copy(source: Path, path: Path, *, frames: int, fps: int = 24) -> Pat
 
 
 def misindexed_mp4(path: Path) -> Path:
-    """Numbered pictures decoded at a constant rate, but with one of them shown much later than its turn."""
+    """Numbered pictures at a constant rate, one of which is shown much later than its position."""
     data = bytearray(write_video(path, numbered_pictures(48), options={"g": "12", "bf": "3"}).read_bytes())
     # Composition offsets (ISO/IEC 14496-12, 8.6.1.3): entries of (count, ticks) after version and number of entries.
     last = data.index(b"ctts") + 12 + 8 * (int.from_bytes(data[data.index(b"ctts") + 8 :][:4], "big") - 1)
@@ -263,7 +263,7 @@ def misindexed_mp4(path: Path) -> Path:
 
 
 def strangely_titled_mkv(path: Path) -> Path:
-    """A title in an encoding of the last century."""
+    """A video whose title is not valid UTF-8."""
     with av.open(path, "w") as container:
         container.metadata["title"] = "Cafe Zuerich"
         stream = container.add_stream("libx264", rate=24)
@@ -279,6 +279,6 @@ def strangely_titled_mkv(path: Path) -> Path:
 
 
 def variant(clip: bytes, rng: Random) -> bytes:
-    """The same clip in other bytes: a `free` box at its end, which no reader looks into."""
+    """The same clip with another hash: appends a `free` box, which readers ignore."""
     payload = rng.randbytes(16)
     return clip + (8 + len(payload)).to_bytes(4, "big") + b"free" + payload

@@ -1,4 +1,4 @@
-"""What schemathesis has to be told to send: pieces of files are raw bytes."""
+"""Hooks for schemathesis: the content of uploads is raw bytes."""
 
 import schemathesis
 

@@ -1,4 +1,4 @@
-"""Node and the packages of tests/node, installed once a run; where they cannot be had, a test is skipped."""
+"""Installs the Node packages of tests/node once for each run; skips a test if that is not possible."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ _SOURCE = Path(__file__).parent / "node"
 
 
 def install(folder: Path) -> Path:
-    """A folder with the packages in it, or a skipped test."""
+    """Install the packages in a subfolder of `folder` and return it; skips the test on failure."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm")
     shutil.copy(_SOURCE / "package.json", folder)
@@ -25,7 +25,7 @@ def install(folder: Path) -> Path:
 
 
 def run(folder: Path, script: str, *arguments: str) -> str:
-    """What a script prints; it runs beside the packages."""
+    """Run a script in the folder of the packages; returns what it prints."""
     path = folder / "script.mjs"
     path.write_text(script)
     command = ["node", str(path), *arguments]

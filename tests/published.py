@@ -1,4 +1,4 @@
-"""Where the published clips and the numbers measured on them lie; without them, a test is skipped and says so."""
+"""Finds the published clips and reference tensors; skips a test if they are not available."""
 
 import json
 import os
@@ -16,7 +16,7 @@ GOLDEN = Path(os.environ.get("REELTALK_GOLDEN", Path(__file__).resolve().parents
 
 
 def golden(name: str) -> Path:
-    """The folder of one set of reference numbers."""
+    """The folder of one set of reference tensors."""
     folder = GOLDEN / name
     if not folder.is_dir():
         pytest.skip(f"no reference numbers at {folder}: set REELTALK_GOLDEN")
@@ -24,11 +24,11 @@ def golden(name: str) -> Path:
 
 
 def publish_video_chatgpt(folder: Path, *, llava_tokens: Sequence[str] = ()) -> Path:
-    """The reference's weights as Video-ChatGPT's are published: two folders and a file, with keys of no use in each.
+    """Write the reference's weights in the layout of the published Video-ChatGPT, with unused keys in each part.
 
     Args:
-        folder: where to.
-        llava_tokens: those that LLaVA added to its tokenizer; their rows are new.
+        folder: the folder to write to.
+        llava_tokens: the tokens that LLaVA added to its tokenizer; they get new embedding rows.
     """
     weights = load_file(golden("video-chatgpt-open") / "weights.safetensors")
     sizes = json.loads((golden("video-chatgpt-open") / "config.json").read_bytes())
@@ -61,12 +61,12 @@ def publish_video_chatgpt(folder: Path, *, llava_tokens: Sequence[str] = ()) -> 
 
 
 def byte_pieces() -> list[Piece]:
-    """The least vocabulary there is, which is the reference's own: specials and bytes."""
+    """The minimal vocabulary of the reference: special tokens and bytes."""
     return [piece for piece in llama_like() if piece.kind != "normal"]
 
 
 def clip(name: str) -> Path:
-    """A clip of the original demo; they lie in `videos`, beside the reference numbers."""
+    """The path of a clip of the original demo, in `videos` beside the reference tensors."""
     path = GOLDEN.parent / "videos" / name
     if not path.is_file():
         pytest.skip(f"no clip at {path}: set REELTALK_GOLDEN to a folder with `videos` beside it")

@@ -1,4 +1,4 @@
-"""A real service for tests: the command, its worker, its decode children and its Redis, on a free port of loopback."""
+"""Runs a real service for tests, with its workers, decode processes and Redis, on a free port of loopback."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Event:
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    """The events of an SSE body, as a browser reads them."""
+    """Parse the events of an SSE body as a browser does."""
     fields: dict[str, str] = {}
     for line in lines:
         if line:
@@ -47,7 +47,7 @@ def parse_events(lines: Iterator[str]) -> Iterator[Event]:
 
 @dataclass
 class RunningService:
-    """A started `reeltalk serve`; `output` grows while it runs."""
+    """A running `reeltalk serve` and a client of it; `output` receives the lines that it prints."""
 
     process: subprocess.Popen[str]
     data_dir: Path
@@ -80,7 +80,7 @@ class RunningService:
         return httpx2.Client(base_url=self.url, timeout=60.0, limits=limits)
 
     def close(self) -> None:
-        """Let go of what the test holds of the service."""
+        """Close the client and the pipe of the output."""
         if "client" in self.__dict__:
             self.client.close()
         self._reader.join(timeout=10)
@@ -97,30 +97,30 @@ class RunningService:
         return found
 
     def child(self, part: str) -> int:
-        """The process id of the child whose command line has `part` in it."""
+        """The process id of the child whose command line contains `part`."""
         [pid] = [pid for pid, command in self.children().items() if part in command]
         return pid
 
     def metric(self, name: str) -> float:
-        """A series' value, all labels together."""
+        """The value of a metric, summed over its labels."""
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{")))
 
     def keys_about(self, *parts: str) -> list[str]:
-        """The keys of the service's own Redis that have one of `parts` in their name or among their members."""
+        """The keys of the embedded Redis that contain one of `parts` in their name or among their members."""
         with self._store() as store:
             keys = [key for key in store.scan_iter() if isinstance(key, str)]
             members = {key: str(store.zrange(key, 0, -1)) for key in keys if store.type(key) == "zset"}
         return [key for key in keys if any(part in key or part in members.get(key, "") for part in parts)]
 
     def forget_features(self, sha256: str) -> int:
-        """Evict a video's features, as a full Redis may at any time."""
+        """Delete the cached features of a video, as an eviction by Redis would."""
         with self._store() as store:
             keys = list(store.scan_iter(f"features:*:{sha256}"))
             return int(str(store.delete(*keys)))
 
     def flip_a_bit_of_features(self, sha256: str) -> None:
-        """Damage a video's features where they lie."""
+        """Flip one bit of the cached features of a video."""
         with self._store() as store:
             [key] = store.scan_iter(f"features:*:{sha256}")
             bit = 8 * 1000
@@ -129,7 +129,7 @@ class RunningService:
     def _store(self) -> "redis.Redis":
         return redis.Redis(unix_socket_path=str(self.data_dir / "redis" / "redis.sock"), decode_responses=True)
 
-    # -- a user's ways
+    # -- requests of a client
 
     def upload(self, path: Path) -> dict[str, Any]:
         """Upload a file and wait until it is ready."""
@@ -152,7 +152,7 @@ class RunningService:
         return session_id
 
     def ask(self, session_id: str, content: str, **fields: Any) -> dict[str, Any]:
-        """Ask and wait for the whole message."""
+        """Ask a question and wait for the complete message."""
         body = {"content": content, "max_tokens": 8, "temperature": 0, **fields}
         reply = self.client.post(f"/v1/sessions/{session_id}/messages", json=body)
         assert reply.status_code == 200, reply.text
@@ -161,7 +161,7 @@ class RunningService:
 
     @contextmanager
     def stream(self, session_id: str, content: str, **fields: Any) -> Iterator[Iterator[Event]]:
-        """Ask and read the answer's events as they come."""
+        """Ask a question; yields the events of its answer while they are streamed."""
         body = {"content": content, "stream": True, "max_tokens": 8, "temperature": 0, **fields}
         with self.client.stream("POST", f"/v1/sessions/{session_id}/messages", json=body) as reply:
             assert reply.status_code == 200, reply.read()
@@ -170,7 +170,7 @@ class RunningService:
 
 @contextmanager
 def started(data_dir: Path, *arguments: str, **environment: str) -> Iterator[RunningService]:
-    """Start the command; it may not be ready yet. It is ended with the block, and killed if it does not end."""
+    """Start `reeltalk serve` without waiting until it is ready; stops it after the block, if necessary by SIGKILL."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -205,22 +205,22 @@ def started(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Run
 
 @contextmanager
 def running(data_dir: Path, *arguments: str, **environment: str) -> Iterator[RunningService]:
-    """A service that answers questions."""
+    """Run a service that is ready to answer questions as long as the block."""
     with started(data_dir, *arguments, **environment) as service:
         service.wait_until_ready()
         yield service
 
 
 def eventually(condition: Callable[[], bool], *, timeout: float = 20.0) -> None:
-    """Wait until the condition holds."""
+    """Wait until the condition is true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
     except FileNotFoundError:

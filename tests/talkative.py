@@ -1,4 +1,4 @@
-"""A checkpoint that gives long answers: the default model with random weights that never end an answer."""
+"""A model with random weights that never ends an answer, for tests that need long answers."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ SEED = 20230512
 
 
 def talkative_checkpoint(folder: Path) -> Path:
-    """Write the checkpoint to a new folder and return it. Its answers are printable noise, greedy by default."""
+    """Write the checkpoint folder of a model that generates random printable text, by default greedily."""
     folder.mkdir()
     for name in ("config.json", "tokenizer.model", "generation_config.json"):
         shutil.copy(DEFAULT_CHECKPOINT / name, folder)
@@ -23,7 +23,7 @@ def talkative_checkpoint(folder: Path) -> Path:
     with torch.device("meta"):
         network = VideoChatNetwork(config)
     tensors = seeded(network, seed=SEED)
-    num_printable = 95  # the last tokens of the vocabulary are single characters; none ends an answer
+    num_printable = 95  # the last tokens of the vocabulary: single characters, none of which ends an answer
     tensors["llama_model.lm_head.weight"][:-num_printable] *= 0.01
     save_file(tensors, folder / "model.safetensors")
     return folder

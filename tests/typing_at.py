@@ -1,4 +1,4 @@
-"""A pseudo terminal for tests: what a command shows somebody who sits there, and what they type."""
+"""Runs a command in a pseudo terminal for tests: types keys and reads the output."""
 
 import codecs
 import contextlib
@@ -23,22 +23,22 @@ runpy.run_module("service.commands.main", run_name="__main__")
 
 @dataclass
 class Terminal:
-    """A command that believes it talks to a person."""
+    """A command that runs in a pseudo terminal."""
 
     process: subprocess.Popen[bytes]
     screen: int
     raw: str = ""
-    """All that was shown so far, control characters and all."""
+    """The output so far, including control characters."""
     _position: int = 0
     _decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
 
     @property
     def shown(self) -> str:
-        """All that was shown so far, as text."""
+        """The output so far, as text."""
         return _CONTROL.sub("", self.raw)
 
     def expect(self, text: str) -> None:
-        """Wait until this is shown, behind what was expected before."""
+        """Wait until the output contains `text` after the previously expected text."""
         deadline = time.monotonic() + _TIMEOUT
         while (found := self.raw.find(text, self._position)) < 0:
             assert time.monotonic() < deadline, f"{text!r} was not shown:\n{self.shown}"
@@ -46,22 +46,22 @@ class Terminal:
         self._position = found + len(text)
 
     def type(self, text: str) -> None:
-        """Press keys; a line ends with a return."""
+        """Type keys; `\\n` is the return key."""
         os.write(self.screen, text.encode())
 
     def wait(self) -> int:
-        """Read to the end. Returns the exit status."""
+        """Read until the command ends; returns its exit status."""
         while self.read():
             pass
         return self.process.wait(_TIMEOUT)
 
     def read(self) -> bool:
-        """Take what is shown next; false when there will be nothing more."""
+        """Read more output; returns False at its end."""
         if not select.select([self.screen], [], [], _TIMEOUT)[0]:
             raise TimeoutError(f"nothing is shown any more:\n{self.shown}")
         try:
             data = os.read(self.screen, 65536)
-        except OSError:  # how Linux says that the other side has closed
+        except OSError:  # Linux reports the end of the output as EIO
             return False
         self.raw += self._decoder.decode(data)
         return bool(data)
@@ -69,7 +69,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def reeltalk_at_a_terminal(arguments: Sequence[str], environ: Mapping[str, str]) -> Iterator[Terminal]:
-    """`reeltalk` in a terminal of its own; killed with the block if it has not ended."""
+    """Run `reeltalk` in a pseudo terminal; kills it after the block if it has not ended."""
     screen, other_side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", _START, *arguments],

@@ -135,7 +135,7 @@ def plan(
         _say(f"Largest batch in {budget_mib:,} MiB: {batch} conversations of {num_tokens:,} tokens")
 
 
-def add_commands(app: typer.Typer, *, panel: str) -> None:
+def add_checkpoint_commands(app: typer.Typer, *, panel: str) -> None:
     """Add these commands to `app`, under the heading `panel` of its help."""
     for command in (pull, convert, verify, plan):
         app.command(rich_help_panel=panel)(command)

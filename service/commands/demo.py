@@ -15,7 +15,7 @@ from rich.console import Console
 
 from service.terminal.client import Client
 from service.terminal.failures import Failure
-from service.terminal.printing import numbers_of
+from service.terminal.printing import answer_figures
 
 SAMPLE = Path(__file__).parents[1] / "web" / "samples" / "shapes.mp4"
 QUESTIONS = ("What happens in the video?", "Which way does the circle move?", "How big is it?")
@@ -54,7 +54,7 @@ def _upload(client: Client, console: Console) -> str:
     )
     for event in client.follow_video(video["id"]):
         if event.name == "failed":
-            raise Failure.of_envelope(event.data)
+            raise Failure.from_envelope(event.data)
         console.print(f"  {event.name:<6} {event.data['fraction']:4.0%}", highlight=False)
     return str(video["id"])
 
@@ -65,9 +65,9 @@ def _ask(client: Client, console: Console, *, session_id: str, question: str) ->
         if event.name == "delta":
             console.print(event.data["text"], end="", markup=False, highlight=False, soft_wrap=True)
         elif event.name == "done":
-            console.print(f"\n  [dim]{numbers_of(event.data)}[/dim]", highlight=False)
+            console.print(f"\n  [dim]{answer_figures(event.data)}[/dim]", highlight=False)
         elif event.name == "error":
-            raise Failure.of_envelope(event.data)
+            raise Failure.from_envelope(event.data)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 
 from model.weight_bits import Quantization
-from service.commands.checkpoints import add_commands as add_checkpoint_commands
+from service.commands.checkpoints import add_checkpoint_commands
 from service.commands.keys import check_exposure, keys_app
-from service.terminal.commands import add_commands as add_terminal_commands
+from service.terminal.commands import add_client_commands
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -109,7 +109,7 @@ def settings() -> None:
 
 
 app.add_typer(keys_app, name="keys", rich_help_panel="The service")
-add_terminal_commands(app, panel="Talk to a service")
+add_client_commands(app, panel="Clients of a service")
 add_checkpoint_commands(app, panel="Checkpoints")
 
 

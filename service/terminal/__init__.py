@@ -1,1 +1,1 @@
-"""The commands that talk to a service; none of its own code is in here."""
+"""The client commands of `reeltalk`: ask, chat, videos, sessions, bench. They import no server code."""

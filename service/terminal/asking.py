@@ -1,4 +1,4 @@
-"""`ask` and `chat`: a question's answer as it comes, once or again and again."""
+"""Runs `reeltalk ask` and `reeltalk chat`: prints answers while they are generated."""
 
 import contextlib
 import os
@@ -6,43 +6,51 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.terminal.chats import Chat
 from service.terminal.connection import Document
 from service.terminal.events import Event
-from service.terminal.failures import Failure, misused
-from service.terminal.printing import complain, harmless, numbers_of, progress, remark, say, say_json
-from service.terminal.talks import Talk
+from service.terminal.failures import Failure, usage_error
+from service.terminal.printing import (
+    answer_figures,
+    print_error,
+    print_json,
+    print_note,
+    print_text,
+    progress_bars,
+    without_controls,
+)
 
-_HELP = "/frames lists the frames that were looked at, /quit or Ctrl-D ends, Ctrl-C stops an answer."
+_HELP = "/frames lists the frames of the last answer, Ctrl-C stops an answer, /quit or Ctrl-D exits."
 _HISTORY_LENGTH = 1000
 
 
-def answer_once(talk: Talk, question: str, *, as_json: bool, as_events: bool) -> None:
-    """Print the answer to a question: its text as it comes, its document, or its events, one a line."""
-    with _stopped_when_unread(talk):
+def answer_once(chat: Chat, question: str, *, as_json: bool, as_events: bool) -> None:
+    """Print the answer to a question as text, as one JSON document, or as one line of JSON for each event."""
+    with _cancel_on_interrupt(chat):
         if as_events:
-            for event in _answer(_ask(talk, question)):
-                say_json({"id": event.number, "event": event.name, "data": event.data}, indent=None)
+            for event in _answer(_ask(chat, question)):
+                print_json({"id": event.number, "event": event.name, "data": event.data}, indent=None)
         elif as_json:
-            say_json(_whole_answer(talk, _ask(talk, question)))
+            print_json(_whole_answer(chat, _ask(chat, question)))
         else:
-            _print_text(_answer(_ask(talk, question)))
-    if talk.way_back:
-        remark(f'To go on: reeltalk ask {talk.way_back} "…"')
+            _print_answer(_answer(_ask(chat, question)))
+    if chat.resume_options:
+        print_note(f'To continue: reeltalk ask {chat.resume_options} "…"')
 
 
-def chat(talk: Talk, *, as_json: bool) -> None:
-    """Read questions from the terminal, or line by line from a file, until there are no more.
+def run_chat(chat: Chat, *, as_json: bool) -> None:
+    """Read questions from the terminal, or from stdin line by line, and print their answers.
 
-    What the conversation is still answering comes first.
+    An answer that is still running in the session is printed first.
     """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     if is_terminal:
-        remark(_HELP)
-    seen: list[Document] = []
-    if (running := talk.running()) is not None:
+        print_note(_HELP)
+    frames: list[Document] = []
+    if (running := chat.running()) is not None:
         question, events = running
-        remark(f"> {harmless(question)}")
-        seen = _answer_in_chat(talk, events, as_json=as_json, is_terminal=is_terminal)
+        print_note(f"> {without_controls(question)}")
+        frames = _answer_in_chat(chat, events, as_json=as_json, is_terminal=is_terminal)
     with _line_editing() if is_terminal else contextlib.nullcontext():
         for line in _lines("> " if is_terminal else ""):
             match line.strip():
@@ -51,141 +59,141 @@ def chat(talk: Talk, *, as_json: bool) -> None:
                 case "/quit" | "/exit":
                     break
                 case "/help":
-                    remark(_HELP)
+                    print_note(_HELP)
                 case "/frames":
-                    remark(_frames_of(seen))
+                    print_note(_frame_times(frames))
                 case command if is_terminal and command.startswith("/"):
-                    complain(f"There is no command {command}. {_HELP}")
+                    print_error(f"There is no command {command}. {_HELP}")
                 case question:
-                    events = _ask(talk, question)
-                    seen = _answer_in_chat(talk, events, as_json=as_json, is_terminal=is_terminal) or seen
-    if talk.way_back:
-        remark(f"To go on: reeltalk chat {talk.way_back}")
+                    events = _ask(chat, question)
+                    frames = _answer_in_chat(chat, events, as_json=as_json, is_terminal=is_terminal) or frames
+    if chat.resume_options:
+        print_note(f"To continue: reeltalk chat {chat.resume_options}")
 
 
 def question_of(argument: str) -> str:
-    """The question that a user gives; `-` stands for what comes on stdin."""
+    """The question in a command's argument; `-` stands for the text on stdin."""
     question = sys.stdin.read().strip() if argument == "-" else argument.strip()
     if not question:
-        raise misused("The question is empty.")
+        raise usage_error("The question is empty.")
     return question
 
 
 def print_history(messages: list[Document]) -> None:
-    """What was said before, as the conversation would have shown it."""
+    """Print the earlier messages of a session in the format of a chat."""
     for message in messages:
         mark = "> " if message.get("role") == "user" else ""
-        remark(mark + harmless(str(message.get("content", ""))))
+        print_note(mark + without_controls(str(message.get("content", ""))))
 
 
-def _answer_in_chat(talk: Talk, events: Iterator[Event], *, as_json: bool, is_terminal: bool) -> list[Document]:
-    """One answer; to somebody at a terminal neither Ctrl-C nor an error is the end of the conversation.
+def _answer_in_chat(chat: Chat, events: Iterator[Event], *, as_json: bool, is_terminal: bool) -> list[Document]:
+    """Print one answer; on a terminal neither Ctrl-C nor an error ends the chat.
 
-    Returns the frames that it was given from, where it got to its end.
+    Returns the frames from which the answer was generated; none if it did not complete.
     """
     try:
-        with _stopped_when_unread(talk):
+        with _cancel_on_interrupt(chat):
             if as_json:
-                say_json(_whole_answer(talk, events), indent=None)
+                print_json(_whole_answer(chat, events), indent=None)
                 return []
-            return _print_text(_answer(events))
+            return _print_answer(_answer(events))
     except KeyboardInterrupt:
         if not is_terminal:
             raise
-        say("")
-        remark("Stopped.")
+        print_text("")
+        print_note("Stopped.")
     except Failure as failure:
         if not is_terminal:
             raise
-        complain(failure.message)
+        print_error(failure.message)
     return []
 
 
-def _ask(talk: Talk, question: str) -> Iterator[Event]:
-    return talk.ask(question.encode(errors="replace").decode())  # a terminal may give bytes that are no text
+def _ask(chat: Chat, question: str) -> Iterator[Event]:
+    return chat.ask(question.encode(errors="replace").decode())  # a terminal may deliver bytes that are not UTF-8
 
 
 def _answer(events: Iterator[Event]) -> Iterator[Event]:
-    """The events of an answer; an error of it is a `Failure`."""
+    """Yield the events of an answer; raises `Failure` for an `error` event."""
     for event in _with_progress(events):
         if event.name == "error":
-            raise Failure.of_envelope(event.data)
+            raise Failure.from_envelope(event.data)
         yield event
 
 
-def _whole_answer(talk: Talk, events: Iterator[Event]) -> Document:
+def _whole_answer(chat: Chat, events: Iterator[Event]) -> Document:
     for _ in _answer(events):
-        pass  # only the end is of interest, but Ctrl-C has to find something to stop
-    return talk.answer()
+        pass  # reads the stream to its end, so that Ctrl-C can cancel the answer
+    return chat.answer()
 
 
 @contextlib.contextmanager
-def _stopped_when_unread(talk: Talk) -> Iterator[None]:
-    """Stop the answer where it is made, when Ctrl-C or the end of a pipe leaves nobody to read it."""
+def _cancel_on_interrupt(chat: Chat) -> Iterator[None]:
+    """Cancel the running answer when Ctrl-C or a closed pipe interrupts this block."""
     try:
         yield
     except (KeyboardInterrupt, BrokenPipeError):
-        with contextlib.suppress(Failure):  # it stops by itself when nobody reads it
-            talk.stop()
+        with contextlib.suppress(Failure):  # the service cancels an answer without readers by itself
+            chat.stop()
         raise
 
 
 def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
-    """The events, with bars for as long as a video has to be prepared again."""
+    """Yield the events, and show progress bars while a video is prepared again."""
     with contextlib.ExitStack() as bars:
         show = None
         for event in events:
             if event.name == "progress" and event.data.get("stage") != "ready":
-                show = show or bars.enter_context(progress())
+                show = show or bars.enter_context(progress_bars())
                 show(str(event.data.get("stage")), float(event.data.get("fraction", 0)), 1)
             else:
                 bars.close()
             yield event
 
 
-def _print_text(events: Iterator[Event]) -> list[Document]:
-    """Print an answer's text as it comes. Returns the frames that it was given from."""
+def _print_answer(events: Iterator[Event]) -> list[Document]:
+    """Print the text of an answer while it is generated; returns the frames from which it was generated."""
     frames: list[Document] = []
     for event in events:
         if event.name == "delta":
-            say(str(event.data.get("text", "")), end="")
+            print_text(str(event.data.get("text", "")), end="")
         elif event.name == "done":
-            say("")
-            remark(numbers_of(event.data))
+            print_text("")
+            print_note(answer_figures(event.data))
             frames = event.data.get("frames") or []
     return frames
 
 
-def _frames_of(videos: list[Document]) -> str:
-    """When the frames are shown that an answer was given from; a line a video."""
+def _frame_times(videos: list[Document]) -> str:
+    """The timestamps of the frames of the last answer, one line for each video."""
     lines = []
     for video in videos:
         times = ", ".join(f"{float(frame.get('timestamp', 0)):.2f}" for frame in video.get("frames") or ())
         lines.append(f"{video.get('video_id') or 'The video'} at {times} s")
-    return "\n".join(lines) or "Ask something first."
+    return "\n".join(lines) or "There is no answer yet."
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """What is typed; Ctrl-C throws a line away, Ctrl-D ends."""
+    """Yield the lines of input; at a prompt Ctrl-C discards the line and Ctrl-D ends the input."""
     while True:
         try:
             yield input(prompt)
         except KeyboardInterrupt:
             if not prompt:
                 raise
-            say("")
+            print_text("")
         except EOFError:
             if prompt:
-                say("")
+                print_text("")
             return
 
 
 @contextlib.contextmanager
 def _line_editing() -> Iterator[None]:
-    """Keys to edit a line and to find earlier ones, which are kept in a file that only the user reads."""
+    """Enable line editing and a history, which is kept in a file that only the user can read."""
     try:
         import readline
-    except ImportError:  # a Python that was built without
+    except ImportError:  # this Python was built without readline
         yield
         return
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")

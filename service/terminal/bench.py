@@ -1,168 +1,83 @@
-"""`reeltalk bench`: what users wait for when many of them ask at once, measured at this end of the wire."""
+"""Runs `reeltalk bench`: prepares a video and sessions, runs one load after another, and deletes the sessions."""
 
-import asyncio
-import itertools
-import math
-import statistics
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-import httpx2
-
+from service.terminal import load
+from service.terminal.chats import prepare
+from service.terminal.client import Client
 from service.terminal.connection import Document
-from service.terminal.events import EventReader
+from service.terminal.failures import Exit, Failure
+from service.terminal.printing import ShowProgress, print_json, print_note, print_table, progress_bars
 
-_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """How much is asked: `num_answers` in all, `num_streams` at any moment, each of exactly `num_tokens`."""
-
-    num_streams: int
-    num_answers: int
-    num_tokens: int
-    question: str
-
-    @property
-    def message(self) -> Document:
-        """The body of each question."""
-        return {
-            "content": self.question,
-            "stream": True,
-            "temperature": 0,
-            "max_tokens": self.num_tokens,
-            "ignore_eos": True,
-        }
+_TITLES = ("streams", "answers", "failed", "tokens/s", "first token p50", "p99", "between p50", "p99", "per token")
 
 
-@dataclass(kw_only=True, slots=True)
-class Answered:
-    """One answer as it came; times in seconds. `failure` is the code of an error."""
+def run_bench(
+    client: Client,
+    video: str,
+    loads: Sequence[load.Load],
+    *,
+    url: str,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    """Run every load and print a table with a row for each; with `as_json` print one JSON document."""
+    with progress_bars() as show:
+        video_id = str(prepare(client, video, show)["id"])
+    model = str(_warm_up(client, video_id, loads[0])["model"])
+    rows = []
+    for each in loads:
+        with _sessions(client, video_id, each.num_answers) as session_ids, progress_bars() as show:
+            on_answer = partial(_show_answer, show, each)
+            rows.append(load.run(url, api_key, session_ids, each, on_answer))
+    if as_json:
+        print_json({"object": "benchmark", "server": url, "model": model, "tokens": loads[0].num_tokens, "loads": rows})
+    else:
+        print_table(_TITLES, [_cells(row) for row in rows])
+        print_note(f"Model {model}, {loads[0].num_tokens} tokens an answer. Times in ms, `between` deltas.")
+    if not any(row["answers"] for row in rows):
+        codes = ", ".join(sorted({code for row in rows for code in row["failed"]}))
+        raise Failure(Exit.FAILED, f"No answer completed: {codes}.", code="nothing_measured")
 
-    first: float = math.nan
-    """From sending the question to the first piece of text."""
-    gaps: list[float] = field(default_factory=list)
-    """Between one piece of text and the next; a piece has one token or several."""
-    generating: float = 0.0
-    """From the first piece of text to the last."""
-    num_tokens: int = 0
-    failure: str | None = None
+
+def _warm_up(client: Client, video_id: str, first: load.Load) -> Document:
+    """Generate one answer that is not measured, so that caches are warm; returns its session."""
+    with _sessions(client, video_id, 1) as [session_id]:
+        for event in client.ask(session_id, **{**first.message, "max_tokens": 8}):
+            if event.name == "error":
+                raise Failure.from_envelope(event.data)
+        return client.get("sessions", session_id)
 
 
-async def answer(http: httpx2.AsyncClient, session_id: str, message: Document) -> Answered:
-    """Ask in a session and read to the end."""
-    answered = Answered()
-    begin = time.perf_counter()
+@contextlib.contextmanager
+def _sessions(client: Client, video_id: str, count: int) -> Iterator[list[str]]:
+    """Create sessions on a video and delete them after the block."""
+    opened: list[str] = []
     try:
-        async with http.stream("POST", f"/v1/sessions/{session_id}/messages", json=message) as reply:
-            if not reply.is_success:
-                await reply.aread()
-                answered.failure = _code(reply)
-                return answered
-            await _read(reply, answered, begin)
-    except httpx2.TransportError:
-        answered.failure = "connection_lost"
-    return answered
+        for _ in range(count):
+            opened.append(str(client.open_session([video_id])["id"]))
+        yield opened
+    finally:
+        for session_id in opened:
+            with contextlib.suppress(Failure):
+                client.delete("sessions", session_id)
 
 
-async def under_load(
-    http: httpx2.AsyncClient, session_ids: Sequence[str], load: Load, on_answer: Callable[[int], None]
-) -> Document:
-    """Measure: as many readers as streams, each with the next session as soon as its answer has ended."""
-    waiting = iter(session_ids)
-    count = itertools.count(1)
-
-    async def reader() -> list[Answered]:
-        mine = []
-        for session_id in waiting:
-            mine.append(await answer(http, session_id, load.message))
-            on_answer(next(count))
-        return mine
-
-    begin = time.perf_counter()
-    answers = list(itertools.chain(*await asyncio.gather(*(reader() for _ in range(load.num_streams)))))
-    return summary(answers, load, seconds=time.perf_counter() - begin)
+def _show_answer(show: ShowProgress, running: load.Load, num_done: int) -> None:
+    show(f"{running.num_streams} at once", num_done / running.num_answers, 1)
 
 
-def summary(answers: Sequence[Answered], load: Load, *, seconds: float) -> Document:
-    """The figures of a load that took so long; what failed counts in `failed` alone. Times in milliseconds."""
-    good = [answer for answer in answers if answer.failure is None]
-    num_tokens = sum(answer.num_tokens for answer in good)
-    return {
-        "streams": load.num_streams,
-        "answers": len(good),
-        "failed": dict(Counter(answer.failure for answer in answers if answer.failure is not None)),
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(num_tokens / seconds, 1),
-        "answers_per_second": round(len(good) / seconds, 3),
-        "time_to_first_token_ms": _spread(answer.first for answer in good),
-        "inter_token_latency_ms": _spread(gap for answer in good for gap in answer.gaps),
-        "time_per_output_token_ms": _spread(
-            answer.generating / (answer.num_tokens - 1) for answer in good if answer.num_tokens > 1
-        ),
-    }
-
-
-def run(
-    url: str, api_key: str | None, session_ids: Sequence[str], load: Load, on_answer: Callable[[int], None]
-) -> Document:
-    """Put a load on a service."""
-
-    async def measure() -> Document:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT, limits=limits) as http:
-            return await under_load(http, session_ids, load, on_answer)
-
-    return asyncio.run(measure())
-
-
-async def _read(reply: httpx2.Response, answered: Answered, begin: float) -> None:
-    reader = EventReader()
-    last: float | None = None
-    answered.failure = "connection_lost"  # until the end is seen
-    async for line in reply.aiter_lines():
-        event = reader.feed(line)
-        if event is None:
-            continue
-        now = time.perf_counter()
-        if event.name == "delta":
-            if last is None:
-                answered.first = now - begin
-            else:
-                answered.gaps.append(now - last)
-            last = now
-        elif event.name == "done":
-            answered.num_tokens = int(event.data["usage"]["completion_tokens"])
-            answered.generating = sum(answered.gaps)
-            answered.failure = None if last is not None else "no_text"
-        elif event.name == "error":
-            answered.failure = _code_of(event.data)
-
-
-def _code(reply: httpx2.Response) -> str:
-    try:
-        return _code_of(reply.json())
-    except ValueError:
-        return f"status_{reply.status_code}"
-
-
-def _code_of(envelope: Any) -> str:
-    error = envelope.get("error") if isinstance(envelope, dict) else None
-    return str(error.get("code")) if isinstance(error, dict) else "unknown"
-
-
-def _spread(seconds: Iterator[float]) -> Document:
-    """Mean, median, and what one in a hundred is above, in milliseconds; None where nothing was measured."""
-    values = [value * 1000 for value in seconds]
-    if not values:
-        return {"mean": None, "p50": None, "p99": None}
-    if len(values) == 1:
-        values *= 2
-    quantiles = statistics.quantiles(values, n=100, method="inclusive")
-    found = {"mean": statistics.fmean(values), "p50": quantiles[49], "p99": quantiles[98]}
-    return {name: round(value, 3) for name, value in found.items()}
+def _cells(row: Document) -> tuple[str, ...]:
+    first, between, token = (
+        row[name] for name in ("time_to_first_token_ms", "inter_token_latency_ms", "time_per_output_token_ms")
+    )
+    times = (first["p50"], first["p99"], between["p50"], between["p99"], token["mean"])
+    return (
+        str(row["streams"]),
+        str(row["answers"]),
+        " ".join(f"{count} {code}" for code, count in row["failed"].items()) or "0",
+        f"{row['tokens_per_second']:.0f}",
+        *("" if time is None else f"{time:.1f}" for time in times),
+    )

@@ -1,4 +1,4 @@
-"""A client of the service: one method a thing to do. What was lost on the way is asked for again, and told once."""
+"""An HTTP client of the service that retries lost requests and yields every event exactly once."""
 
 import time
 import uuid
@@ -12,20 +12,25 @@ import httpx2
 from service.terminal.connection import Connection, Document
 from service.terminal.events import Event, EventReader
 from service.terminal.failures import Exit, Failure
-from service.terminal.retries import Retries, until_done
+from service.terminal.retries import Retries, with_retries
 from service.terminal.uploading import PREPARING, OnSent, is_large, send_resumably, send_whole
 
 _Connect = Callable[[int], AbstractContextManager[httpx2.Response]]
 
 _SILENCE = httpx2.Timeout(25.0, connect=10.0)
-"""The service gives a sign of life every ten seconds, so a longer silence is a dead connection."""
-_PAGE = 100
+"""The service sends a keep-alive comment every ten seconds, so after a longer silence the connection is dead."""
+_PAGE_SIZE = 100
 
 
 class Client:
-    """Speaks to the service at `url`; every method raises `Failure` where it cannot do what it says.
+    """A client of the service at `url`; its methods raise `Failure`.
 
-    `tell` gets a sentence when the service asks for patience; `sleep` is what passes the time.
+    Args:
+        url: the address of the service, for example http://127.0.0.1:8000.
+        api_key: the API key to send, if any.
+        notify: called with a sentence before a long wait.
+        sleep: called with the seconds to wait before a retry.
+        transport: replaces the network in tests.
     """
 
     def __init__(
@@ -33,12 +38,12 @@ class Client:
         url: str,
         *,
         api_key: str | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self._connection = Connection(url, api_key=api_key, transport=transport)
-        self._tell = tell
+        self._notify = notify
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -50,7 +55,7 @@ class Client:
     # -- videos
 
     def upload(self, path: Path, *, on_sent: OnSent = lambda _: None) -> Document:
-        """Send a file; `on_sent` gets how many bytes have left. The same bytes again are the same video."""
+        """Upload a file; `on_sent` is called with the number of bytes sent. Equal files become the same video."""
         if is_large(path):
             return self.get("videos", send_resumably(self._connection, path, on_sent, self._retries()))
         return send_whole(self._connection, path, on_sent, self._retries())
@@ -60,7 +65,7 @@ class Client:
         return self._create("/v1/videos", {"url": url}, timeout=PREPARING)
 
     def follow_video(self, video_id: str) -> Iterator[Event]:
-        """How its preparation goes; the last event is `ready` or `failed`."""
+        """Yield the events of a video's preparation; the last one is `ready` or `failed`."""
         return self._follow(
             lambda after: self._events(f"/v1/videos/{video_id}/events", after), ends={"ready", "failed"}
         )
@@ -68,11 +73,11 @@ class Client:
     # -- sessions and answers
 
     def open_session(self, video_ids: list[str], **fields: object) -> Document:
-        """Begin a conversation about these videos."""
+        """Create a session about these videos."""
         return self._create("/v1/sessions", {"video_ids": video_ids, **fields})
 
     def ask(self, session_id: str, content: str, **fields: object) -> Iterator[Event]:
-        """An answer's events: `answer` with its id first, `done` or `error` last."""
+        """Ask a question; yields the answer's events: `answer` with its id first, `done` or `error` last."""
         request = {
             "json": {"content": content, "stream": True, **fields},
             "headers": {"Idempotency-Key": uuid.uuid4().hex},
@@ -91,35 +96,35 @@ class Client:
             yield event
 
     def follow_answer(self, answer_id: str) -> Iterator[Event]:
-        """An answer's events from the first on, whoever asked for it; `done` or `error` last."""
+        """Yield the events of an existing answer from the first on; `done` or `error` is the last."""
         return self._follow(
             lambda after: self._events(f"/v1/answers/{answer_id}/events", after), ends={"done", "error"}
         )
 
     def answer(self, answer_id: str) -> Document:
-        """An answer as it is now."""
+        """The current document of an answer."""
         return self._document("GET", f"/v1/answers/{answer_id}")
 
     def cancel(self, answer_id: str) -> None:
-        """Stop an answer; what it said is kept."""
+        """Cancel an answer; its text so far is kept."""
         self._document("POST", f"/v1/answers/{answer_id}/cancel")
 
     def messages(self, session_id: str) -> list[Document]:
-        """All turns of a session, oldest first."""
+        """All messages of a session, oldest first."""
         return _items(self._document("GET", f"/v1/sessions/{session_id}/messages"))
 
-    # -- records of a kind, `videos` or `sessions`
+    # -- records; `kind` is `videos` or `sessions`
 
     def get(self, kind: str, record_id: str) -> Document:
-        """One record."""
+        """Get one record."""
         return self._document("GET", f"/v1/{kind}/{record_id}")
 
     def newest(self, kind: str, *, limit: int) -> Document:
-        """The newest records, page after page until there are `limit` or no more; a list as one page has it."""
+        """Get the `limit` newest records, over several pages if necessary, as one list document."""
         records: list[Document] = []
         has_more = True
         while has_more and len(records) < limit:
-            params: dict[str, str | int] = {"limit": min(_PAGE, limit - len(records))}
+            params: dict[str, str | int] = {"limit": min(_PAGE_SIZE, limit - len(records))}
             if records:
                 params["after"] = str(records[-1].get("id"))
             page = self._document("GET", f"/v1/{kind}", params=params)
@@ -129,7 +134,7 @@ class Client:
         return {"object": "list", "data": records, "has_more": has_more}
 
     def delete(self, kind: str, record_id: str) -> Document:
-        """Erase a record and what belongs to it. One whose reply was lost may be gone by the second try."""
+        """Delete a record and all that belongs to it. After a lost response, 404 on the retry means success."""
         retries = self._retries()
         num_tries = 0
 
@@ -143,19 +148,19 @@ class Client:
                     return {"id": record_id, "object": kind.removesuffix("s"), "deleted": True}
                 raise
 
-        return until_done(erase, retries)
+        return with_retries(erase, retries)
 
-    # -- trying
+    # -- requests with retries
 
     def _retries(self) -> Retries:
-        return Retries(sleep=self._sleep, tell=self._tell)
+        return Retries(sleep=self._sleep, notify=self._notify)
 
     def _document(self, method: str, path: str, **request: Any) -> Document:
-        """A reply to what may be sent as often as one likes."""
-        return until_done(lambda: self._connection.document(method, path, **request), self._retries())
+        """Send an idempotent request until it succeeds; returns the JSON of the response."""
+        return with_retries(lambda: self._connection.document(method, path, **request), self._retries())
 
     def _create(self, path: str, body: Document, **request: Any) -> Document:
-        """A reply to what is done once, however often it is sent."""
+        """Send a POST request with an `Idempotency-Key`, so that retries create one record only."""
         return self._document("POST", path, json=body, headers={"Idempotency-Key": uuid.uuid4().hex}, **request)
 
     def _events(self, path: str, after: int) -> AbstractContextManager[httpx2.Response]:
@@ -163,7 +168,7 @@ class Client:
         return self._connection.reply("GET", path, headers=headers, timeout=_SILENCE)
 
     def _follow(self, connect: _Connect, *, ends: set[str]) -> Iterator[Event]:
-        """A log's events up to one of `ends`, each once and in order, over as many connections as it takes."""
+        """Yield the events of a log up to one in `ends`, each once and in order; reconnects when necessary."""
         after, retries = 0, self._retries()
         while True:
             try:
@@ -172,7 +177,7 @@ class Client:
                     for event in _read(reply):
                         if event.number is not None and event.number > after:
                             after = event.number
-                            retries.gained()
+                            retries.reset()
                             yield event
                             if event.name in ends:
                                 return
@@ -184,21 +189,21 @@ class Client:
 
 
 def _read(reply: httpx2.Response) -> Iterator[Event]:
-    """A reply's events.
+    """Yield the events of a response.
 
     Raises:
-        Failure: an error that is about this connection, or what comes is no stream of events.
+        Failure: an error event about this connection, or the response is not a stream of events.
     """
     reader = EventReader()
     for line in reply.iter_lines():
         try:
             event = reader.feed(line)
         except ValueError as error:
-            message = "What the service sends is no stream of events."
+            message = "The response of the service is not a valid stream of events."
             raise Failure(Exit.UNREACHABLE, message, code="bad_stream") from error
         if event is not None:
             if event.number is None:
-                raise Failure.of_envelope(event.data)
+                raise Failure.from_envelope(event.data)
             yield event
 
 

@@ -1,4 +1,4 @@
-"""Server-Sent Events out of lines of text; no I/O."""
+"""Parses Server-Sent Events from lines of text, without I/O."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One event; `number` is None for one that is about the connection and in no log."""
+    """One event; `number` is None if the event concerns the connection and is not part of a log."""
 
     number: int | None
     name: str
@@ -15,7 +15,7 @@ class Event:
 
 
 class EventReader:
-    """Takes a stream's lines one by one. What breaks off before its blank line is no event."""
+    """Parses a stream line by line; an event without its final blank line is discarded."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -23,10 +23,10 @@ class EventReader:
         self._data: list[str] = []
 
     def feed(self, line: str) -> Event | None:
-        """The event that this line completes, if it completes one.
+        """Parse one line; returns the event that it completes, if any.
 
         Raises:
-            ValueError: an event's number or data is not what the service sends.
+            ValueError: the id of an event is not a number, or its data is not a JSON object.
         """
         if not line:
             return self._complete()
@@ -48,5 +48,5 @@ class EventReader:
             return None
         document = json.loads(data)
         if not isinstance(document, dict):
-            raise ValueError("an event's data is an object")
+            raise ValueError("the data of an event must be a JSON object")
         return Event(number=number, name=name, data=document)

@@ -1,4 +1,4 @@
-"""What can go wrong for a user of the terminal: one sentence each, and an exit status for each kind."""
+"""The errors of the client commands: a sentence for each, and an exit status for each kind."""
 
 from collections.abc import Mapping
 from enum import IntEnum
@@ -6,22 +6,22 @@ from typing import Any
 
 
 class Exit(IntEnum):
-    """The exit statuses of the commands that talk to a service."""
+    """The exit statuses of the client commands."""
 
     FAILED = 1
-    """The service could not do it; the same again may go well."""
+    """The service failed; the same command may succeed later."""
     USAGE = 2
-    """The command as it was given cannot be carried out."""
+    """The arguments of the command are invalid."""
     UNREACHABLE = 3
-    """No service there, or the connection was lost for good."""
+    """No service responds, or the connection was lost and could not be restored."""
     REFUSED = 4
-    """The service does not take this: a file that is no video, a question too long."""
+    """The service refused the request: for example, the file is not a video or the question is too long."""
     NO_KEY = 5
-    """The API key is missing, unknown, or for something else."""
+    """The API key is missing or unknown, or it does not allow this."""
     NOT_FOUND = 6
-    """No video, session or answer of this id."""
+    """There is no video, session or answer with this id."""
     NOT_NOW = 7
-    """Busy, over a limit, or stopping: later it may go well."""
+    """The service is busy, over a limit, or shutting down; the same command may succeed later."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
@@ -37,44 +37,44 @@ _STATUS_OF_TYPE = {
     "overloaded_error": Exit.NOT_NOW,
     "unavailable_error": Exit.NOT_NOW,
 }
-_ABOUT_THE_REQUEST = {"fetch_disabled", "url_not_allowed", "foreign_host", "priority_too_high"}
-"""Codes that another key would not help against, though their type is that of permissions."""
+_REFUSED_FOR_ANY_KEY = {"fetch_disabled", "url_not_allowed", "foreign_host", "priority_too_high"}
+"""Codes of the type `permission_error` that another API key would not change."""
 
 
 class Failure(Exception):
-    """What ends a command: a sentence for people, a code for programs, an exit status for scripts."""
+    """An error that ends a command: a sentence for people, a code for programs, an exit status for scripts."""
 
     def __init__(
-        self, status: Exit, message: str, *, code: str, is_passing: bool = False, retry_after: float | None = None
+        self, status: Exit, message: str, *, code: str, is_transient: bool = False, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
-        self.is_passing = is_passing
-        """Whether what has begun may be gone on with after a moment."""
+        self.is_transient = is_transient
+        """Whether a request that has begun may succeed on a retry."""
         self.retry_after = retry_after
-        """Seconds after which the service wants to be asked again."""
+        """The seconds to wait before a retry, if the service named them."""
 
     @classmethod
-    def of_envelope(cls, envelope: Mapping[str, Any], *, retry_after: float | None = None) -> "Failure":
-        """The service's own error, as a reply's body or an event's data has it."""
+    def from_envelope(cls, envelope: Mapping[str, Any], *, retry_after: float | None = None) -> "Failure":
+        """Create a failure from the service's error envelope in the body of a response or the data of an event."""
         found = envelope.get("error")
         error = found if isinstance(found, Mapping) else {}
         kind, code = str(error.get("type", "")), str(error.get("code") or "unknown")
         return cls(
-            Exit.REFUSED if code in _ABOUT_THE_REQUEST else _STATUS_OF_TYPE.get(kind, Exit.FAILED),
-            str(error.get("message") or "The service failed without saying why."),
+            Exit.REFUSED if code in _REFUSED_FOR_ANY_KEY else _STATUS_OF_TYPE.get(kind, Exit.FAILED),
+            str(error.get("message") or "The service failed without a message."),
             code=code,
-            is_passing=kind in {"server_error", "overloaded_error", "unavailable_error"},
+            is_transient=kind in {"server_error", "overloaded_error", "unavailable_error"},
             retry_after=retry_after,
         )
 
     def envelope(self) -> dict[str, dict[str, str]]:
-        """The document that `--json` prints in the place of a result."""
+        """The document that `--json` prints instead of a result."""
         return {"error": {"message": self.message, "code": self.code}}
 
 
-def misused(message: str) -> Failure:
-    """The command as given cannot be carried out."""
+def usage_error(message: str) -> Failure:
+    """Create a failure for invalid arguments of a command."""
     return Failure(Exit.USAGE, message, code="usage")

@@ -1,4 +1,4 @@
-"""A conversation without a service: the model in this process. Imports torch, so it is imported when it is used."""
+"""A conversation without a service: runs the model in this process. Imports torch."""
 
 import contextlib
 import signal
@@ -21,14 +21,14 @@ from model.text.tokenizer import TokenizerError
 from model.video.spec import InvalidFrameSpec, VideoError
 from model.weights import WeightsError
 from service.terminal.events import Event
-from service.terminal.failures import Exit, Failure, misused
+from service.terminal.failures import Exit, Failure, usage_error
 from service.terminal.printing import ShowProgress
 
 
-class LocalTalk:
-    """A family, an engine, a video, and what was said about it."""
+class LocalChat:
+    """A conversation about one video with an engine in this process."""
 
-    way_back = ""
+    resume_options = ""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class LocalTalk:
         fields: dict[str, Any],
         show: ShowProgress,
     ) -> None:
-        """Load the model and watch the video, which takes a while.
+        """Load the model and encode the video, which takes seconds.
 
         Raises:
-            Failure: the model cannot be loaded, the file is no video, or a field is out of its bounds.
+            Failure: the model cannot be loaded, the file is not a video, or a field is invalid.
         """
         self._system = str(fields.get("system", ""))
         sampling = {name: value for name, value in fields.items() if name != "system"}
@@ -56,7 +56,7 @@ class LocalTalk:
             show("watch")
             self._clip, self._features = watch(loaded, video, frames=replace(loaded.frame_spec, **frames))
         except (UnknownFamily, WeightsError, TokenizerError, InvalidSampling, InvalidFrameSpec, OSError) as error:
-            raise misused(str(error)) from error
+            raise usage_error(str(error)) from error
         except VideoError as error:
             raise Failure(Exit.REFUSED, str(error), code=error.code) from error
         self._offline = Offline(loaded, max_num_seqs=1)
@@ -64,7 +64,7 @@ class LocalTalk:
         self._last: dict[str, Any] = {}
 
     def ask(self, question: str) -> Iterator[Event]:
-        """The answer's events, without progress: the video was watched before."""
+        """Ask a question; yields `delta` events and `done` last."""
         asked = Turn(role="user", text=question)
         conversation = Conversation(clips=(self._clip,), turns=(*self._turns, asked), system=self._system)
         begin = time.perf_counter()
@@ -90,26 +90,26 @@ class LocalTalk:
         yield Event(number=None, name="done", data=self._last)
 
     def running(self) -> None:
-        """Nothing: an answer is given while it is read, and not else."""
+        """Always None: an answer is generated only while its events are read."""
 
     def stop(self) -> None:
-        """Nothing is left to do: an answer that is not read to its end has ended."""
+        """Do nothing: an answer ends as soon as its events are not read any more."""
 
     def answer(self) -> dict[str, Any]:
-        """As a service would tell it, without the ids that only a service gives."""
+        """The document of the last answer in the format of a service, without ids."""
         return {"object": "answer", "status": "completed", "message": self._last}
 
     def _outputs(self) -> Iterator[Output]:
-        """What the steps tell; Ctrl-C is heeded between two of them, for the engine does not bear it in one."""
-        with _interrupts_kept() as heed:
+        """Yield the outputs of the engine's steps; Ctrl-C takes effect between two steps, never within one."""
+        with _deferred_interrupts() as raise_if_interrupted:
             while self._offline.engine.has_work:
                 yield from self._offline.engine.step()
-                heed()
+                raise_if_interrupted()
 
     def _end_answer(self) -> None:
         self._offline.engine.abort("answer")
         for _ in self._offline.outputs():
-            pass  # the abort itself
+            pass  # runs the step that frees the answer's blocks
 
     def _done(self, output: Output, *, first_ms: float) -> dict[str, Any]:
         usage = {
@@ -127,30 +127,30 @@ class LocalTalk:
 
 
 def _existing(device: str) -> str:
-    """A device that is here; `auto` is a GPU where there is one."""
+    """Check that a device exists; `auto` becomes `cuda` if there is a GPU, else `cpu`."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise misused(f"There is no device {device} here; --device cpu needs none.")
+        raise usage_error(f"There is no device {device}; use --device cpu.")
     return device
 
 
 @contextlib.contextmanager
-def _interrupts_kept() -> Iterator[Callable[[], None]]:
-    """Keep Ctrl-C for later in the block; what is yielded raises it."""
-    pressed = False
+def _deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Defer Ctrl-C in the block; yields a function that raises `KeyboardInterrupt` if it was pressed."""
+    is_pressed = False
 
-    def keep(_number: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_pressed
+        is_pressed = True
 
-    def heed() -> None:
-        if pressed:
+    def raise_if_interrupted() -> None:
+        if is_pressed:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, keep)
+    before = signal.signal(signal.SIGINT, remember)
     try:
-        yield heed
+        yield raise_if_interrupted
     finally:
         signal.signal(signal.SIGINT, before)

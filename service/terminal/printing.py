@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, everything else on stderr, and progress only where somebody looks."""
+"""Prints results to stdout and everything else to stderr; progress and notes only if stderr is a terminal."""
 
 import contextlib
 import json
@@ -26,82 +26,82 @@ from service.terminal.failures import Exit, Failure
 
 
 class ShowProgress(Protocol):
-    """Takes what is being done and how far it is."""
+    """A function that updates the progress bar of a task."""
 
     def __call__(self, what: str, done: float = 0, total: float | None = None) -> None:
-        """`done` of `total`: bytes if that is more than 1. Without a total nobody knows how long it takes."""
+        """Show `done` of `total`: bytes if `total` is greater than 1, else a fraction; None is an unknown total."""
 
 
 class _Amount(ProgressColumn):
-    """Bytes, or how much of the whole."""
+    """A column that shows bytes or a percentage."""
 
     _bytes = DownloadColumn()
 
     def render(self, task: Task) -> Text:
-        """One bar's figure."""
+        """Render the amount of one task."""
         if task.total is None:
             return Text("")
         return self._bytes.render(task) if task.total > 1 else Text(f"{task.percentage:.0f}%")
 
 
-_TABLE_WIDTH = 1000  # where nobody looks, a line is never cut
+_TABLE_WIDTH = 1000  # characters; if stdout is not a terminal, no line is truncated
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
 
 
-def harmless(text: str) -> str:
-    """Text without the characters by which a terminal could be steered."""
+def without_controls(text: str) -> str:
+    """Remove the control characters that could change the state of a terminal."""
     return text.translate(_CONTROLS)
 
 
-def say(text: str, *, end: str = "\n") -> None:
-    """Print a part of the result at once."""
-    sys.stdout.write(harmless(text) + end)
+def print_text(text: str, *, end: str = "\n") -> None:
+    """Print a part of the result and flush it."""
+    sys.stdout.write(without_controls(text) + end)
     sys.stdout.flush()
 
 
-def say_json(document: object, *, indent: int | None = 2) -> None:
-    """Print a document; without `indent` on one line."""
+def print_json(document: object, *, indent: int | None = 2) -> None:
+    """Print a JSON document; with `indent=None` on one line."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=indent) + "\n")
     sys.stdout.flush()
 
 
-def remark(text: str) -> None:
-    """Tell somebody who looks; where nobody does, nothing is printed."""
+def print_note(text: str) -> None:
+    """Print a note to stderr if it is a terminal."""
     if sys.stderr.isatty():
-        Console(stderr=True).print(Text(harmless(text), style="dim"), soft_wrap=True)
+        Console(stderr=True).print(Text(without_controls(text), style="dim"), soft_wrap=True)
 
 
-def complain(text: str) -> None:
-    """One sentence on stderr, whoever reads it."""
-    sentence = Text(f"reeltalk: {harmless(text)}", style="red")
+def print_error(text: str) -> None:
+    """Print an error to stderr."""
+    sentence = Text(f"reeltalk: {without_controls(text)}", style="red")
     Console(stderr=True).print(sentence, soft_wrap=True)
 
 
-def say_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of text; for other programs there is `--json`."""
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of text."""
     console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH)
     table = Table(*titles, box=None, pad_edge=False)
     for column in table.columns[:1]:
         column.no_wrap = True
     for row in rows:
-        table.add_row(*(Text(harmless(cell)) for cell in row))
+        table.add_row(*(Text(without_controls(cell)) for cell in row))
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip() + "\n")
 
 
-def moment(seconds: object) -> str:
-    """A time since 1970 as a clock on the wall has it."""
+def format_time(seconds: object) -> str:
+    """Format a Unix time as local date and time; empty if it is not a number."""
     if not isinstance(seconds, int | float):
         return ""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[ShowProgress]:
-    """Bars on stderr, one for each thing that is done; they are gone after the block."""
+def progress_bars() -> Iterator[ShowProgress]:
+    """Show progress bars on stderr, one for each task, and remove them after the block."""
     columns = (TextColumn("{task.description:<8}"), BarColumn(), _Amount(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}
@@ -115,24 +115,24 @@ def progress() -> Iterator[ShowProgress]:
 
 
 @contextlib.contextmanager
-def failures_told(*, as_json: bool) -> Iterator[None]:
-    """End the program with the failure's sentence and status; with `as_json` its document takes the result's place."""
+def exit_on_failure(*, as_json: bool) -> Iterator[None]:
+    """Exit the program with the message and status of a `Failure`; with `as_json` print its document too."""
     try:
         yield
     except Failure as failure:
-        complain(failure.message)
+        print_error(failure.message)
         if as_json:
-            say_json(failure.envelope())
+            print_json(failure.envelope())
         sys.exit(int(failure.status))
     except KeyboardInterrupt:
         sys.exit(int(Exit.INTERRUPTED))
-    except BrokenPipeError:  # whoever read the result has seen enough
+    except BrokenPipeError:  # the reader of stdout, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(Exit.FAILED))
 
 
-def numbers_of(done: dict[str, Any]) -> str:
-    """The length and the pace of an answer, in a few words."""
+def answer_figures(done: dict[str, Any]) -> str:
+    """Describe the length and speed of an answer in a few words, from the data of its `done` event."""
     usage, timings = done.get("usage") or {}, done.get("timings") or {}
     first = timings.get("time_to_first_token_ms")
     words = [f"{usage.get('completion_tokens', 0)} tokens"]

@@ -1,4 +1,4 @@
-"""Sends a file: a small one in one request, a large one so that a lost connection costs what was under way."""
+"""Uploads files: small ones in one request, large ones resumably, so that a lost connection loses little."""
 
 import base64
 import mimetypes
@@ -10,21 +10,21 @@ import httpx2
 
 from service.terminal.connection import Connection, Document
 from service.terminal.failures import Failure
-from service.terminal.retries import Retries, until_done
+from service.terminal.retries import Retries, with_retries
 
 OnSent = Callable[[int], None]
-"""Takes how many of a file's bytes have left."""
+"""Called with the number of bytes of a file that have been sent."""
 
 PREPARING = httpx2.Timeout(60.0, connect=10.0, read=600.0)
-"""A file is probed, or fetched from its URL, before the reply comes."""
+"""The service probes a file, or fetches it from its URL, before it responds."""
 
-_LARGE = 16 << 20  # bytes from which on a file is sent so that it can be gone on with
+_LARGE = 16 << 20  # bytes; a file of this size or larger is uploaded resumably
 _CHUNK = 64 * 1024
 _TUS = {"Tus-Resumable": "1.0.0"}
 
 
 def send_whole(connection: Connection, path: Path, on_sent: OnSent, retries: Retries) -> Document:
-    """Send a file in one request. Returns the video; the same bytes again are the same video."""
+    """Upload a file in one request; returns its video."""
     headers = {
         "Content-Type": _kind(path),
         "Content-Length": str(path.stat().st_size),
@@ -41,20 +41,20 @@ def send_whole(connection: Connection, path: Path, on_sent: OnSent, retries: Ret
             timeout=PREPARING,
         )
 
-    return until_done(send, retries)
+    return with_retries(send, retries)
 
 
 def send_resumably(connection: Connection, path: Path, on_sent: OnSent, retries: Retries) -> str:
-    """Send a file by tus: after a loss from where the service has it. Returns the video's id."""
+    """Upload a file by the tus protocol, which continues after a lost connection; returns the id of its video."""
     named = base64.b64encode(path.name.encode()).decode()
     kind = base64.b64encode(_kind(path).encode()).decode()
     begin = _TUS | {
         "Upload-Length": str(path.stat().st_size),
         "Upload-Metadata": f"filename {named},filetype {kind}",
     }
-    begun = until_done(lambda: connection.headers("POST", "/v1/uploads", headers=begin), retries)
+    begun = with_retries(lambda: connection.headers("POST", "/v1/uploads", headers=begin), retries)
     upload = "/v1/uploads/" + begun["location"].rpartition("/")[2]
-    retries.gained()
+    retries.reset()
     offset = 0
     while True:
         try:
@@ -66,18 +66,18 @@ def send_resumably(connection: Connection, path: Path, on_sent: OnSent, retries:
                 timeout=PREPARING,
             )
         except Failure as failure:
-            if failure.code != "offset_mismatch":  # what was lost arrived after all
+            if failure.code != "offset_mismatch":  # the service has received more than it could confirm
                 retries.wait(failure)
-            sent = until_done(lambda: connection.headers("HEAD", upload, headers=_TUS), retries)
+            sent = with_retries(lambda: connection.headers("HEAD", upload, headers=_TUS), retries)
         if "reeltalk-video-id" in sent:
             return sent["reeltalk-video-id"]
         if int(sent["upload-offset"]) > offset:
-            retries.gained()
+            retries.reset()
         offset = int(sent["upload-offset"])
 
 
 def is_large(path: Path) -> bool:
-    """Whether a file is worth the more careful way."""
+    """Whether a file is large enough to be uploaded resumably."""
     return path.stat().st_size >= _LARGE
 
 

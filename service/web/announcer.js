@@ -1,34 +1,34 @@
-/** Says aloud, through a screen reader, what eyes see happen: whole sentences, never word by word. */
+/** Announces changes of the page to screen readers, in whole sentences. */
 
 const SENTENCE = /^[\s\S]*[.!?…](?=\s)/u;
-const LONG_ENOUGH = 60; // characters; shorter sentences wait for the next one
-const KEPT = 8; // lines; a screen reader has read the earlier ones
+const MIN_LENGTH = 60; // characters; shorter sentences are announced together with the next one
+const MAX_LINES = 8; // lines; screen readers have read the earlier ones
 
 /** @param {string} words */
-export function say(words) {
+export function announce(words) {
   const region = document.getElementById("announcer");
   const line = document.createElement("p");
   line.textContent = words;
   region.append(line);
-  while (region.children.length > KEPT) region.firstElementChild.remove();
+  while (region.children.length > MAX_LINES) region.firstElementChild.remove();
 }
 
-/** An answer read out while it is written. */
+/** Announces an answer while it is streamed. */
 export function createReading() {
-  let unsaid = "Answer: ";
+  let pending = "Answer: ";
   return {
     append(piece) {
-      unsaid += piece;
-      const whole = SENTENCE.exec(unsaid)?.[0] ?? "";
-      if (whole.length < LONG_ENOUGH) return;
-      say(whole);
-      unsaid = unsaid.slice(whole.length);
+      pending += piece;
+      const whole = SENTENCE.exec(pending)?.[0] ?? "";
+      if (whole.length < MIN_LENGTH) return;
+      announce(whole);
+      pending = pending.slice(whole.length);
     },
 
-    /** @param {string} ending what to say after the last word */
+    /** @param {string} ending the text to announce after the last word */
     end(ending = "") {
-      if ((unsaid + ending).trim()) say(unsaid + ending);
-      unsaid = "";
+      if ((pending + ending).trim()) announce(pending + ending);
+      pending = "";
     },
   };
 }

@@ -1,9 +1,9 @@
-/** The service over HTTP: one function a route. Knows nothing of the page. */
+/** The HTTP client of the service, with one function for each route. No DOM. */
 
 import * as key from "./key.js";
 import { follow } from "./event-stream.js";
 
-/** A refusal or failure; `status` is 0 when no reply came at all. */
+/** An error response; `status` is 0 if there was no response. */
 export class ApiError extends Error {
   constructor(status, { message = "", code = "", retryAfter = null } = {}) {
     super(message);
@@ -34,7 +34,7 @@ export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/canc
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
 export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
 
-/** Whether a video's file is still kept; the rest of the video may outlive it. */
+/** Whether a video's file is still stored; its record may exist longer. */
 export async function hasFile(id, signal) {
   try {
     await send("GET", `/v1/videos/${id}/content`, { signal, headers: { Range: "bytes=0-0" } });
@@ -45,8 +45,8 @@ export async function hasFile(id, signal) {
 }
 
 /**
- * An address that a player or a picture can open, until `signal` aborts. They send no key: where one is needed the file
- * is fetched as a whole.
+ * A URL for a player or an image, valid until `signal` aborts. They cannot send an API key, so with a key the file is
+ * fetched as a whole.
  */
 async function fileUrl(path, signal) {
   if (!key.recall()) return path;
@@ -56,7 +56,7 @@ async function fileUrl(path, signal) {
   return url;
 }
 
-/** Fetches a clip that is served with the page, as the file a user would have chosen. */
+/** Fetches a sample clip as a file, as if the user had chosen it. */
 export async function sampleFile(url, signal) {
   const response = await send("GET", url, { signal });
   const clip = await response.blob();
@@ -64,8 +64,8 @@ export async function sampleFile(url, signal) {
 }
 
 /**
- * Uploads a file and gives its video record. `onProgress` gets the bytes sent so far.
- * XMLHttpRequest, because fetch does not tell how much of a body has left.
+ * Uploads a file and resolves with its video. `onProgress` is called with the number of bytes sent.
+ * It uses XMLHttpRequest, because fetch does not report the progress of an upload.
  */
 export function uploadVideo(file, { signal, onProgress }) {
   return new Promise((resolve, reject) => {
@@ -93,17 +93,17 @@ export function followVideo(id, { signal, onLost }) {
   return follow(connect, { ends: ["ready", "failed"], signal, isFinal, onLost });
 }
 
-/** Asks a question. Resolves when it is accepted; the events of its answer are then read with `followAnswer`. */
+/** Asks a question. Resolves when it is accepted; read the events of its answer with `followAnswer`. */
 export const ask = (sessionId, content, settings, signal) =>
   stream("POST", `/v1/sessions/${sessionId}/messages`, { signal, body: { ...settings, content, stream: true } });
 
-/** Yields an answer's events: from the reply to its question while that lasts, and from its log ever after. */
+/** Yields an answer's events: from the response to its question, and from its log after a lost connection. */
 export async function* followAnswer({ id = null, reply = null, signal, onLost }) {
   const connect = (after) => {
     const first = reply;
     reply = null;
     if (first) return first;
-    if (id === null) throw new ApiError(0); // lost before the answer had a name: nothing to come back to
+    if (id === null) throw new ApiError(0); // lost before the answer's id was known, so it cannot be resumed
     return stream("GET", `/v1/answers/${id}/events`, { after, signal });
   };
   const isOver = (error) => isFinal(error) || (id === null && error instanceof ApiError);
@@ -113,7 +113,7 @@ export async function* followAnswer({ id = null, reply = null, signal, onLost })
   }
 }
 
-/** The error in the data of an SSE event, which has a type where a reply has a status. */
+/** The error in the data of an SSE event, which has an error type instead of a status. */
 export const eventError = (data) => refusal(STATUS_OF[data.error?.type] ?? 500, data, null);
 
 function isFinal(error) {
@@ -157,6 +157,6 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    return null; // a proxy's own error page
+    return null; // for example the error page of a proxy
   }
 }

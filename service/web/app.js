@@ -1,6 +1,6 @@
-/** The page: from a chosen clip to a conversation about it, and back to one by the address (`#ses_…`). */
+/** The page: starts a conversation about a chosen clip, and shows an earlier one by its address (`#ses_…`). */
 
-import { say } from "./announcer.js";
+import { announce } from "./announcer.js";
 import * as api from "./api.js";
 import { createClip } from "./clip.js";
 import { createConversation } from "./conversation.js";
@@ -17,11 +17,11 @@ const [start, talk, clips, log, opening, composer, startProblem, newVideo, file]
   ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file"]
     .map((id) => document.getElementById(id));
 
-const sidebar = createSidebar({ onAgain: beginAgain, onDeleted: leaveDeleted });
-let shown = new AbortController(); // what is on the page now; aborting it lets go of its requests and listeners
+const sidebar = createSidebar({ onAgain: startAgain, onDeleted: leaveDeleted });
+let shown = new AbortController(); // the current view; aborting it cancels its requests and removes its listeners
 
-/** Leaves what is shown. @returns {AbortSignal} of what comes instead */
-function leave() {
+/** Clears the current view. @returns {AbortSignal} the signal of the next view */
+function resetView() {
   shown.abort();
   shown = new AbortController();
   clips.replaceChildren();
@@ -32,7 +32,7 @@ function leave() {
 }
 
 function showStart() {
-  leave();
+  resetView();
   show("start");
   document.title = "Reeltalk";
   sidebar.mark();
@@ -44,15 +44,15 @@ function show(view) {
   talk.hidden = newVideo.hidden = view !== "talk";
 }
 
-/** Uploads a clip and begins a conversation about it. */
-async function talkAbout(chosen) {
-  const signal = leave();
-  if (location.hash) history.pushState(null, "", location.pathname); // what was shown stays a step back
+/** Uploads a clip and starts a conversation about it. */
+async function startConversation(chosen) {
+  const signal = resetView();
+  if (location.hash) history.pushState(null, "", location.pathname); // the previous view stays in the history
   show("talk");
   const source = URL.createObjectURL(chosen);
   signal.addEventListener("abort", () => URL.revokeObjectURL(source));
   const clip = createClip({ source, name: chosen.name, signal, onCancel: () => showStart() });
-  const conversation = createConversation({ signal, clip, onNamed: sidebar.name, onGone: leaveGone });
+  const conversation = createConversation({ signal, clip, onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
   clips.append(clip.element);
   clip.showUpload(0, chosen.size);
   try {
@@ -65,13 +65,13 @@ async function talkAbout(chosen) {
     document.title = `${video.filename} · Reeltalk`;
     await Promise.all([conversation.open(session.id), prepare(clip, video, signal)]);
   } catch (error) {
-    giveUp(error, signal, () => (location.hash ? route() : talkAbout(chosen)));
+    showFailure(error, signal, () => (location.hash ? route() : startConversation(chosen)));
   }
 }
 
-/** Shows a conversation that was begun before: its videos, its turns, and an answer that may still be running. */
-async function comeBackTo(sessionId) {
-  const signal = leave();
+/** Shows an existing conversation: its videos, its turns, and an answer that may still be running. */
+async function showSession(sessionId) {
+  const signal = resetView();
   show("talk");
   try {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
@@ -79,18 +79,18 @@ async function comeBackTo(sessionId) {
     const running = answer && { answerId: answer.id, question: answer.question };
     const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal)));
     const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, signal }));
-    const conversation = createConversation({ signal, clip: shownClips[0], onNamed: sidebar.name, onGone: leaveGone });
+    const conversation = createConversation({ signal, clip: shownClips[0], onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
     clips.append(...shownClips.map((clip) => clip.element));
     videos.forEach((video, number) => shownClips[number].showVideo(video));
     document.title = `${videos[0].filename} · Reeltalk`;
     const preparations = videos.map((video, number) => prepare(shownClips[number], video, signal));
     await Promise.all([conversation.open(sessionId, messages, running), ...preparations]);
   } catch (error) {
-    giveUp(error, signal, route);
+    showFailure(error, signal, route);
   }
 }
 
-/** Shows a video's preparation up to its frames. */
+/** Shows the progress of a video's preparation, then its frames. */
 async function prepare(clip, video, signal) {
   if (video.status === "ready") return;
   for await (const { name, data } of api.followVideo(video.id, { signal, onLost: clip.showLost })) {
@@ -98,37 +98,37 @@ async function prepare(clip, video, signal) {
     if (name !== "ready") clip.showStage(name, data.fraction);
   }
   clip.showVideo(await api.video(video.id, signal));
-  say("The video is ready.");
-  sidebar.load(); // its picture is there now
+  announce("The video is ready.");
+  sidebar.load(); // the video has a picture now
 }
 
-/** Back to the start, with the reason, and with a way to try again if that may help. */
-function giveUp(error, signal, again) {
-  if (signal.aborted) return; // somebody has gone elsewhere meanwhile
+/** Returns to the start and shows an error, with a button to try again if that may help. */
+function showFailure(error, signal, again) {
+  if (signal.aborted) return; // the user has left this view
   if (error.status === undefined) console.error(error);
   const mayPass = error.status === 0 || error.status === 429 || error.status >= 500;
-  if (error.status === 404) sidebar.load(); // it was deleted elsewhere
+  if (error.status === 404) sidebar.load(); // deleted elsewhere, for example in another tab
   if (error.status !== 401 && !mayPass) history.replaceState(null, "", location.pathname);
   showStart();
-  if (error.status === 401) return; // the field for a key says what is missing
+  if (error.status === 401) return; // the form for the API key explains the error
   showProblem(startProblem, error, mayPass ? { label: "Try again", action: again } : null);
 }
 
-/** Begins another conversation about the videos of one. */
-async function beginAgain({ video_ids: videoIds }) {
-  const signal = leave();
+/** Starts another conversation about the videos of a session. */
+async function startAgain({ video_ids: videoIds }) {
+  const signal = resetView();
   try {
     const session = await api.openSession(videoIds, signal);
     history.pushState(null, "", `#${session.id}`);
     route();
     await sidebar.load();
   } catch (error) {
-    giveUp(error, signal, () => beginAgain({ video_ids: videoIds }));
+    showFailure(error, signal, () => startAgain({ video_ids: videoIds }));
   }
 }
 
-/** What is shown was deleted elsewhere. */
-function leaveGone() {
+/** Leaves the current session, which was deleted elsewhere. */
+function leaveDeletedSession() {
   leaveDeleted(location.hash.slice(1));
   sidebar.load();
 }
@@ -143,23 +143,23 @@ function leaveDeleted(id) {
 function route() {
   sidebar.mark();
   const session = SESSION.exec(location.hash);
-  if (session) comeBackTo(session[1]);
+  if (session) showSession(session[1]);
   else showStart();
 }
 
 async function trySample(name) {
-  const signal = leave();
+  const signal = resetView();
   let sample;
   try {
     sample = await api.sampleFile(SAMPLES + name, signal);
   } catch (error) {
-    giveUp(error, signal, () => trySample(name));
+    showFailure(error, signal, () => trySample(name));
     return;
   }
-  talkAbout(sample);
+  startConversation(sample);
 }
 
-/** With a key that was just typed: on with what the address says. */
+/** Loads the page again with a new API key. */
 function useKey() {
   sidebar.load();
   showModel();
@@ -171,7 +171,7 @@ async function showModel() {
   try {
     [model] = await api.models();
   } catch {
-    return; // the page works without the model's name
+    return; // the page also works without the name of the model
   }
   const chip = document.getElementById("model");
   chip.querySelector("b").textContent = model.id;
@@ -183,9 +183,9 @@ async function showModel() {
   }
 }
 
-/** A clip may be dropped anywhere; without this the browser would leave the page to play it. */
-function takeDrops() {
-  let depth = 0; // every element under the pointer is entered and left on its own
+/** Accepts a clip dropped anywhere on the page; otherwise the browser would leave the page to play it. */
+function acceptDrops() {
+  let depth = 0; // the browser reports entering and leaving for every element under the pointer
   const hasFile = (event) => event.dataTransfer?.types.includes("Files");
   const mark = () => document.body.toggleAttribute("data-dropping", depth > 0);
   addEventListener("dragenter", (event) => hasFile(event) && (depth++, mark()));
@@ -197,28 +197,28 @@ function takeDrops() {
     depth = 0;
     mark();
     const [dropped] = event.dataTransfer.files;
-    if (dropped) talkAbout(dropped);
+    if (dropped) startConversation(dropped);
   });
 }
 
 file.addEventListener("change", () => {
   const [chosen] = file.files;
-  file.value = ""; // so that choosing the same file again is a change, too
-  if (chosen) talkAbout(chosen);
+  file.value = ""; // so that choosing the same file again is a change
+  if (chosen) startConversation(chosen);
 });
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", () => trySample(button.dataset.sample));
 }
-composer.addEventListener("submit", (event) => event.preventDefault()); // also while no conversation listens
+composer.addEventListener("submit", (event) => event.preventDefault()); // also while there is no conversation
 newVideo.addEventListener("click", () => {
   history.pushState(null, "", location.pathname);
   showStart();
 });
 addEventListener("popstate", route);
-takeDrops();
+acceptDrops();
 key.askWhenRefused(useKey);
 document.getElementById("skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the address names the conversation
+  event.preventDefault(); // the address must keep the id of the conversation
   (talk.hidden ? file : document.getElementById("question")).focus();
 });
 sidebar.load();

@@ -1,6 +1,6 @@
-/** One video on the page: its player, how far its preparation is, and the frames the model sees. */
+/** One video on the page: its player, the progress of its preparation, and the frames that the model sees. */
 
-import { say } from "./announcer.js";
+import { announce } from "./announcer.js";
 import { frameUrl, hasFile } from "./api.js";
 import { bytes, clock, percent, videoFacts } from "./wording.js";
 
@@ -11,7 +11,7 @@ export function createClip({ source, name, signal, onCancel }) {
   const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
   const find = (selector) => element.querySelector(selector);
   const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
-  let id = null; // of the video, once the service has it
+  let id = null; // the id of the video, once the upload is complete
   let duration = null;
   let moments = [];
 
@@ -21,7 +21,7 @@ export function createClip({ source, name, signal, onCancel }) {
     player.hidden = true;
     find(".unplayable").hidden = false;
     if (id && !(await hasFile(id, signal))) {
-      find(".unplayable").textContent = "The clip's file is not kept any more. What was said about it is.";
+      find(".unplayable").textContent = "The file of this clip is no longer stored, but the conversation is.";
     }
   };
   player.ontimeupdate = () => mark(player.currentTime);
@@ -34,12 +34,12 @@ export function createClip({ source, name, signal, onCancel }) {
     find(".step").textContent = words;
     find(".amount").textContent = amount;
     progress.setAttribute("aria-label", words);
-    if (fraction === null) progress.removeAttribute("value"); // no number to tell: the bar just moves
+    if (fraction === null) progress.removeAttribute("value"); // an indeterminate bar
     else progress.value = fraction;
   }
 
   function showUpload(sent, total) {
-    if (sent >= total) step("Looking into the file");
+    if (sent >= total) step("Checking the file");
     else step("Uploading", { amount: `${bytes(sent)} of ${bytes(total)} · ${percent(sent / total)}`, fraction: sent / total });
   }
 
@@ -49,7 +49,7 @@ export function createClip({ source, name, signal, onCancel }) {
     cancel.hidden = true;
     find("h2").textContent = video.filename;
     find(".facts").textContent = videoFacts(video);
-    // The stage gets its shape before the player has loaded anything, so that nothing below it jumps.
+    // Set the aspect ratio before the player has loaded anything, so that the layout does not shift.
     if (video.width) player.style.aspectRatio = `${video.width} / ${video.height}`;
     if (video.width >= video.height) element.style.setProperty("--shape", player.style.aspectRatio);
     if (video.frames.length) showFrames(video);
@@ -61,7 +61,7 @@ export function createClip({ source, name, signal, onCancel }) {
   }
 
   function showLost() {
-    step("Connection lost, trying again");
+    step("Connection lost, reconnecting");
   }
 
   function showFrames(video) {
@@ -72,7 +72,7 @@ export function createClip({ source, name, signal, onCancel }) {
       ...video.frames.map(({ timestamp }, number) => {
         const item = shape.cloneNode(true).firstElementChild;
         const [button, picture, time] = ["button", "img", "time"].map((selector) => item.querySelector(selector));
-        frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {}); // its time still says which
+        frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {}); // without the picture, the time identifies the frame
         time.textContent = clock(timestamp, { tenths: true });
         button.setAttribute("aria-label", `Frame ${number + 1}, go to ${time.textContent}`);
         button.onclick = () => seek(timestamp);
@@ -84,7 +84,7 @@ export function createClip({ source, name, signal, onCancel }) {
     mark(player.currentTime);
   }
 
-  /** The frame that stands for a moment is the nearest one. */
+  /** Marks the frame that is nearest to a time in the video. */
   function mark(seconds) {
     const distances = moments.map((moment) => Math.abs(moment - seconds));
     const nearest = distances.indexOf(Math.min(...distances));
@@ -99,10 +99,10 @@ export function createClip({ source, name, signal, onCancel }) {
     mark(seconds);
     element.scrollIntoView({ block: "nearest" });
     player.scrollIntoView({ block: "nearest" });
-    say(`Player at ${clock(seconds, { tenths: true })}`);
+    announce(`Player at ${clock(seconds, { tenths: true })}`);
   }
 
-  /** Whether a moment lies in the clip; while its length is not known, any does. */
+  /** Whether a time lies within the clip; true while its duration is unknown. */
   const hasMoment = (seconds) => duration === null || seconds <= duration;
 
   return { element, seek, hasMoment, showUpload, showVideo, showStage, showLost };

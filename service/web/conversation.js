@@ -1,32 +1,32 @@
-/** Questions and answers of one session: asking, streaming, stopping, and coming back to an answer that still runs. */
+/** The questions and answers of one session: asks, streams, stops, and resumes an answer that is still running. */
 
-import { createReading, say } from "./announcer.js";
+import { createReading, announce } from "./announcer.js";
 import * as api from "./api.js";
 import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
 import * as settings from "./settings.js";
 import { createTurn } from "./turn.js";
 
-const readings = new Map(); // session to what lets go of the stream of its answer
+const readings = new Map(); // from a session's id to the AbortController of its answer's stream
 
 /**
  * Takes over the page's composer until `signal` aborts.
  *
  * @param {object} options
  * @param {AbortSignal} options.signal
- * @param {import("./clip.js").Clip} options.clip the one whose player the times in answers move
- * @param {(sessionId: string, question: string) => void} options.onNamed tells the first question
- * @param {() => void} options.onGone the session has been deleted meanwhile
+ * @param {import("./clip.js").Clip} options.clip the clip whose player the times in answers control
+ * @param {(sessionId: string, question: string) => void} options.onNamed called with each question
+ * @param {() => void} options.onDeletedElsewhere called to leave a session that has been deleted elsewhere
  */
-export function createConversation({ signal, clip, onNamed, onGone }) {
+export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }) {
   const [log, scroller, opening, composer, field, send, stop, refusal] =
     ["log", "scroller", "opening", "composer", "question", "send", "stop", "refusal"]
       .map((id) => document.getElementById(id));
-  const hasKeyboard = matchMedia("(pointer: fine)").matches; // else a focus would throw up the screen's keyboard
+  const hasKeyboard = matchMedia("(pointer: fine)").matches; // on touch screens, focus would open the keyboard
   let sessionId = null;
-  let begin; // the session is there
+  let begin; // resolves `begun` when the session exists
   const begun = new Promise((resolve) => { begin = resolve; });
-  let answering = null; // {id, isStopping} while an answer is asked for or given
+  let answering = null; // {id, isStopping} while an answer is requested or streamed
 
   field.value = "";
   refusal.hidden = true;
@@ -41,7 +41,7 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
   });
   on(field, "input", update);
   on(field, "keydown", (event) => {
-    // While a word is composed (Japanese, Chinese …), Enter belongs to the composition.
+    // In an input method (Japanese, Chinese …), Enter completes the composition.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     composer.requestSubmit();
@@ -51,8 +51,8 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
   }
 
   /**
-   * Begins: shows the turns there are, and goes on reading an answer that was left in the middle, here or elsewhere.
-   * @param {{answerId: string, question: string} | null} running what the service says is being answered
+   * Opens the session: shows its turns, and resumes reading an answer that is still running.
+   * @param {{answerId: string, question: string} | null} running the running answer according to the service
    */
   function open(id, messages = [], running = null) {
     sessionId = id;
@@ -65,14 +65,14 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     const left = pending.recall(id) ?? running;
     if (questions.length) onNamed(id, questions[0].content);
     if (left && messages.some((message) => message.answer_id === left.answerId)) pending.forget(id);
-    else if (left) goOn(left);
+    else if (left) resumeAnswer(left);
     opening.hidden = log.children.length > 0;
     update();
     toEnd();
     if (hasKeyboard) field.focus({ preventScroll: true });
   }
 
-  /** A question asked before the upload is through is shown at once, and sent as soon as it can be. */
+  /** Asks a question. One asked before the upload is complete is shown at once, and sent afterwards. */
   async function ask(text) {
     const question = text.trim();
     if (!question || answering) return;
@@ -88,36 +88,36 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     asked.withdraw = () => {
       turn.element.remove();
       opening.hidden = log.children.length > 0;
-      if (!field.value) field.value = question; // no typed word is lost
+      if (!field.value) field.value = question; // give the question back to the user
       answering = null;
       update();
     };
     await begun;
-    if (answering !== asked) return; // withdrawn meanwhile
+    if (answering !== asked) return; // the user has withdrawn the question
     turn.begin("Thinking …");
     const reading = beginReading();
     try {
       const reply = await api.ask(sessionId, question, settings.chosen(), reading);
       onNamed(sessionId, question);
-      await listen(turn, { question, reply, reading });
+      await readAnswer(turn, { question, reply, reading });
       answering = null;
       if (!signal.aborted) update();
     } catch (error) {
       if (signal.aborted || reading.aborted) return;
-      asked.withdraw(); // refused: nothing of it is in the session, so nothing of it stays here
+      asked.withdraw(); // the question was refused and is not part of the session
       refuse(error);
     }
   }
 
   function refuse(error) {
     const isGone = error.status === 404;
-    showProblem(refusal, error, isGone ? { label: "Back to the start", action: onGone } : null);
-    if (isGone) say("This conversation has been deleted.");
+    showProblem(refusal, error, isGone ? { label: "Back to the start", action: onDeletedElsewhere } : null);
+    if (isGone) announce("This conversation has been deleted.");
   }
 
   /**
-   * An answer goes on while another conversation is looked at, so its stream has a signal of its own: the service stops
-   * answers that nobody reads. Whoever comes back reads it in their turn.
+   * Creates the signal of an answer's stream. The stream continues while the user looks at another conversation, because
+   * the service stops answers without readers.
    */
   function beginReading() {
     readings.get(sessionId)?.abort();
@@ -126,24 +126,24 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     return controller.signal;
   }
 
-  function goOn({ answerId, question }) {
+  function resumeAnswer({ answerId, question }) {
     answering = { id: answerId, isStopping: false };
     const turn = addTurn(question);
     turn.begin("Thinking …");
-    const ended = listen(turn, { question, id: answerId, reading: beginReading() }).finally(() => {
+    const ended = readAnswer(turn, { question, id: answerId, reading: beginReading() }).finally(() => {
       answering = null;
       if (!signal.aborted) update();
     });
-    ended.catch(() => {}); // only an aborted reading comes through, and then nobody waits
+    ended.catch(() => {}); // rejects only when the stream is aborted
   }
 
-  /** Shows an answer's events until it ends; whatever happens to it is shown in its turn. */
-  async function listen(turn, { question, reading, reply = null, id = null }) {
+  /** Shows the events of an answer, and its error if it fails, in its turn. */
+  async function readAnswer(turn, { question, reading, reply = null, id = null }) {
     const aloud = createReading();
     let text = "";
     try {
       for await (const { name, data } of api.followAnswer({ id, reply, signal: reading, onLost: turn.showLost })) {
-        if (name === "answer") named(data.id, question);
+        if (name === "answer") rememberAnswer(data.id, question);
         else if (name === "progress") turn.showProgress(data.stage);
         else if (name === "delta") {
           text += data.text;
@@ -155,7 +155,7 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
         } else if (name === "error") throw api.eventError(data);
       }
     } catch (error) {
-      if (reading.aborted) throw error; // kept as pending: it may be gone on with
+      if (reading.aborted) throw error; // the answer stays pending, so that it can be resumed
       const remedy = error.status === 404 || error.status === 410 ? null : { label: "Ask again", action: () => askAgain(turn, question) };
       follow(() => turn.fail(error, remedy));
     }
@@ -163,7 +163,7 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     readings.delete(sessionId);
   }
 
-  function named(id, question) {
+  function rememberAnswer(id, question) {
     answering.id = id;
     pending.remember(sessionId, { answerId: id, question });
     if (answering.isStopping) cancel();
@@ -181,13 +181,13 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     if (answering.isStopping) return;
     answering.isStopping = true;
     update();
-    if (answering.id) cancel(); // else as soon as the answer has a name
+    if (answering.id) cancel(); // otherwise when the answer's id arrives
   }
 
   async function cancel() {
     try {
       await api.cancelAnswer(answering.id, signal);
-      say("Stopping.");
+      announce("Stopping.");
     } catch (error) {
       if (signal.aborted || !answering) return;
       answering.isStopping = false;
@@ -202,9 +202,9 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     return turn;
   }
 
-  /** Changes the log; a reader at its end stays there, one who has scrolled up is left in peace. */
+  /** Changes the log; scrolls to its end only if the user is there already. */
   function follow(change) {
-    if (signal.aborted) return change(); // nobody looks at this one any more
+    if (signal.aborted) return change(); // the conversation is not on the page any more
     const isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     change();
     if (isAtEnd) toEnd();
@@ -220,7 +220,7 @@ export function createConversation({ signal, clip, onNamed, onGone }) {
     stop.hidden = answering === null;
     stop.disabled = answering?.isStopping ?? false;
     send.disabled = !field.value.trim();
-    if (hasKeyboard && focused?.hidden) field.focus(); // its button has just gone
+    if (hasKeyboard && focused?.hidden) field.focus(); // the focused button has just been hidden
     field.style.height = "auto";
     field.style.height = `${field.scrollHeight}px`;
   }

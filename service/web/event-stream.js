@@ -1,21 +1,21 @@
-/** Server-Sent Events over fetch: a parser that does no I/O, and a reader that survives lost connections. */
+/** Server-Sent Events over fetch: a parser without I/O, and a reader that reconnects after lost connections. */
 
-const SILENCE = 25_000; // ms; the service gives a sign of life every 10 s, so longer silence is a dead connection
-const PATIENCE = 8; // connections lost in a row, without one event between them
-const FIRST_PAUSE = 300; // ms, doubled with each loss
+const SILENCE = 25_000; // ms; the service sends a keep-alive comment every 10 s, so after that the connection is dead
+const MAX_LOSSES = 8; // connections lost one after another without an event
+const FIRST_PAUSE = 300; // ms, doubled after each loss
 const LONGEST_PAUSE = 5_000;
 
-/** Takes the stream's text in pieces of any size and gives the events that are complete. */
+/** Parses the text of a stream in pieces of any size; returns complete events. */
 export class EventParser {
   #rest = "";
   #id = null;
   #name = "";
   #data = [];
 
-  /** @returns {{id: number | null, name: string, data: any}[]} `id` is null for an event that carried none */
+  /** @returns {{id: number | null, name: string, data: any}[]} `id` is null for an event without one */
   push(text) {
     const events = [];
-    // A "\r" at the very end may be half of a "\r\n": it waits for what follows.
+    // A "\r" at the end may be the first half of "\r\n", so it waits for the next piece.
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop();
     for (const line of lines) {
@@ -27,7 +27,7 @@ export class EventParser {
 
   #field(line) {
     const colon = line.indexOf(":");
-    if (colon === 0) return; // a comment: the sign of life
+    if (colon === 0) return; // a comment, sent to keep the connection alive
     const name = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (name === "data") this.#data.push(value);
@@ -43,20 +43,20 @@ export class EventParser {
   }
 }
 
-/** The stream broke off, again and again; `status` as in an error of the service: no reply. */
+/** The connection was lost too often; `status` is 0, as in an `ApiError` without a response. */
 export class ConnectionLost extends Error {
   status = 0;
 }
 
 /**
- * Yields a log's events up to the one that ends it, each once and in order, over as many connections as it takes.
+ * Yields the events of a log up to its last one, each once and in order; reconnects when necessary.
  *
- * @param {(after: number) => Promise<Response>} connect opens the stream behind event `after`
+ * @param {(after: number) => Promise<Response>} connect opens the stream after the event with the id `after`
  * @param {object} options
- * @param {string[]} options.ends names of the events after which nothing comes
+ * @param {string[]} options.ends the names of the events that end a log
  * @param {AbortSignal} options.signal stops reading
- * @param {(error: unknown) => boolean} options.isFinal whether an error of `connect` will not go away by trying again
- * @param {() => void} [options.onLost] a connection was lost; another will be tried
+ * @param {(error: unknown) => boolean} options.isFinal whether a retry would not help after an error of `connect`
+ * @param {() => void} [options.onLost] called before each attempt to reconnect
  */
 export async function* follow(connect, { ends, signal, isFinal, onLost }) {
   let after = 0;
@@ -65,7 +65,7 @@ export async function* follow(connect, { ends, signal, isFinal, onLost }) {
     let reason = new ConnectionLost();
     try {
       for await (const event of readEvents(await connect(after))) {
-        // Without an id it is not of the log: this reading of the log has failed, the log itself goes on.
+        // An event without an id is not part of the log: this connection has failed, but the log continues.
         if (event.id === null) break;
         after = event.id;
         losses = 0;
@@ -77,7 +77,7 @@ export async function* follow(connect, { ends, signal, isFinal, onLost }) {
       if (error.status !== undefined) reason = error;
     }
     signal.throwIfAborted();
-    if (++losses > PATIENCE) throw reason;
+    if (++losses > MAX_LOSSES) throw reason;
     onLost?.();
     await pause(Math.min(FIRST_PAUSE * 2 ** (losses - 1), LONGEST_PAUSE), signal);
   }
@@ -86,16 +86,16 @@ export async function* follow(connect, { ends, signal, isFinal, onLost }) {
 async function* readEvents(response) {
   const parser = new EventParser();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  const hangUp = () => reader.cancel().catch(() => {});
+  const cancel = () => reader.cancel().catch(() => {});
   try {
     for (;;) {
-      const timer = setTimeout(hangUp, SILENCE);
+      const timer = setTimeout(cancel, SILENCE);
       const { done, value } = await reader.read().finally(() => clearTimeout(timer));
       if (done) return;
       yield* parser.push(value);
     }
   } finally {
-    hangUp();
+    cancel();
   }
 }
 

@@ -1,15 +1,15 @@
-/** The API key, for a service that asks for one: kept in this tab alone, and gone with it. */
+/** The API key of a service that requires one, stored until the tab is closed. */
 
 const NAME = "reeltalk-key";
 
 export const recall = () => sessionStorage.getItem(NAME);
 export const headers = () => (recall() ? { Authorization: `Bearer ${recall()}` } : {});
 
-/** A request was refused for want of a key that is valid: the page is to ask for one. */
+/** Reports that a request was refused for lack of a valid key, so that the page asks for one. */
 export const refused = () => dispatchEvent(new Event("keyrefused"));
 
 /**
- * Shows the field for a key whenever the service asks for one; `onKey` is called when one was typed.
+ * Shows the field for a key whenever the service requires one; `onKey` is called after the user has entered it.
  *
  * @param {() => void} onKey
  */
@@ -18,7 +18,7 @@ export function askWhenRefused(onKey) {
   const field = document.getElementById("key");
   const wrong = document.getElementById("key-wrong");
   addEventListener("keyrefused", () => {
-    if (!form.hidden) return; // several requests are refused at once
+    if (!form.hidden) return; // several requests may be refused together
     wrong.hidden = !recall();
     form.hidden = false;
     field.focus();

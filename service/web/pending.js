@@ -1,4 +1,4 @@
-/** The answer that a session waits for, kept beyond a reload. The service knows the answer, this is its name. */
+/** The id of the running answer of each session, stored so that a reload can resume it. */
 
 import * as storage from "./storage.js";
 
@@ -10,7 +10,7 @@ export const remember = (sessionId, answer) => storage.keep(name(sessionId), ans
 /** @returns {{answerId: string, question: string} | null} */
 export const recall = (sessionId) => storage.recall(name(sessionId));
 
-/** Forgets the answer, unless the session waits for another one by now. */
+/** Forgets the answer, unless the session waits for a newer one. */
 export function forget(sessionId, answerId = null) {
   if (answerId === null || recall(sessionId)?.answerId === answerId) storage.forget(name(sessionId));
 }

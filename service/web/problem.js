@@ -1,4 +1,4 @@
-/** Something went wrong: said in place, in plain words, with a way on where there is one. */
+/** Shows an error where it occurred, with a button for a remedy if there is one. */
 
 import { explain } from "./wording.js";
 

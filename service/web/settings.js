@@ -1,11 +1,11 @@
-/** How answers are drawn: the fields under the composer, kept beyond a reload. An empty field leaves it to the service. */
+/** The sampling parameters under the composer, stored across reloads. An empty field means the service's default. */
 
 import * as storage from "./storage.js";
 
 const panel = document.getElementById("settings");
 const fields = [...panel.querySelectorAll("input")];
 
-/** @returns {Record<string, number>} what is to be sent with a question */
+/** @returns {Record<string, number>} the parameters to send with a question */
 export function chosen() {
   return Object.fromEntries(fields.filter((field) => field.value !== "").map((field) => [field.name, field.valueAsNumber]));
 }
@@ -27,7 +27,7 @@ function mark() {
 }
 
 panel.addEventListener("input", keep);
-panel.addEventListener("invalid", () => { panel.open = true; }, true); // a closed field cannot say what is wrong
+panel.addEventListener("invalid", () => { panel.open = true; }, true); // open the panel, so that the browser can show the error
 panel.querySelector("button").addEventListener("click", () => {
   for (const field of fields) field.value = "";
   keep();

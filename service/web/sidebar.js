@@ -1,4 +1,4 @@
-/** The conversations there are: to go to one, to begin another about the same clip, to delete one. */
+/** The list of conversations: opens one, begins another about the same clip, or deletes one. */
 
 import * as api from "./api.js";
 import { showProblem } from "./problem.js";
@@ -11,25 +11,25 @@ export function createSidebar({ onAgain, onDeleted }) {
     ["sidebar", "sessions", "more-sessions", "sidebar-problem", "sidebar-toggle", "shade"]
       .map((id) => document.getElementById(id));
   const shape = document.getElementById("session-template");
-  const videos = new Map(); // by id; asked for again as long as they are being prepared
+  const videos = new Map(); // by id; requested again while they are being prepared
   let sessions = [];
   let hasMore = false;
   let asked = 0;
-  let drawn = ""; // what the list shows
-  let pictures = new AbortController(); // lets go of the list's pictures
+  let drawn = ""; // a fingerprint of the list on the page
+  let pictures = new AbortController(); // releases the pictures of the list
 
   toggle.onclick = () => setOpen(!panel.hasAttribute("data-open"));
   shade.onclick = () => setOpen(false);
   more.onclick = () => load(sessions.at(-1)?.id);
-  matchMedia("(width >= 1100px)").addEventListener("change", () => setOpen(false)); // a column is no drawer
-  document.addEventListener("visibilitychange", () => document.hidden || load()); // another tab may have changed something
+  matchMedia("(width >= 1100px)").addEventListener("change", () => setOpen(false)); // on a wide page the list is a column
+  document.addEventListener("visibilitychange", () => document.hidden || load()); // another tab may have changed the list
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !panel.hasAttribute("data-open")) return;
-    event.preventDefault(); // it closes the drawer and stops no answer
+    event.preventDefault(); // Escape closes the drawer and does not stop an answer
     setOpen(false);
   });
 
-  /** On a narrow page the list is a drawer; while it is open, what lies under it takes no focus. */
+  /** On a narrow page the list is a drawer; while it is open, the page below it cannot take the focus. */
   function setOpen(isOpen) {
     if (isOpen === panel.hasAttribute("data-open")) return;
     panel.toggleAttribute("data-open", isOpen);
@@ -40,25 +40,25 @@ export function createSidebar({ onAgain, onDeleted }) {
     else toggle.focus();
   }
 
-  /** Reads the list anew, or what comes after one of its sessions. */
+  /** Loads the list again, or the page of sessions after `after`. */
   async function load(after = null) {
     const number = ++asked;
     try {
       const page = await api.sessions(after);
-      await Promise.all([...new Set(page.data.flatMap((session) => session.video_ids))].map(learn));
-      if (number !== asked) return; // a later reading is under way
+      await Promise.all([...new Set(page.data.flatMap((session) => session.video_ids))].map(loadVideo));
+      if (number !== asked) return; // a later request is in progress
       sessions = after ? [...sessions, ...page.data] : page.data;
       hasMore = page.has_more;
       problem.hidden = true;
       show();
     } catch (error) {
       if (number !== asked) return;
-      if (error.status === 401) clear(); // what a key has shown goes with it
+      if (error.status === 401) clear(); // hide the conversations of the previous key
       else showProblem(problem, error, { label: "Try again", action: () => load(after) });
     }
   }
 
-  async function learn(id) {
+  async function loadVideo(id) {
     if (["ready", "failed"].includes(videos.get(id)?.status)) return;
     try {
       videos.set(id, await api.video(id));
@@ -80,7 +80,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     toggle.hidden = panel.hidden = sessions.length === 0;
     document.body.toggleAttribute("data-sidebar", sessions.length > 0);
     const wanted = JSON.stringify(sessions.map(({ id, video_ids: ids }) => [id, titles.recall(id), ids.map((v) => videos.get(v)?.status)]));
-    if (wanted !== drawn) draw(); // else whoever is in the list with the keyboard would lose their place
+    if (wanted !== drawn) draw(); // an unchanged list is not redrawn, so that it keeps the focus
     drawn = wanted;
     mark();
   }
@@ -104,7 +104,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     name.textContent = title;
     about.textContent = title === files ? begun : `${begun} · ${files}`;
     if (clips[0].status === "ready") {
-      api.frameUrl(clips[0].id, 0, pictures.signal).then((url) => { picture.src = url; }, () => {}); // it only decorates
+      api.frameUrl(clips[0].id, 0, pictures.signal).then((url) => { picture.src = url; }, () => {}); // the picture is decorative
     }
     again.setAttribute("aria-label", `New conversation about ${files}`);
     again.onclick = () => (setOpen(false), onAgain(session));
@@ -131,11 +131,11 @@ export function createSidebar({ onAgain, onDeleted }) {
     onDeleted(id);
     await load();
     const links = list.querySelectorAll("a");
-    if (links.length) links[Math.min(place, links.length - 1)].focus(); // the button that had the focus is gone
+    if (links.length) links[Math.min(place, links.length - 1)].focus(); // the button that had the focus has been removed
     else setOpen(false);
   }
 
-  /** A conversation has its first question: that is what it is called. */
+  /** Names a conversation by its first question. */
   function name(sessionId, question) {
     if (titles.remember(sessionId, question)) show();
   }

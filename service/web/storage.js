@@ -1,11 +1,11 @@
-/** What the page keeps beyond a reload. A browser may refuse to store anything; then it lasts as long as the page. */
+/** Stores values across reloads. If the browser refuses to store them, they last as long as the page. */
 
 const PREFIX = "reeltalk:";
-const meanwhile = new Map();
+const fallback = new Map();
 
-/** @returns {any} what was kept under this name; null when there is nothing */
+/** @returns {any} the value stored under this name, or null */
 export function recall(name) {
-  if (meanwhile.has(name)) return meanwhile.get(name);
+  if (fallback.has(name)) return fallback.get(name);
   try {
     return JSON.parse(localStorage.getItem(PREFIX + name));
   } catch {
@@ -16,14 +16,14 @@ export function recall(name) {
 export function keep(name, value) {
   try {
     localStorage.setItem(PREFIX + name, JSON.stringify(value));
-    meanwhile.delete(name);
+    fallback.delete(name);
   } catch {
-    meanwhile.set(name, value);
+    fallback.set(name, value);
   }
 }
 
 export function forget(name) {
-  meanwhile.delete(name);
+  fallback.delete(name);
   try {
     localStorage.removeItem(PREFIX + name);
   } catch { /* nothing was stored */ }

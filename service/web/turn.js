@@ -1,11 +1,11 @@
-/** One turn of the conversation as it is seen: the question, the growing answer, and how it ended. */
+/** One turn of the conversation on the page: the question, the answer while it is streamed, and how it ended. */
 
 import { showProblem } from "./problem.js";
 import { answerFigures, moments } from "./wording.js";
 
 const STAGES = { decode: "Reading the video's frames …", encode: "Encoding the video's frames …", ready: "Thinking …" };
 
-/** @param {{clip: import("./clip.js").Clip}} options the one whose player the times in the answer move */
+/** @param {{clip: import("./clip.js").Clip}} options the clip whose player the times in the answer control */
 export function createTurn(question, { clip }) {
   const element = document.querySelector("#turn-template").content.cloneNode(true).firstElementChild;
   const [asked, answer, state, figures, problem] = [".asked", ".answer", ".state", ".figures", ".problem"]
@@ -39,7 +39,7 @@ export function createTurn(question, { clip }) {
     },
 
     showLost() {
-      state.textContent = "Connection lost, picking the answer up again …";
+      state.textContent = "Connection lost, reconnecting …";
     },
 
     /** @param {object} message the fields of a `done` event or of an assistant's message */
@@ -58,7 +58,7 @@ export function createTurn(question, { clip }) {
   };
 }
 
-/** The text, with each moment it names as a button that moves the player there. */
+/** The text, with a button for each time in it that moves the player there. */
 function* withMoments(text, clip) {
   let after = 0;
   for (const [start, end, seconds] of moments(text)) {
@@ -67,7 +67,7 @@ function* withMoments(text, clip) {
     button.type = "button";
     button.className = "moment";
     button.textContent = text.slice(start, end);
-    button.title = "Go there in the player";
+    button.title = "Go to this time in the player";
     button.onclick = () => clip.seek(seconds);
     yield text.slice(after, start);
     yield button;

@@ -1,4 +1,4 @@
-/** Numbers, times and errors in words that people read. No DOM, no network. */
+/** Formats numbers, times and errors for users. No DOM, no network. */
 
 const UNITS = ["bytes", "kB", "MB", "GB"];
 
@@ -19,13 +19,13 @@ export function clock(seconds, { tenths = false } = {}) {
 
 export const percent = (fraction) => `${Math.floor(fraction * 100)} %`;
 
-/** When something was: the time of a day that is today, else the date. */
+/** A date as the time if it is today, else as the date. */
 export function day(date) {
   const isToday = date.toDateString() === new Date().toDateString();
   return date.toLocaleString([], isToday ? { timeStyle: "short" } : { day: "numeric", month: "short", year: "numeric" });
 }
 
-/** What is known of a video, in one line. */
+/** The known properties of a video, in one line. */
 export function videoFacts(video) {
   const known = [];
   if (video.width) known.push(`${video.width} × ${video.height}`);
@@ -38,23 +38,23 @@ export function videoFacts(video) {
 
 const ENDINGS = { abort: "stopped", length: "cut at the token limit" };
 
-/** Where an answer's tokens and time went, in one line. */
+/** The tokens and times of an answer, in one line. */
 export function answerFigures({ finish_reason, usage, timings, frames }) {
   const figures = [];
   if (finish_reason in ENDINGS) figures.push(ENDINGS[finish_reason]);
   const seen = (frames ?? []).reduce((sum, video) => sum + video.frames.length, 0);
   if (seen) figures.push(plural(seen, "frame"));
   if (usage) figures.push(`${plural(usage.prompt_tokens, "token")} in, ${usage.completion_tokens} out`);
-  if (timings?.time_to_first_token_ms != null) figures.push(`first after ${duration(timings.time_to_first_token_ms)}`);
+  if (timings?.time_to_first_token_ms != null) figures.push(`first token after ${duration(timings.time_to_first_token_ms)}`);
   if (timings?.tokens_per_second) figures.push(`${Math.round(timings.tokens_per_second)} tokens/s`);
-  if (timings) figures.push(`${duration(timings.total_time_ms)} in all`);
+  if (timings) figures.push(`${duration(timings.total_time_ms)} in total`);
   return figures.map((figure) => figure.replaceAll(" ", "\u00a0")).join(" · "); // lines break between figures only
 }
 
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** Moments named in a text, as [start, end, seconds]: "0:12", "1:02:03", "4.5 s", "12 seconds". */
+/** Finds times in a text, such as "0:12", "1:02:03", "4.5 s" and "12 seconds"; returns [start, end, seconds] for each. */
 export function moments(text) {
   const found = [];
   for (const match of text.matchAll(/\b(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)\b|\b(\d+(?:\.\d+)?) ?(?:s|sec|seconds?)\b/gu)) {
@@ -67,32 +67,32 @@ export function moments(text) {
 
 const TITLES = {
   0: "The service cannot be reached.",
-  401: "This service asks for an API key.",
-  403: "This key is not for that.",
-  404: "This is no longer here.",
+  401: "This service requires an API key.",
+  403: "This API key does not allow that.",
+  404: "This does not exist any more.",
   409: "One question at a time.",
-  410: "The video's file is gone.",
+  410: "The video's file has been deleted.",
   413: "This file is too large.",
-  415: "This is not a video that can be opened.",
-  422: "This cannot be used.",
-  429: "That was a bit much at once.",
+  415: "This file is not a supported video.",
+  422: "The service cannot use this.",
+  429: "Too many requests.",
   503: "The service is busy or not ready yet.",
 };
 const DETAILS = { 0: "Is it still running?" };
 
-/** An error as a title and, if there is more to say, the service's own sentence. */
+/** Describes an error by a title and the message of the service. */
 export function explain(error) {
   const status = error.status ?? -1;
   const title = TITLES[status] ?? (status < 0 ? "Something went wrong on this page." : "Something went wrong in the service.");
   const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
-  // many of the service's sentences say already that one should try again
+  // many messages of the service already ask the user to try again
   const detail = DETAILS[status] ?? error.message + (/try again/iu.test(error.message) ? "" : wait);
   return { title, detail };
 }
 
-/** What a user should know before believing the model; null when there is nothing to warn of. */
+/** What a user must know about the limits of the model; null if there is nothing to say. */
 export function modelNote(model) {
   return model === "tiny"
-    ? "“tiny” is a small model of drawn shapes: it tells what they are, how they move, when they come and go. About anything else it says that it does not know it."
+    ? "“tiny” is a small model that knows only drawn shapes: what they are, how they move, and when they appear and disappear. If you ask about anything else, it says that it does not know."
     : null;
 }

@@ -1,4 +1,4 @@
-"""The encoder's benchmark: what it compares, counts and refuses."""
+"""The encoder benchmark compares both implementations and counts operations correctly."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def test_the_published_arithmetic_written_plainly_gives_the_tokens_of_the_network() -> None:
+def test_the_published_arithmetic_gives_the_tokens_of_the_network() -> None:
     network = build(CONFIG, CPU)
     for parameter in network.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -35,7 +35,7 @@ def test_the_published_arithmetic_written_plainly_gives_the_tokens_of_the_networ
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["visual_encoder.gmhra.1.dpe.bias", "visual_encoder.blocks.0.attn.v_bias"])
-def test_a_parameter_that_one_side_ignored_would_be_seen(name: str) -> None:
+def test_a_parameter_that_one_implementation_ignored_would_be_detected(name: str) -> None:
     network, clip = build(CONFIG, CPU), torch.randn(1, 3, 3, 12, 12)
     expected = plain_tokens(network, clip)
     network.get_parameter(name).add_(1)
@@ -43,7 +43,7 @@ def test_a_parameter_that_one_side_ignored_would_be_seen(name: str) -> None:
 
 
 @torch.no_grad()
-def test_both_ways_are_timed_in_pairs_and_compared() -> None:
+def test_both_implementations_are_timed_in_pairs_and_compared() -> None:
     network, clip = build(CONFIG, CPU), torch.randn(1, 3, 3, 12, 12)
     ratio = compare(network, clip, repeats=2)
     assert 0 <= ratio.difference <= encoder.TOLERANCE
@@ -61,7 +61,7 @@ def test_flops_count_the_published_arithmetic() -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("default")
-def test_where_the_time_goes_and_how_batches_scale_are_told() -> None:
+def test_operations_and_batch_sizes_are_timed() -> None:
     network, clip = build(CONFIG, CPU), torch.randn(1, 3, 3, 12, 12)
     seconds = operations(lambda: network.encode(clip), CPU)
     assert seconds["aten::addmm"] > 0 and list(seconds.values()) == sorted(seconds.values(), reverse=True)
@@ -75,6 +75,6 @@ def test_the_benchmark_runs_and_ends_with_a_line_of_json(
     monkeypatch.setattr(encoder, "PUBLISHED_7B", CONFIG)
     monkeypatch.setattr(sys, "argv", ["encoder", "--device", "cpu", "--repeats", "1", "--batches", "1"])
     assert encoder.main() == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["benchmark"] == "encoder" and told["depth"] == 3
-    assert {"ratio", "float32_ms_1", "bfloat16_ms_1"} <= told.keys()
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results["benchmark"] == "encoder" and results["depth"] == 3
+    assert {"ratio", "float32_ms_1", "bfloat16_ms_1"} <= results.keys()

@@ -1,4 +1,4 @@
-"""The benchmark of the published sizes, in small ones."""
+"""The published-size benchmark, run with small sizes."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def test_a_folder_as_convert_writes_it_is_made_of_random_weights(tmp_path: Path)
     assert record is not None and recompute_digest(tmp_path / "model") == record["digest"]
     assert is_written(tmp_path / "model", CONFIG)
     assert not is_written(tmp_path / "elsewhere", CONFIG)
-    with pytest.raises(SystemExit, match="holds a model of other sizes"):
+    with pytest.raises(SystemExit, match="contains a model of other sizes"):
         is_written(tmp_path / "model", published_size.cut(CONFIG, depth=1))
 
 
@@ -50,7 +50,7 @@ def test_every_phase_from_file_to_first_token_is_measured(tmp_path: Path) -> Non
     assert measured["num_prompt_tokens"] > 5 and 0 <= measured["token_id"] < 1200
 
 
-def test_memory_that_a_phase_takes_for_a_moment_is_seen() -> None:
+def test_a_short_peak_of_memory_in_a_phase_is_measured() -> None:
     phases = Phases()
     with phases.phase("idle"):
         pass
@@ -63,13 +63,13 @@ def test_memory_that_a_phase_takes_for_a_moment_is_seen() -> None:
     assert busy.resident > 64 * MIB and peak_resident() > 64 * MIB
 
 
-def test_the_benchmark_runs_in_processes_of_its_own_and_ends_with_a_line_of_json(
+def test_the_benchmark_runs_in_separate_processes_and_ends_with_a_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(published_size, "PUBLISHED_7B", CONFIG)
     folder = tmp_path / "model"
     monkeypatch.setattr(sys, "argv", ["published-size", str(folder), "--device=cpu", "--settings=16-bit", "--remove"])
     assert published_size.main() == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["16-bit"]["peak"] > 50 * MIB and told["decoder_depth"] == 2
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results["16-bit"]["peak"] > 50 * MIB and results["decoder_depth"] == 2
     assert not folder.exists()

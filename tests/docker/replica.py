@@ -1,4 +1,4 @@
-"""Two stand-in replicas, and a real nginx with the committed configuration in front. Knows no model."""
+"""Fake replicas without a model, and a real nginx with the committed configuration in front of them."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ WAIT = 10.0
 
 
 class Replica(ThreadingHTTPServer):
-    """Answers with its own name; `first_event_read` and `first_bytes_seen` let a test stop in mid-stream."""
+    """A server that responds with its name; a test uses its events to stop in the middle of a stream."""
 
     daemon_threads = True
 
@@ -27,7 +27,7 @@ class Replica(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where nginx finds it."""
+        """The address for nginx."""
         return f"127.0.0.1:{self.server_port}"
 
 
@@ -40,16 +40,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/events"):
             self._stream()
         else:
-            self._say(self.server.name)
+            self._respond(self.server.name)
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         received = self.rfile.read(min(length, 5))
         self.server.first_bytes_seen.set()
         received += self.rfile.read(length - len(received))
-        self._say(f"{self.server.name} {len(received)}")
+        self._respond(f"{self.server.name} {len(received)}")
 
-    def _say(self, text: str) -> None:
+    def _respond(self, text: str) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -61,7 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self._chunk(b"data: first\n\n")
-        last = b"data: last\n\n" if self.server.first_event_read.wait(WAIT) else b"data: nobody read the first\n\n"
+        last = (
+            b"data: last\n\n" if self.server.first_event_read.wait(WAIT) else b"data: the first event was not read\n\n"
+        )
         self._chunk(last)
         self._chunk(b"")
 
@@ -74,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running_replica(name: str) -> Iterator[Replica]:
-    """A stand-in that serves until the block ends."""
+    """Run a fake replica as long as the block."""
     with Replica(name) as replica:
         threading.Thread(target=replica.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         try:
@@ -85,22 +87,22 @@ def running_replica(name: str) -> Iterator[Replica]:
 
 @contextlib.contextmanager
 def running_balancer(nginx: str, *, replicas: tuple[str, str]) -> Iterator[Path]:
-    """nginx as committed, but for the replicas' addresses and a unix socket to listen on.
+    """Run nginx with the committed configuration, except for the replicas' addresses and a unix socket to listen on.
 
     Yields:
-        The socket.
+        The path of the socket.
     """
     with tempfile.TemporaryDirectory(prefix="balancer-") as folder:
         listens = Path(folder) / "listen"
         configuration = Path(folder) / "nginx.conf"
         configuration.write_text(
             CONFIGURATION.read_text()
-            .replace("/tmp/", f"{folder}/")  # noqa: S108 - what the configuration says
+            .replace("/tmp/", f"{folder}/")  # noqa: S108 - the text of the configuration
             .replace("replica-1:8000", replicas[0])
             .replace("replica-2:8000", replicas[1])
             .replace("listen 8080", f"listen unix:{listens}")
         )
-        # As root its workers would be nobody, who may not enter the temporary directory.
+        # Started by root, nginx would run its workers as the user nobody, who cannot enter the temporary directory.
         account = "user root;" if os.geteuid() == 0 else ""
         command = [nginx, "-c", str(configuration), "-p", folder, "-g", f"daemon off; {account}"]
         with subprocess.Popen(command) as process:

@@ -1,4 +1,4 @@
-"""The balancer, for real: nginx with docker/nginx.conf in front of two stand-in replicas."""
+"""A real nginx with docker/nginx.conf balances two fake replicas."""
 
 import shutil
 import socket
@@ -32,7 +32,7 @@ def client_of(listens: Path) -> httpx2.Client:
     return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(listens)), base_url="http://balancer", timeout=WAIT)
 
 
-def test_a_sessions_requests_all_reach_one_replica_and_sessions_spread_over_both(balancer: Path) -> None:
+def test_all_requests_of_a_session_reach_one_replica_and_sessions_are_spread(balancer: Path) -> None:
     with client_of(balancer) as client:
         answered_by = {
             session: {client.get(f"/v1/sessions/ses_{session}{rest}").text for rest in ("", "/messages", "/x?after=1")}
@@ -47,7 +47,7 @@ def test_requests_without_a_session_are_spread_over_both(balancer: Path) -> None
         assert {client.get("/v1/models").text for _ in range(40)} == {"one", "two"}
 
 
-def test_a_replica_that_cannot_be_reached_is_passed_over(replicas: tuple[Replica, Replica]) -> None:
+def test_an_unreachable_replica_is_skipped(replicas: tuple[Replica, Replica]) -> None:
     with (
         running_balancer(NGINX, replicas=(NOWHERE, replicas[1].address)) as listens,
         client_of(listens) as client,
@@ -56,14 +56,14 @@ def test_a_replica_that_cannot_be_reached_is_passed_over(replicas: tuple[Replica
     assert {answer.text for answer in asked} == {"two 2"}
 
 
-def test_without_any_replica_the_refusal_says_so_in_the_apis_envelope() -> None:
+def test_without_replicas_the_response_is_an_error_of_the_api() -> None:
     with running_balancer(NGINX, replicas=(NOWHERE, NOWHERE)) as listens, client_of(listens) as client:
         answer = client.get("/v1/models")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
     assert answer.json()["error"]["code"] == "no_replica"
 
 
-def test_an_event_arrives_before_the_next_one_is_made(balancer: Path, replicas: tuple[Replica, Replica]) -> None:
+def test_an_event_arrives_before_the_next_one_is_sent(balancer: Path, replicas: tuple[Replica, Replica]) -> None:
     with client_of(balancer) as client, client.stream("GET", "/v1/answers/ans_1/events") as answer:
         pieces = answer.iter_bytes()
         assert next(pieces) == b"data: first\n\n"
@@ -72,7 +72,7 @@ def test_an_event_arrives_before_the_next_one_is_made(balancer: Path, replicas: 
         assert b"".join(pieces) == b"data: last\n\n"
 
 
-def test_an_uploads_first_bytes_reach_the_replica_before_its_last_are_sent(
+def test_the_first_bytes_of_an_upload_reach_the_replica_before_the_last_are_sent(
     balancer: Path, replicas: tuple[Replica, Replica]
 ) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
@@ -96,6 +96,6 @@ def test_a_body_too_large_for_a_question_is_refused_but_an_upload_of_that_size_i
     assert taken.text.split()[1] == str(len(body))
 
 
-def test_a_replicas_metrics_are_not_shown_through_the_balancer(balancer: Path) -> None:
+def test_the_balancer_does_not_serve_metrics_of_replicas(balancer: Path) -> None:
     with client_of(balancer) as client:
         assert client.get("/metrics").status_code == 404

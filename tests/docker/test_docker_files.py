@@ -1,4 +1,4 @@
-"""docker/: the files pass their own tools, and agree with the settings they are written for."""
+"""The files in docker/ are valid and agree with the settings of the service."""
 
 import json
 import os
@@ -19,7 +19,7 @@ DEFAULTS = Settings()
 
 
 def run(*command: str | Path) -> str:
-    """The output of a tool that has to end well."""
+    """Run a tool that must succeed; returns its output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -68,7 +68,7 @@ def test_every_variable_of_the_image_is_a_setting(file: str) -> None:
     assert named <= {field.upper() for field in Settings.model_fields}
 
 
-def test_the_health_check_passes_while_the_service_answers_and_fails_once_it_is_gone() -> None:
+def test_the_health_check_passes_while_the_service_runs_and_fails_after_its_end() -> None:
     found = re.search(r"HEALTHCHECK .*\\\n\s*CMD (\[.*\])", (DOCKER / "Dockerfile").read_text())
     assert found
     command = [sys.executable, *json.loads(found[1])[1:]]

@@ -1,4 +1,4 @@
-"""docker/prometheus and docker/grafana ask only for series that are served; each alert is explained and tried."""
+"""docker/prometheus and docker/grafana use only existing metrics; each alert is documented and tested."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def expressions() -> list[str]:
 
 
 def served() -> dict[str, set[str]]:
-    """Every name that /metrics can have, with the labels of its series."""
+    """Every name in /metrics with its labels."""
     metrics = Metrics()
     labels = {s._name: set(s._labelnames) for s in vars(metrics).values() if isinstance(s, MetricWrapperBase)}
     found: dict[str, set[str]] = {}
@@ -47,8 +47,8 @@ def served() -> dict[str, set[str]]:
     return found
 
 
-def strange(expression: str, known: dict[str, set[str]]) -> set[str]:
-    """The names and labels of an expression that no series has."""
+def unknown_names(expression: str, known: dict[str, set[str]]) -> set[str]:
+    """The names and labels of an expression that do not exist in `known`."""
     named = _SERIES.findall(expression)
     allowed = _ADDED_BY_PROMETHEUS.union(*(known.get(name, set()) for name, _ in named))
     labels = {label for _, matchers in named for label in _MATCHER.findall(matchers)}
@@ -56,21 +56,21 @@ def strange(expression: str, known: dict[str, set[str]]) -> set[str]:
     return {name for name, _ in named if name not in known} | (labels - allowed)
 
 
-def test_dashboard_and_rules_ask_only_for_what_is_served() -> None:
+def test_dashboard_and_rules_use_only_existing_metrics() -> None:
     known, asked = served(), expressions()
     assert len(asked) > 40
-    assert {expression: found for expression in asked if (found := strange(expression, known))} == {}
+    assert {expression: found for expression in asked if (found := unknown_names(expression, known))} == {}
 
 
 @pytest.mark.parametrize(
     "mistake",
     ["reeltalk_worker_restarts", 'reeltalk_kv_cache_usage_ratio{gpu="0"}', "sum by (model) (reeltalk_media_bytes)"],
 )
-def test_a_series_or_label_that_is_not_served_is_noticed(mistake: str) -> None:
-    assert strange(mistake, served())
+def test_an_unknown_metric_or_label_is_found(mistake: str) -> None:
+    assert unknown_names(mistake, served())
 
 
-def test_every_alert_is_explained_and_tried() -> None:
+def test_every_alert_is_documented_and_tested() -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text()
     tried = (PROMETHEUS / "rules_test.yml").read_text()
     alerts = [rule["alert"] for rule in rules()]
@@ -88,13 +88,13 @@ def promtool(*arguments: str | Path, folder: Path = PROMETHEUS) -> subprocess.Co
     return subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_rules_are_sound_and_rise_when_they_should() -> None:
+def test_the_rules_are_valid_and_fire_when_they_should() -> None:
     for command in (("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")):
         ran = promtool(*command)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_a_rule_that_never_rises_fails_its_test(tmp_path: Path) -> None:
+def test_a_rule_that_never_fires_fails_its_test(tmp_path: Path) -> None:
     shutil.copy(PROMETHEUS / "rules_test.yml", tmp_path)
     for threshold in ("> 0.02", "> 0.95", "== 0"):
         (tmp_path / "rules.yml").write_text((PROMETHEUS / "rules.yml").read_text().replace(threshold, "> 1e9"))

@@ -1,6 +1,6 @@
-"""A large file in pieces, broken off again and again: `python -m tests.e2e.big_upload [MEGABYTES]` (300 by default).
+"""Uploads a large file over a connection that breaks: `python -m tests.e2e.big_upload [MEGABYTES]` (default 300).
 
-Prints what the API process took of memory over what it has when idle, and fails if a byte is lost or that is too much.
+Prints the memory that the API process needed in addition, and fails if a byte is lost or the memory exceeds a limit.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ TUS = {"Tus-Resumable": "1.0.0"}
 
 @dataclass(frozen=True)
 class Upload:
-    """What came of an upload."""
+    """The result of an upload."""
 
     video: dict[str, object]
     num_breaks: int
     seconds: float
     peak_over_idle: int
-    """Bytes of the API process."""
+    """The growth of the API process's memory, in bytes."""
 
 
 def padded_video(path: Path, *, num_bytes: int) -> str:
-    """The sample, made large by a box of noise that players skip; returns its SHA-256."""
+    """Write the sample with a large box of random bytes that players skip; returns its SHA-256."""
     shutil.copy(SAMPLE, path)
     num_padding = num_bytes - path.stat().st_size
     digest = hashlib.sha256(path.read_bytes())
@@ -55,7 +55,7 @@ def padded_video(path: Path, *, num_bytes: int) -> str:
 
 
 def memory(pid: int, field: str) -> int:
-    """Bytes of a process: `VmRSS` now, `VmHWM` at most so far."""
+    """The memory of a process in bytes: `VmRSS` is the current size, `VmHWM` the peak."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -63,9 +63,9 @@ def memory(pid: int, field: str) -> int:
 
 
 def interrupted_upload(service: RunningService, path: Path, *, num_breaks: int) -> Upload:
-    """Upload a file in one piece by tuspy, over a line that breaks `num_breaks` times; its own retries go on."""
+    """Upload a file with tuspy over a connection that breaks `num_breaks` times; tuspy's retries continue it."""
     pid = service.process.pid
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak counts from here
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets the peak
     idle, began, size = memory(pid, "VmRSS"), time.monotonic(), path.stat().st_size
     with wire_to(service.url) as wire, path.open("rb") as file:
         wire.fuses = [size // (num_breaks + 1)] * num_breaks
@@ -81,7 +81,7 @@ def interrupted_upload(service: RunningService, path: Path, *, num_breaks: int) 
 
 
 def main() -> None:
-    """Run it once, and print a line."""
+    """Run one upload and print a line of results."""
     num_megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data") as service:
         path = Path(folder) / "large.mp4"

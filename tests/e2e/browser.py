@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its DevTools pipe: no driver, no package. Knows nothing of the page."""
+"""Controls a headless Chromium over its DevTools pipe, without a driver or packages."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # a container's root may not open one
+    "--no-sandbox",  # root in a container cannot use the sandbox
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -28,18 +28,18 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--window-size=1280,800",
-    # a desk: headless Chromium says that it has neither mouse nor hover
+    # a mouse and a keyboard, which headless Chromium does not report by default
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
     "--remote-debugging-pipe",
 )
 TIMEOUT = 30.0
 
-# Chromium reads commands from descriptor 3 and writes to 4; its starter puts the pipes there.
+# Chromium reads commands from descriptor 3 and writes to 4; this launcher puts the pipes there.
 _STARTER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
-# Where an element's middle is, once it has stayed there for two looks and a mouse would hit it; null until then.
+# The center of an element once it has not moved between two frames and a click would hit it; null until then.
 _MIDDLE_AT_REST = """async (selector) => {
   const look = () => {
     const element = document.querySelector(selector);
@@ -54,7 +54,7 @@ _MIDDLE_AT_REST = """async (selector) => {
   return first && second && first.join() === second.join() ? second : null;
 }"""
 
-# Lets a click reach this element alone: one that meets another, since things moved, is swallowed and noted.
+# Lets a click reach only this element: a click on another one, after the layout moved, is suppressed and recorded.
 _GUARD = """(selector) => {
   const kinds = ["pointerdown", "mousedown", "pointerup", "mouseup", "click"];
   const element = document.querySelector(selector);
@@ -71,12 +71,12 @@ _MISSED = "(({ clickGuard }) => (clickGuard?.end(), clickGuard?.missed ?? false)
 
 
 def find_browser() -> str | None:
-    """The path of an installed Chromium."""
+    """The path of an installed Chromium; None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """A running Chromium. Messages are JSON between zero bytes; one thread sorts what comes in."""
+    """A running Chromium. Messages are JSON, separated by zero bytes; a thread dispatches the incoming ones."""
 
     def __init__(self, commands: BinaryIO, replies: BinaryIO) -> None:
         self._commands = commands
@@ -107,7 +107,7 @@ class Browser:
 
     @contextmanager
     def page(self, url: str) -> Iterator["Page"]:
-        """A page with storage of its own."""
+        """Open a page with its own storage."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -122,7 +122,7 @@ class Browser:
             self.call("Target.disposeBrowserContext", browserContextId=context)
 
     def join(self) -> None:
-        """Wait for the end of the messages, once the browser has ended."""
+        """Wait for the last message after the browser has ended."""
         self._reader.join(TIMEOUT)
 
     def _read(self) -> None:
@@ -133,11 +133,11 @@ class Browser:
                 if waiting := self._waiting.get(message.get("id", 0)):
                     waiting.put(message)
                 elif page := self._pages.get(message.get("sessionId", "")):
-                    page.heard(message)
+                    page.record(message)
 
 
 class Page:
-    """One page; `complaints` are its script errors, refused resources and error messages, in order."""
+    """One page; `complaints` lists its script errors, blocked resources and error messages, in order."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
@@ -152,13 +152,13 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def reload(self) -> None:
-        """Reload, as the user's button does."""
+        """Reload the page."""
         self.evaluate("window.isOld = true")
         self.call("Page.reload")
         self.wait_for("!window.isOld && document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited."""
+        """Evaluate a JavaScript expression; awaits promises."""
         reply = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in reply:
             raise RuntimeError(json.dumps(reply["exceptionDetails"])[:2000])
@@ -168,7 +168,7 @@ class Page:
         """Wait until an expression is true; returns its value."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            with contextlib.suppress(RuntimeError):  # between two documents there is nothing to ask
+            with contextlib.suppress(RuntimeError):  # during navigation there is no document
                 if value := self.evaluate(expression):
                     return value
             time.sleep(0.02)
@@ -176,17 +176,17 @@ class Page:
         raise AssertionError(f"never true: {expression}\ncomplaints: {self.complaints}\nthe page reads:\n{seen}")
 
     def text(self, selector: str) -> str:
-        """The text of the one element."""
+        """The text of the element."""
         text: str = self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
         return text
 
     def choose(self, selector: str, path: Path) -> None:
-        """Choose a file in a file field."""
+        """Choose a file in a file input."""
         field = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
         self.call("DOM.setFileInputFiles", files=[str(path)], objectId=field["result"]["objectId"])
 
     def click(self, selector: str) -> None:
-        """Move the mouse to the middle of an element that is seen, and press and release it there."""
+        """Move the mouse to the center of a visible element and click."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             x, y = self.point_at(selector)
@@ -198,9 +198,9 @@ class Page:
         raise AssertionError(f"never hit: {selector}")
 
     def point_at(self, selector: str) -> tuple[float, float]:
-        """Move the mouse to the middle of an element that is seen; returns where that is.
+        """Move the mouse to the center of a visible element; returns its position.
 
-        Waits until the element keeps its place and nothing lies over it: what loads late still moves things.
+        Waits until the element does not move and is not covered, because content that loads late shifts the layout.
         """
         quoted = json.dumps(selector)
         self.wait_for(f"document.querySelector({quoted})?.checkVisibility()")
@@ -209,7 +209,7 @@ class Page:
         return x, y
 
     def type(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type text into the focused element."""
         self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
@@ -219,8 +219,8 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **keys)
         self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
 
-    def heard(self, message: dict[str, Any]) -> None:
-        """Take note of an event of this page."""
+    def record(self, message: dict[str, Any]) -> None:
+        """Record an event of this page."""
         params = message["params"]
         if message["method"] == "Runtime.exceptionThrown":
             self.complaints.append(str(params["exceptionDetails"].get("exception", {}).get("description")))
@@ -232,10 +232,10 @@ class Page:
 
 @contextmanager
 def running_browser(path: str, profile: Path) -> Iterator[Browser]:
-    """Start a browser with an empty profile; it ends with the block."""
+    """Run a browser with an empty profile as long as the block."""
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    # above 9, so that putting one of them at 3 cannot overwrite the other
+    # descriptors above 9, so that duplicating one to 3 cannot overwrite another
     given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]
     process = subprocess.Popen(
         [sys.executable, "-c", _STARTER, *map(str, given), path, *FLAGS, f"--user-data-dir={profile}"],

@@ -1,4 +1,4 @@
-"""A storm: clients upload, ask and read in a fleet of which something is killed every few seconds. Nothing may be lost.
+"""A storm of kills: clients upload, ask and read while parts of a fleet are killed. Nothing may be lost.
 
 `python -m tests.e2e.chaos --kills 20 --clients 16 --seed 1 --json storm.json`
 """
@@ -28,7 +28,7 @@ from tests.running import eventually
 
 
 def questions(num_clips: int, *, max_tokens: int) -> list[Question]:
-    """Greedy and seeded, of each clip."""
+    """Greedy and seeded questions about each clip."""
     kinds = [(0.0, 0), (1.0, 7), (1.0, 8)]
     return [
         Question(clip, "Tell me all.", temperature, seed, max_tokens)
@@ -38,7 +38,7 @@ def questions(num_clips: int, *, max_tokens: int) -> list[Question]:
 
 
 class Storm:
-    """Clients on one side, kills on the other, and the books."""
+    """Runs clients and kills at the same time, and records the results."""
 
     def __init__(self, fleet: Fleet, clips: Sequence[bytes], *, num_clients: int, seed: int, max_tokens: int) -> None:
         self._fleet = fleet
@@ -48,12 +48,12 @@ class Storm:
         self._is_over = threading.Event()
         self._usage: list[Usage] = []
         self._uploads: dict[str, bytes] = {}
-        self._told: list[Told] = []
+        self._answers: list[Told] = []
         self._undisturbed: dict[Question, str] = {}
         self.report = Report(seed, num_clients)
 
     def run(self, kills: Sequence[str]) -> Report:
-        """Learn the answers in peace, then ask them again while each of `kills` happens in turn."""
+        """Record the answers without kills, then ask again while each of `kills` happens in turn."""
         start = time.monotonic()
         self._learn()
         seeds = [self._rng.getrandbits(64) for _ in range(self.report.num_clients)]
@@ -90,15 +90,15 @@ class Storm:
                     content = variant(content, rng)
                 video_id = client.upload(content)
                 self._uploads[video_id] = content
-                told = client.ask(client.open_session(video_id), question)
-                self._told.append(told)
-                if told.text != self._undisturbed[question]:
-                    self._blame(f"{told.answer_id}: {told.text!r} is not {self._undisturbed[question]!r}")
+                answered = client.ask(client.open_session(video_id), question)
+                self._answers.append(answered)
+                if answered.text != self._undisturbed[question]:
+                    self._blame(f"{answered.answer_id}: {answered.text!r} is not {self._undisturbed[question]!r}")
         finally:
             client.close()
 
     def _kill(self, kind: str) -> None:
-        """When all is well again: anything may be in any state, and everything has work."""
+        """Wait until every replica is ready again and has work."""
         self._fleet.wait_until_ready()
         time.sleep(self._rng.uniform(0, 2))
         replica = self._rng.choice(self._fleet.replicas)
@@ -115,28 +115,28 @@ class Storm:
             replica.start()
         else:
             part = {"worker": "service.workers", "decode": "service.decoding.child"}[kind]
-            eventually(lambda: bool(replica.pids(part)))  # one that was used is gone before the next one is there
-            with contextlib.suppress(ProcessLookupError, IndexError):  # it was quicker
+            eventually(lambda: bool(replica.pids(part)))  # a used process ends before the next one starts
+            with contextlib.suppress(ProcessLookupError, IndexError):  # the process has ended
                 os.kill(self._rng.choice(replica.pids(part)), signal.SIGKILL)
         self.report.kills[kind] = self.report.kills.get(kind, 0) + 1
-        print(f"{sum(self.report.kills.values())} {kind}: {len(self._told)} answers so far", flush=True)
+        print(f"{sum(self.report.kills.values())} {kind}: {len(self._answers)} answers so far", flush=True)
 
     def _check(self) -> None:
-        """All that was acknowledged is there, and as it was told."""
+        """Check that everything acknowledged still exists unchanged."""
         client = Client(self._fleet)
         for video_id, content in self._uploads.items():
             video = client.get(f"/v1/videos/{video_id}")
             if video["sha256"] != hashlib.sha256(content).hexdigest() or client.content(video_id) != content:
                 self._blame(f"{video_id} is not what was uploaded")
-        for told in self._told:
-            turns = client.get(f"/v1/sessions/{told.session_id}/messages")["data"]
+        for answered in self._answers:
+            turns = client.get(f"/v1/sessions/{answered.session_id}/messages")["data"]
             self.report.num_repeated_questions += len(turns) > 2
-            said = [turn["content"] for turn in turns[: 2 if told.num_posts > 1 else None]]
-            if said != [told.question.content, told.text]:
-                self._blame(f"{told.session_id} has turns {turns}")
-            answer = client.get(f"/v1/answers/{told.answer_id}")
-            if answer["message"]["usage"]["completion_tokens"] != told.question.max_tokens:
-                self._blame(f"{told.answer_id}: {answer['message']['usage']}")
+            contents = [turn["content"] for turn in turns[: 2 if answered.num_posts > 1 else None]]
+            if contents != [answered.question.content, answered.text]:
+                self._blame(f"{answered.session_id} has turns {turns}")
+            answer = client.get(f"/v1/answers/{answered.answer_id}")
+            if answer["message"]["usage"]["completion_tokens"] != answered.question.max_tokens:
+                self._blame(f"{answered.answer_id}: {answer['message']['usage']}")
         for replica in self._fleet.replicas:
             for mistake in mistakes(line for output in replica.outputs for line in output):
                 self._blame(mistake)
@@ -145,9 +145,9 @@ class Storm:
             self._blame(f"still running: {running}")
         client.close()
         self.report.num_uploads = len(self._uploads)
-        self.report.num_sessions = len({told.session_id for told in self._told})
-        self.report.num_answers = len(self._told)
-        self.report.num_cut_streams = sum(told.num_connections - 1 for told in self._told)
+        self.report.num_sessions = len({answered.session_id for answered in self._answers})
+        self.report.num_answers = len(self._answers)
+        self.report.num_cut_streams = sum(answered.num_connections - 1 for answered in self._answers)
         self.report.num_takeovers = sum(r.metric("reeltalk_answer_takeovers_total") for r in self._fleet.replicas)
 
     def _look(self, seconds: float) -> None:
@@ -164,14 +164,14 @@ class Storm:
 
 
 def schedule(num_kills: int, *, seed: int) -> Iterator[str]:
-    """Each kind so many times, in an order of chance."""
+    """Each kind of kill several times, in random order."""
     kinds = [kind for kind in KINDS for _ in range(num_kills)]
     random.Random(seed).shuffle(kinds)
     yield from kinds
 
 
 def main() -> None:
-    """Run a storm and print what came of it."""
+    """Run a storm and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each kind")
     parser.add_argument("--clients", type=int, default=16)

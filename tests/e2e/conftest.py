@@ -1,4 +1,4 @@
-"""One service for all tests that leave it as they found it, and clips to upload."""
+"""Fixtures: a shared service for tests that do not change its state, and clips to upload."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 @pytest.fixture(scope="session")
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service whose answers go on until they are stopped or cut."""
+    """A service whose answers continue until they are stopped or reach `max_tokens`."""
     folder = tmp_path_factory.mktemp("talkative")
     checkpoint = talkative_checkpoint(folder / "checkpoint")
     with running(folder / "data", "--checkpoint", str(checkpoint), REELTALK_DISCONNECT_GRACE="1") as service:
@@ -34,17 +34,17 @@ def yoga() -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of two seconds that nobody else uploads."""
+    """A clip of two seconds that other test modules do not upload."""
     return h264_mp4(tmp_path_factory.mktemp("clips") / "drawn.mp4", frames=48)
 
 
 @pytest.fixture
 def session(service: RunningService, drawn: Path) -> str:
-    """A fresh session about the drawn clip."""
+    """A new session about the drawn clip."""
     return service.open_session(service.upload(drawn)["id"])
 
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Node's clients in it."""
+    """A folder with the Node packages."""
     return node_clients.install(tmp_path_factory.mktemp("node"))

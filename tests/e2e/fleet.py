@@ -1,4 +1,4 @@
-"""A fleet for tests: two replicas behind nginx, one Redis, one directory of uploads; any of it can be killed."""
+"""Runs two replicas behind nginx with one Redis and one directory of uploads; a test can kill any part."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def _free_port() -> int:
 
 @dataclass
 class RedisServer:
-    """A redis-server whose file has every write that it acknowledged."""
+    """A redis-server that persists every acknowledged write."""
 
     folder: Path
     process: subprocess.Popen[bytes] = field(init=False)
@@ -58,12 +58,12 @@ class RedisServer:
         eventually(self._answers, timeout=_TIMEOUT)
 
     def restart(self) -> None:
-        """Kill it and start it again on its file."""
+        """Kill the server and start it again with its data."""
         self.kill()
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL and wait until the process has ended."""
         self.process.kill()
         self.process.wait()
 
@@ -79,7 +79,7 @@ class RedisServer:
 
 @dataclass
 class Replica:
-    """One `reeltalk serve` that is always at the same port, however often it is started."""
+    """A `reeltalk serve` that keeps its port when it is started again."""
 
     folder: Path
     environment: dict[str, str]
@@ -87,7 +87,7 @@ class Replica:
     port: int = field(default_factory=_free_port)
     service: RunningService = field(init=False)
     outputs: list[list[str]] = field(default_factory=list)
-    """What each of its lives has written, line by line."""
+    """The output of each run, line by line."""
 
     def start(self) -> None:
         command = [sys.executable, "-m", "service.commands.main", "serve", "--port", str(self.port)]
@@ -103,20 +103,20 @@ class Replica:
         self.outputs.append(self.service.output)
 
     def kill(self) -> None:
-        """SIGKILL to the API process; its children end with it."""
+        """Send SIGKILL to the API process; its children end too."""
         self.service.process.kill()
         self.service.process.wait()
         self.service.close()
 
     def stop(self, *, timeout: float = 60.0) -> int:
-        """SIGTERM, and wait for the end."""
+        """Send SIGTERM and wait until the process has ended."""
         self.service.process.send_signal(signal.SIGTERM)
         status = self.service.process.wait(timeout)
         self.service.close()
         return status
 
     def pids(self, part: str) -> list[int]:
-        """Children whose command line has `part` in it."""
+        """The process ids of the children whose command line contains `part`."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             return [pid for pid, command in self.service.children().items() if part in command]
         return []
@@ -139,7 +139,7 @@ class Replica:
 
 @dataclass
 class Fleet:
-    """What is running, and the balancer's socket."""
+    """The running processes, and the socket of the balancer."""
 
     redis: RedisServer
     replicas: tuple[Replica, Replica]
@@ -147,7 +147,7 @@ class Fleet:
     media: Path
 
     def client(self) -> httpx2.Client:
-        """A client of the balancer."""
+        """Create a client of the balancer."""
         transport = httpx2.HTTPTransport(uds=str(self.balancer))
         return httpx2.Client(transport=transport, base_url="http://127.0.0.1", timeout=_TIMEOUT)
 
@@ -155,13 +155,13 @@ class Fleet:
         eventually(lambda: all(replica.is_ready for replica in self.replicas), timeout=timeout)
 
     def num_encoded(self) -> float:
-        """Videos that were encoded to the end by processes that live."""
+        """The number of videos that the running processes have encoded."""
         return sum(replica.metric("reeltalk_video_encode_seconds_count") for replica in self.replicas)
 
 
 @contextlib.contextmanager
 def running_fleet(folder: Path, *arguments: str, **environment: str) -> Iterator[Fleet]:
-    """Start a fleet; every part of it answers."""
+    """Run a fleet; yields it when every part is ready."""
     with contextlib.ExitStack() as stack:
         server = RedisServer(folder / "redis")
         stack.callback(lambda: _end(server.process))
@@ -186,7 +186,7 @@ def running_fleet(folder: Path, *arguments: str, **environment: str) -> Iterator
 
 def _end_replica(replica: Replica) -> None:
     if replica.service.process.poll() is None:
-        _end(replica.service.process, signal.SIGINT)  # which gives no notice to balancers
+        _end(replica.service.process, signal.SIGINT)  # skips the notice to balancers
     replica.service.close()
 
 

@@ -1,8 +1,8 @@
-"""Hostile and broken files, made from the samples that ship: the same seed gives the same files.
+"""Creates hostile and broken files from the bundled samples; the same seed gives the same files.
 
-`python -m tests.e2e.hostile_files` uploads them all to a real service and prints a table. The rule: a file is
-refused with a 4xx and a code, or it is taken and becomes ready or failed by a code of the file's own. Nothing
-answers 5xx, no process of the service dies but decode children, no canary is read, no listener is called.
+`python -m tests.e2e.hostile_files` uploads them all to a real service and prints a table. The rules: a file is refused
+with a 4xx and a code, or it is accepted and becomes ready, or failed with a code that blames the file. No response is a
+5xx, no process of the service ends except decode processes, no canary file is read, and no request is made.
 """
 
 import argparse
@@ -33,12 +33,12 @@ CANARY = b"canary-7f3a"
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
 OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable", "decode_unavailable"}
 LOST_CHILD = {"decode_crashed", "decode_timeout"}
-"""The file's fault as far as its sender is concerned; but a file that ends a decode child is worth a look."""
+"""Codes that blame the file although it ended a decode process; each is worth an investigation."""
 
 
 @dataclass(frozen=True)
 class HostileFile:
-    """A file's bytes, and the kind of trouble it is."""
+    """The bytes of a file, and the kind of its defect."""
 
     kind: str
     name: str
@@ -46,7 +46,7 @@ class HostileFile:
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, bytes]]:
-    """(where it begins, where it ends, its name) of every box of an MP4, outer ones first."""
+    """The (start, end, name) of every box of an MP4, outer boxes first."""
     place, end = start, len(data) if end is None else end
     while place + 8 <= end:
         size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
@@ -59,7 +59,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def all_files(folder: Path, *, port: int, seed: int) -> Iterator[HostileFile]:
-    """Every file of the corpus; `folder` holds the canary, `port` is where nobody may call."""
+    """Yield every file of the corpus; `folder` contains a canary file, and no file may cause a request to `port`."""
     rng = random.Random(seed)
     mp4, webm = (SAMPLES / "arrival.mp4").read_bytes(), (SAMPLES / "farewell.webm").read_bytes()
     yield from _truncated(mp4, webm)
@@ -81,7 +81,7 @@ def _truncated(mp4: bytes, webm: bytes) -> Iterator[HostileFile]:
 
 
 def _lying(mp4: bytes, webm: bytes) -> Iterator[HostileFile]:
-    """Every field that says how much there is says too much, or nothing at all."""
+    """Set every field with a size or count to a value that is too large, or to zero."""
     for start, end, name in boxes(mp4):
         label = name.decode("latin-1").strip()
         for size in (0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF):
@@ -109,7 +109,7 @@ def _lying(mp4: bytes, webm: bytes) -> Iterator[HostileFile]:
 
 
 def _scripts(folder: Path, port: int) -> Iterator[HostileFile]:
-    """Texts that some demuxer would take for a list of other things to open."""
+    """Text files that a demuxer could read as a playlist of other files."""
     canary, url = folder / "canary.ts", f"http://127.0.0.1:{port}"
     targets = (str(canary), f"file:{canary}", f"{url}/a.ts", f"tcp://127.0.0.1:{port}", f"rtmp://127.0.0.1:{port}/a")
     hls = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n{}#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
@@ -135,7 +135,7 @@ def _scripts(folder: Path, port: int) -> Iterator[HostileFile]:
 
 
 def _odd(folder: Path, mp4: bytes) -> Iterator[HostileFile]:
-    """What is rare, bad in one way, or perfectly good."""
+    """Unusual files, files with one defect, and valid files."""
     made: dict[str, Callable[[Path], Path]] = {
         "audio": clips.audio_only_mp4,
         "no-frames": clips.zero_frame_mp4,
@@ -161,7 +161,7 @@ def _odd(folder: Path, mp4: bytes) -> Iterator[HostileFile]:
 
 
 def _polyglots(mp4: bytes) -> Iterator[HostileFile]:
-    """Files that are two things at once."""
+    """Files that are valid in two formats."""
     heads = {
         "zip": b"PK\x03\x04",
         "gif": b"GIF89a",
@@ -187,7 +187,7 @@ def _polyglots(mp4: bytes) -> Iterator[HostileFile]:
 
 
 def _fuzzed(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, most of them where the structure is; sometimes a piece doubled or gone."""
+    """Change some bytes, most of them in the structure; sometimes duplicate or remove a piece."""
     changed = bytearray(data)
     reach = len(changed) if rng.random() < 0.5 else min(len(changed), 2048)
     for _ in range(rng.choice((1, 4, 16, 64))):
@@ -205,7 +205,7 @@ def _put(data: bytes, place: int, piece: bytes) -> bytes:
 
 @dataclass
 class Findings:
-    """What became of the files, and whatever went against the rule."""
+    """The outcome of the files, and the violations of the rules."""
 
     outcomes: dict[str, collections.Counter[str]] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
@@ -215,7 +215,7 @@ class Findings:
 
 
 def try_all(service: RunningService, files: Iterator[HostileFile]) -> Findings:
-    """Upload each file and hold what comes of it against the rule."""
+    """Upload each file and check the outcome against the rules."""
     findings = Findings()
     before = lasting_children(service)
     for file in files:
@@ -240,10 +240,10 @@ def try_all(service: RunningService, files: Iterator[HostileFile]) -> Findings:
 
 
 async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tuple[str, int]]:
-    """Decode each file in a child of this process; every file that took more than all before, and its peak in MiB.
+    """Decode each file in a child of this process; yields every file with a new maximum of memory, and its peak in MiB.
 
-    Exact, since the kernel tells of the largest of one's children once it is reaped. The decoder is as a service has
-    it, with its default limits. No other child of this process may have been larger.
+    The figure is exact, because the kernel reports the largest child that has been reaped. The decoder has the default
+    limits of the service. No other child of this process may have been larger.
     """
     peaks: list[tuple[str, int]] = []
     decoder = Decoder(VideoLimits(), Settings().decode_timeout, concurrency=1)
@@ -263,12 +263,12 @@ async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tu
 
 
 def lasting_children(service: RunningService) -> set[int]:
-    """The service's children that live as long as it does: workers and Redis."""
+    """The long-lived children of the service: workers and Redis."""
     return {pid for pid, command in service.children().items() if "service.decoding.child" not in command}
 
 
 def main() -> int:
-    """Try the whole corpus; prints a table, and whatever broke the rule."""
+    """Upload the whole corpus; prints a table and all violations."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--every", type=int, default=1, help="take only each n-th file")

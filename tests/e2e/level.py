@@ -1,4 +1,4 @@
-"""Whether what a soak looked at stayed level: every series' last third of the time against the one before it."""
+"""Checks that the measurements of a soak do not grow: compares their last third with the one before it."""
 
 import itertools
 import statistics
@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Sample = Mapping[str, float]
-"""What was there at one look, by the names of the series."""
+"""One sample: the values by the names of their series."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How much a series may grow in a third of the time, which stands for 16 hours."""
+    """The growth that is allowed in a third of the time, which simulates 16 hours."""
 
     share: float
-    """Of its level in the second third."""
+    """Relative to the level in the second third."""
     at_least: float
-    """However low that level is."""
+    """Absolute, for low levels."""
 
     def allows(self, level: float, growth: float) -> bool:
         return growth <= max(self.share * level, self.at_least)
@@ -32,16 +32,16 @@ _BOUNDS = {
     "disk files": Bound(0.15, 8),
     "series": Bound(0.02, 2),
 }
-"""By the first words of a series' name.
+"""The allowances by the first words of a series' name.
 
-Open files: a replica keeps as many connections to Redis as it ever needed at once, and that creeps up with luck. Keys
-and files on disk scatter with the visits that are going on; a thing left by each visit would double these numbers.
+Open files: a replica keeps the maximum number of Redis connections that it has needed, which can increase late. The
+numbers of keys and files vary with the visits in progress; one leftover for each visit would double them.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One series, its level in the second third and in the last, and by how much it grew from one to the other."""
+    """A series with its levels in the second and the last third, and the growth between them."""
 
     name: str
     before: float
@@ -51,9 +51,9 @@ class Verdict:
 
 
 def judge(samples: Sequence[tuple[float, Sample]]) -> list[Verdict]:
-    """Compare the last two thirds of the time, series by series.
+    """Compare the last two thirds of the time for each series.
 
-    Growth is the median of the slopes between all samples, times a third: no single sample moves it.
+    Growth is the median of the slopes between all samples, times a third of the time, so that outliers have no effect.
     """
     third = samples[-1][0] / 3
     verdicts = []

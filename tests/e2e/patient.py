@@ -1,4 +1,4 @@
-"""A client that tries again, as a careful program does, and what it asks and was told."""
+"""A client that retries like a careful program, and records its questions and answers."""
 
 import itertools
 import time
@@ -11,13 +11,13 @@ import httpx2
 from tests.e2e.fleet import Fleet
 from tests.running import Event, parse_events
 
-_PATIENCE = 240.0  # seconds a client tries the same thing again
+_RETRY_FOR = 240.0  # seconds for which a client retries a request
 _TRY_AGAIN = {502, 503, 504}
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a clip, and how; the answer is always the same."""
+    """A question about a clip with its parameters; its answer is deterministic."""
 
     clip: int
     content: str
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass
 class Told:
-    """What one client was told and must find again."""
+    """The acknowledged results of one client, which must still exist at the end."""
 
     question: Question
     session_id: str
@@ -44,7 +44,7 @@ class Told:
 
 
 class Client:
-    """Somebody who tries again, as a careful program does."""
+    """A client that retries like a careful program."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._http = fleet.client()
@@ -72,11 +72,11 @@ class Client:
         return reply.content if reply.status_code == 200 else b""
 
     def ask(self, session_id: str, question: Question) -> Told:
-        """Ask and read to the end, over as many connections as it takes."""
+        """Ask a question and read its answer to the end; reconnects when necessary."""
         events, num_posts = self._begin(session_id, question)
         num_connections = 1
         answer_id = events[0].data["id"]
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _RETRY_FOR
         while events[-1].name not in {"done", "error"}:
             assert time.monotonic() < deadline, f"{answer_id} did not end"
             path, num_connections = f"/v1/answers/{answer_id}/events", num_connections + 1
@@ -89,19 +89,19 @@ class Client:
         return Told(question, session_id, answer_id, text, num_connections, num_posts)
 
     def _begin(self, session_id: str, question: Question) -> tuple[list[Event], int]:
-        """The first events of the answer, and how often it was asked for.
+        """The first events of the answer, and the number of requests.
 
-        Whether a question that got no reply was accepted shows in its session, where nothing else is asked.
+        After a lost response, the session shows whether the question was accepted, because it has no other questions.
         """
         path, key = f"/v1/sessions/{session_id}/messages", {"Idempotency-Key": session_id}
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _RETRY_FOR
         for num_posts in itertools.count(1):
             assert time.monotonic() < deadline, f"{session_id}: the question was never accepted"
             events = self._read(lambda: self._http.stream("POST", path, json=question.body(), headers=key))
             if events and num_posts == 1:
                 return events, num_posts
             turns = self.get(path)["data"]
-            if turns and not (events and events[0].data["id"] == turns[0]["answer_id"]):  # it was accepted before
+            if turns and not (events and events[0].data["id"] == turns[0]["answer_id"]):  # accepted before
                 answer_path = f"/v1/answers/{turns[0]['answer_id']}/events"
                 events = self._read(lambda: self._http.stream("GET", answer_path))  # noqa: B023  called at once
             if events:
@@ -110,7 +110,7 @@ class Client:
         raise AssertionError
 
     def _read(self, connect: Callable[[], Any]) -> list[Event]:
-        """The events that come before the connection ends or breaks; those without a number are no part of the log."""
+        """The events before the connection ends or breaks; those without an id are not part of the log."""
         events: list[Event] = []
         try:
             with connect() as reply:
@@ -133,7 +133,7 @@ class Client:
         return document
 
     def _try(self, send: Callable[[], httpx2.Response]) -> httpx2.Response:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _RETRY_FOR
         while True:
             try:
                 reply = send()

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def talk_before(page: Page) -> None:
-    """Leave conversations for the side bar."""
+    """Create conversations for the sidebar."""
     for clip, question in (("farewell.webm", "What disappears?"), ("arrival.mp4", "When does the triangle appear?")):
         page.click(f"[data-sample='{clip}']")
         page.wait_for(IS_READY)
@@ -57,13 +57,13 @@ def talk_before(page: Page) -> None:
 
 
 def show(page: Page, *, width: int, height: int, scheme: str = "light") -> None:
-    """Give the page a window of this size, and the visitor a taste."""
+    """Set the size of the window and the color scheme."""
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
 
 def take(page: Page, name: str) -> None:
-    """Keep what the page shows, once it has come to rest."""
+    """Save a screenshot after animations have ended."""
     time.sleep(0.6)
     picture = page.call("Page.captureScreenshot", format="png")["data"]
     (TARGET / f"{name}.png").write_bytes(base64.b64decode(picture))

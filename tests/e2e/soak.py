@@ -1,8 +1,8 @@
-"""A soak: two days' worth of visits in ten minutes. What every process, Redis and the disk hold must stay level.
+"""A soak: the visits of two days in ten minutes. The memory of every process, Redis and the disk must not grow.
 
-`python -m tests.e2e.soak --minutes 10 --json soak.json`. How long things are kept is scaled down with the time, and
-further where it must be over within the first third; the second third is then compared with the last one. So is the
-engine's cache, whose pages are taken when they are first written to: with four sequences it is full by then.
+`python -m tests.e2e.soak --minutes 10 --json soak.json`. Retention times are scaled down with the duration, and further
+if they must end within the first third; then the second third is compared with the last one. The engine's cache is
+small too, because its pages count only after the first write: with four sequences it is full within the first third.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _REWRITE_BYTES = 4 << 20  # of Redis' append-only file: 64 MiB by default
 
 @dataclass
 class Report:
-    """What happened in a soak."""
+    """The results of a soak."""
 
     minutes: float
     num_visitors: int
@@ -55,7 +55,7 @@ class Report:
 
 
 class Soak:
-    """Visitors, those who erase, and the looks at everything."""
+    """Runs visitors, deletes old videos, and samples all resources."""
 
     def __init__(self, fleet: Fleet, *, num_visitors: int, seed: int) -> None:
         self._fleet = fleet
@@ -66,7 +66,7 @@ class Soak:
         self.samples: list[tuple[float, Sample]] = []
 
     def run(self, seconds: float) -> Report:
-        """Visits for so long; then everything is erased, and nothing may be left that does not go by itself."""
+        """Run visits for some seconds, delete everything, and check that nothing stays behind."""
         start = time.monotonic()
         before = self._permanent_keys()
         with ThreadPoolExecutor(self._num_visitors + 1) as threads, every(_LOOK_EVERY, self._look):
@@ -76,7 +76,7 @@ class Soak:
             self._is_over.set()
             for each in going:
                 each.result()
-        for _ in range(2):  # whoever left was still being waited for
+        for _ in range(2):  # the grace period of disconnected clients has to end
             self._erase_all()
         report = Report(round((time.monotonic() - start) / 60, 1), self._num_visitors, dict(self._books.visits))
         report.problems = self._books.problems + self._leftovers(before)
@@ -96,7 +96,7 @@ class Soak:
         with self._fleet.client() as http:
             for video_id in video_ids:
                 status = http.delete(f"/v1/videos/{video_id}").status_code
-                if status not in {200, 404}:  # a visitor may have been first
+                if status not in {200, 404}:  # a visitor may have deleted it before
                     self._books.problems.append(f"erasing {video_id}: {status}")
 
     def _erase_all(self) -> None:
@@ -105,13 +105,13 @@ class Soak:
             while videos := http.get("/v1/videos?limit=100").json()["data"]:
                 self._erase_each([video["id"] for video in videos])
 
-    # -- what is held
+    # -- resources
 
     def _look(self, seconds: float) -> None:
         sample: dict[str, float] = {}
         ports = {replica.service.process.pid: "ab"[i] for i, replica in enumerate(self._fleet.replicas)}
         for usage in usage_of(self._fleet, seconds=seconds):
-            if usage.part != "decode":  # there for one file; the peak of the largest that was seen is looked at
+            if usage.part != "decode":  # a decode process handles one file; only the largest peak counts
                 name = f"{usage.part} {ports.get(usage.pid) or ports.get(usage.parent, '')}".strip()
                 sample |= {f"memory of {name}": usage.num_bytes, f"files of {name}": usage.num_files}
             else:
@@ -134,7 +134,7 @@ class Soak:
         return {key for key in store.scan_iter(count=1000) if store.ttl(key) == -1}
 
     def _leftovers(self, before: set[str]) -> list[str]:
-        """What is there, though everything was erased, and would stay."""
+        """The keys and files that remain after everything was deleted and do not expire."""
 
         def found() -> list[str]:
             keys = [f"key {key}" for key in self._permanent_keys() - before]
@@ -147,31 +147,31 @@ class Soak:
 
 
 def kind_of(key: str) -> str:
-    """A key's name with a star for everything that is one thing's own."""
+    """The pattern of a key's name, with a star for every id."""
     return re.sub(r"[0-9a-f]{16,}", "*", key)
 
 
 def files_in(folder: Path) -> list[tuple[Path, int]]:
-    """All files below a folder, with their sizes."""
+    """All files below a folder and their sizes."""
     found = []
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent) / name
-            with contextlib.suppress(FileNotFoundError):  # it has just gone
+            with contextlib.suppress(FileNotFoundError):  # the file has just been removed
                 found.append((path.relative_to(folder), path.stat().st_size))
     return found
 
 
 @contextlib.contextmanager
 def soaked_fleet(folder: Path) -> Iterator[Fleet]:
-    """A fleet with everything scaled down."""
+    """Run a fleet with short times and low limits."""
     with running_fleet(folder, **SETTINGS) as fleet:
         fleet.redis.client().config_set("auto-aof-rewrite-min-size", _REWRITE_BYTES)
         yield fleet
 
 
 def main() -> None:
-    """Run a soak and print what came of it."""
+    """Run a soak and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--visitors", type=int, default=6)

@@ -1,4 +1,4 @@
-"""What a storm is told by: its counts, the memory of every life, and the log lines that tell of mistakes of ours."""
+"""The report of a storm: its counts, the memory of every process, and log lines that show internal errors."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,19 @@ from tests.e2e.usage import Usage
 
 KINDS = ("replica", "worker", "decode", "redis")
 _MISTAKES = ("request_failed", "stream_failed", "loop_failed", "unexpectedly", "retention_failed", "never retrieved")
-"""What a log line has in it that tells of an error which nobody had in mind."""
+"""Texts in a log line that show an unexpected error."""
 _MAX_GROWTH = {"api": 1.10, "worker": 1.10, "decode": 1.10}
-"""The most that a part's peak may be in the storm's second half, in times of its first half's.
+"""The maximum ratio of a part's peak memory in the second half of a storm to that in the first half.
 
-Each life of a process begins anew, so what grows from life to life is what the store or the disk hands it. How high one
-rises depends on what comes together in it, which the highest of many lives of a half evens out.
+Each process starts with empty memory, so growth from process to process comes from data in Redis or on disk. The peak
+of one process depends on concurrent work, so the maximum of many processes in each half is compared.
 """
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT")
 
 
 @dataclass
 class Report:
-    """What happened in a storm."""
+    """The results of a storm."""
 
     seed: int
     num_clients: int
@@ -30,20 +30,20 @@ class Report:
     num_sessions: int = 0
     num_answers: int = 0
     num_repeated_questions: int = 0
-    """Asked again because no reply came, and then found to have been accepted both times."""
+    """Questions repeated after a lost response, both of which had been accepted."""
     num_cut_streams: int = 0
-    """Connections that broke in mid-answer."""
+    """Connections that broke during an answer."""
     num_takeovers: float = 0
-    """As counted by the replicas that lived to the end."""
+    """The count of the replicas that ran to the end."""
     num_lives: dict[str, int] = field(default_factory=dict)
-    """Processes of each part that were seen."""
+    """The number of observed processes of each part."""
     peak_mb: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """The most resident memory that a process of each part had, of those begun in either half; in 10^6 bytes."""
+    """The maximum resident memory of each part's processes by the half in which they started, in 10^6 bytes."""
     problems: list[str] = field(default_factory=list)
 
 
 def mistakes(lines: Iterable[str]) -> list[str]:
-    """The lines of a log that tell of a mistake of ours, each with the last line of its traceback."""
+    """The lines of a log that show an internal error, each with the last line of its traceback."""
     found: list[list[str]] = []
     is_traced = False
     for line in lines:
@@ -58,7 +58,7 @@ def mistakes(lines: Iterable[str]) -> list[str]:
 
 
 def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[int]]]:
-    """Each part's lives, by the half of the time in which they began; of each its highest memory, in bytes."""
+    """The peak memory in bytes of each part's processes, by the half of the time in which they started."""
     began: dict[tuple[str, int], float] = {}
     peaks: dict[tuple[str, int], int] = {}
     for usage in usages:
@@ -73,7 +73,7 @@ def peaks_by_half(usages: Sequence[Usage]) -> dict[str, tuple[list[int], list[in
 
 
 def growth(report: Report) -> list[str]:
-    """Parts whose lives took more and more memory."""
+    """The parts whose processes needed more memory in the second half."""
     return [
         f"{part}: up to {report.peak_mb[part][0]} MB in the first half, {report.peak_mb[part][1]} in the second"
         for part, most in _MAX_GROWTH.items()

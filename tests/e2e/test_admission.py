@@ -1,4 +1,4 @@
-"""Who is served first, how long, and how much of it one key may have."""
+"""Deadlines, priorities, queue limits, and the limits of API keys."""
 
 import threading
 import time
@@ -21,18 +21,18 @@ LONG: dict[str, Any] = {"content": "Tell me all.", "max_tokens": 1500, "ignore_e
 
 @pytest.fixture(scope="module")
 def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service that answers one question at a time, and lets two wait."""
+    """A service that runs one answer at a time and queues two."""
     bounds = {"REELTALK_MAX_NUM_SEQS": "1", "REELTALK_MAX_QUEUED_SEQUENCES": "4", "REELTALK_MAX_QUEUED_TOKENS": "1000"}
     with running(tmp_path_factory.mktemp("one"), REELTALK_DISCONNECT_GRACE="1", **bounds) as service:
         yield service
 
 
 def until(service: RunningService, metric: str, value: float) -> None:
-    """Wait until a metric has reached a value."""
+    """Wait until a metric has a value."""
     eventually(lambda: service.metric(metric) >= value)
 
 
-def test_an_answer_ends_when_its_time_is_up(service: RunningService, session: str) -> None:
+def test_an_answer_ends_at_its_deadline(service: RunningService, session: str) -> None:
     start = time.monotonic()
     with service.stream(session, **LONG, timeout=0.5) as stream:
         events = list(stream)
@@ -47,7 +47,7 @@ def test_an_answer_ends_when_its_time_is_up(service: RunningService, session: st
     assert refusal(service.client.post(f"/v1/sessions/{session}/messages", json=LONG | {"timeout": 0}), 422)
 
 
-def test_an_answer_whose_time_is_up_before_its_turn_is_not_begun(one_at_a_time: RunningService, drawn: Path) -> None:
+def test_an_answer_whose_deadline_passes_in_the_queue_never_runs(one_at_a_time: RunningService, drawn: Path) -> None:
     service = one_at_a_time
     video_id = service.upload(drawn)["id"]
     running_one, waiting_one = service.open_session(video_id), service.open_session(video_id)
@@ -83,7 +83,7 @@ def test_the_queue_is_bounded_in_tokens(one_at_a_time: RunningService, drawn: Pa
     service = one_at_a_time
     video_id = service.upload(drawn)["id"]
     sessions = [service.open_session(video_id) for _ in range(4)]
-    long_question = {"content": "What is it? " * 60, "max_tokens": 4}  # some 400 tokens
+    long_question = {"content": "What is it? " * 60, "max_tokens": 4}  # about 400 tokens
     with service.stream(sessions[0], **LONG) as stream, ThreadPoolExecutor(2) as threads:
         answer = next(stream).data["id"]
         next(event for event in stream if event.name == "delta")
@@ -104,7 +104,7 @@ def test_the_queue_is_bounded_in_tokens(one_at_a_time: RunningService, drawn: Pa
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[httpx2.Client]:
-    """A client whose key may have two answers at a time, and the bytes of two small clips."""
+    """A client whose API key may run two answers and store the bytes of two small clips."""
     data_dir = tmp_path_factory.mktemp("limited")
     stored = str(drawn.stat().st_size * 5 // 2)
     limits = ("--concurrent-answers", "2", "--stored-bytes", stored, "--max-priority", "2")
@@ -115,14 +115,14 @@ def limited(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[h
 
 @contextmanager
 def long_answer(client: httpx2.Client, session_id: str) -> Iterator[None]:
-    """An answer that is being given throughout the block, and is stopped at its end."""
+    """Run an answer as long as the block, then stop it."""
     with client.stream("POST", f"/v1/sessions/{session_id}/messages", json=LONG | {"stream": True}) as reply:
         answer = next(parse_events(reply.iter_lines())).data["id"]
         yield
         client.post(f"/v1/answers/{answer}/cancel")
 
 
-def test_a_key_has_no_more_answers_at_once_than_it_may(limited: httpx2.Client, drawn: Path) -> None:
+def test_a_key_has_a_limit_of_concurrent_answers(limited: httpx2.Client, drawn: Path) -> None:
     video_id = upload(limited, drawn)
     sessions = [limited.post("/v1/sessions", json={"video_ids": [video_id]}).json()["id"] for _ in range(3)]
     path, short = f"/v1/sessions/{sessions[2]}/messages", {"content": "What is it?", "max_tokens": 2}
@@ -135,9 +135,7 @@ def test_a_key_has_no_more_answers_at_once_than_it_may(limited: httpx2.Client, d
         eventually(lambda: limited.post(path, json=short).status_code == 200)
 
 
-def test_a_key_stores_no_more_bytes_than_it_may(
-    limited: httpx2.Client, drawn: Path, yoga: Path, tmp_path: Path
-) -> None:
+def test_a_key_has_a_limit_of_stored_bytes(limited: httpx2.Client, drawn: Path, yoga: Path, tmp_path: Path) -> None:
     upload(limited, drawn)
     second = h264_mp4(tmp_path / "second.mp4", frames=47)
     video_id = upload(limited, second)
@@ -155,10 +153,10 @@ def test_a_key_stores_no_more_bytes_than_it_may(
     upload(limited, second)
 
 
-def test_uploads_at_once_store_no_more_than_one_after_the_other(
+def test_concurrent_uploads_cannot_exceed_the_limit_of_stored_bytes(
     limited: httpx2.Client, drawn: Path, tmp_path: Path
 ) -> None:
-    """There is room for one of them: it is kept for the one that began, and free again when that breaks off."""
+    """There is space for one upload: it is reserved when the upload begins, and released if the upload is aborted."""
     for video in limited.get("/v1/videos").json()["data"]:
         limited.delete(f"/v1/videos/{video['id']}")
     upload(limited, drawn)
@@ -182,7 +180,7 @@ def test_uploads_at_once_store_no_more_than_one_after_the_other(
 
     def is_full() -> bool:
         assert not first.done(), first.exception() or first.result().text
-        return send(bytes(room)).status_code == 429  # no video; while there is room, a 415
+        return send(bytes(room)).status_code == 429  # not a video, so it is refused with 415 while there is space
 
     length = {"Content-Length": str(len(contents[0]))}
     for whole in (False, True):
@@ -203,7 +201,7 @@ def test_uploads_at_once_store_no_more_than_one_after_the_other(
                 limited.delete(f"/v1/videos/{other['id']}")
 
 
-def test_a_key_has_a_ceiling_of_priority(limited: httpx2.Client) -> None:
+def test_a_key_has_a_maximum_priority(limited: httpx2.Client) -> None:
     video_id = limited.get("/v1/videos").json()["data"][0]["id"]
     session = limited.post("/v1/sessions", json={"video_ids": [video_id]}).json()["id"]
     question = {"content": "What is it?", "max_tokens": 2}

@@ -1,4 +1,4 @@
-"""Replicas with a bucket for their files and a Redis for their features alone: both are used, and one may go away."""
+"""Replicas with a bucket for files and a second Redis for features, which may become unavailable."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ BUCKET = "clips"
 
 @dataclass(frozen=True)
 class Site:
-    """Two replicas that share no disk."""
+    """Two replicas without a shared disk."""
 
     here: RunningService
     there: RunningService
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             endpoint_url=endpoint,
             region_name="us-east-1",
             aws_access_key_id="test",
-            aws_secret_access_key="test",  # noqa: S106 - the fake server takes any
+            aws_secret_access_key="test",  # noqa: S106 - the fake server accepts any
         )
         s3.create_bucket(Bucket=BUCKET)
         cache = RedisServer(folder / "cache")
@@ -62,14 +62,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(here, there, cache, s3)
 
 
-def test_what_one_replica_puts_into_the_bucket_the_other_takes_out_and_erases(site: Site, tmp_path: Path) -> None:
+def test_a_replica_reads_and_deletes_files_that_the_other_stored_in_the_bucket(site: Site, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "afar.mp4", frames=51)
     video = site.here.upload(path)
     assert any(name.endswith(video["sha256"]) for name in site.objects())
     assert site.there.client.get(f"/v1/videos/{video['id']}/content").content == path.read_bytes()
     session_id = site.there.client.post(
         "/v1/sessions", json={"video_ids": [video["id"]], "frames": {"count": 4}}
-    ).json()["id"]  # other frames than those that are cached: the file is decoded anew
+    ).json()["id"]  # these frames are not cached, so the file is decoded again
     assert site.there.ask(session_id, "What is it?", max_tokens=4)["content"]
     assert site.there.metric("reeltalk_video_decode_seconds_count") == 1
     assert site.there.client.delete(f"/v1/videos/{video['id']}").status_code == 200
@@ -77,7 +77,7 @@ def test_what_one_replica_puts_into_the_bucket_the_other_takes_out_and_erases(si
     assert site.here.client.get(f"/v1/videos/{video['id']}").status_code == 404
 
 
-def test_an_upload_that_one_replica_began_the_other_goes_on_with(site: Site, tmp_path: Path) -> None:
+def test_an_upload_begun_at_one_replica_continues_at_the_other(site: Site, tmp_path: Path) -> None:
     content = h264_mp4(tmp_path / "pieces.mp4", frames=57).read_bytes()
     version, half = {"Tus-Resumable": "1.0.0"}, len(content) // 2
     url = site.here.client.post("/v1/uploads", headers=version | {"Upload-Length": str(len(content))}).headers[
@@ -92,16 +92,16 @@ def test_an_upload_that_one_replica_began_the_other_goes_on_with(site: Site, tmp
     assert site.here.client.get(f"/v1/videos/{video_id}/content").content == content
 
 
-def test_without_the_cache_s_redis_answers_go_on_and_with_it_features_are_kept_again(
+def test_answers_work_without_the_cache_redis_and_features_are_cached_after_its_return(
     site: Site, tmp_path: Path
 ) -> None:
     service, errors = site.here, "reeltalk_feature_cache_errors_total"
     encoded, hits = "reeltalk_video_encode_seconds_count", "reeltalk_feature_cache_hits_total"
     session_id = service.open_session(service.upload(h264_mp4(tmp_path / "cached.mp4", frames=52))["id"])
-    said = service.ask(session_id, "What is it?", max_tokens=8)["content"]
+    content = service.ask(session_id, "What is it?", max_tokens=8)["content"]
     failed, before = service.metric(errors), service.metric(encoded)
     site.cache.kill()
-    assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == said
+    assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == content
     assert service.metric(errors) > failed
     assert service.metric(encoded) == before + 1
     assert service.client.get("/readyz").status_code == 200
@@ -111,13 +111,13 @@ def test_without_the_cache_s_redis_answers_go_on_and_with_it_features_are_kept_a
 
     def is_found_again() -> bool:
         found = service.metric(hits)
-        assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == said
+        assert service.ask(service_session(service, session_id), "What is it?", max_tokens=8)["content"] == content
         return service.metric(hits) > found
 
     eventually(is_found_again, timeout=60)
 
 
 def service_session(service: RunningService, session_id: str) -> str:
-    """A fresh session about the same video."""
+    """Create another session about the same video."""
     (video_id,) = service.client.get(f"/v1/sessions/{session_id}").json()["video_ids"]
     return service.open_session(video_id)

@@ -1,4 +1,4 @@
-"""A replica that is told to stop says so first, takes nothing new then, and leaves what runs to another one."""
+"""A replica that drains announces it, refuses new work, and hands running answers over to another replica."""
 
 import signal
 import socket
@@ -21,7 +21,7 @@ def state_of(service: RunningService) -> str:
     return state
 
 
-def test_it_announces_then_refuses_and_ends_what_runs(tmp_path: Path, drawn: Path) -> None:
+def test_a_draining_replica_announces_it_then_refuses_and_completes_answers(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data", REELTALK_DRAIN_NOTICE="2", REELTALK_SHUTDOWN_TIMEOUT="60") as service:
         video_id = service.upload(drawn)["id"]
         first, second = service.open_session(video_id), service.open_session(video_id)
@@ -32,7 +32,7 @@ def test_it_announces_then_refuses_and_ends_what_runs(tmp_path: Path, drawn: Pat
             assert (reply.status_code, reply.json()["num_answers"]) == (202, 1)
             reply = service.client.get("/readyz")
             assert (reply.status_code, reply.json()["missing"]) == (503, ["draining"])
-            service.ask(second, "Still there?", max_tokens=2)  # balancers have not heard yet
+            service.ask(second, "Still there?", max_tokens=2)  # accepted during the notice
             eventually(lambda: state_of(service) == "draining")
             reply = service.client.post(f"/v1/sessions/{second}/messages", json={"content": "And now?"})
             assert refusal(reply, 503) == "draining"
@@ -45,7 +45,7 @@ def test_it_announces_then_refuses_and_ends_what_runs(tmp_path: Path, drawn: Pat
         assert service.client.get("/healthz").status_code == 200
 
 
-def test_an_upload_that_outlasts_its_patience_is_told_to_come_again(tmp_path: Path) -> None:
+def test_an_upload_that_outlasts_the_shutdown_timeout_is_refused_with_retry_after(tmp_path: Path) -> None:
     with running(tmp_path / "data", REELTALK_SHUTDOWN_TIMEOUT="1") as service:
         host, port = service.url.removeprefix("http://").split(":")
         head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: video/mp4\r\nContent-Length: 9999\r\n\r\n"
@@ -54,15 +54,15 @@ def test_an_upload_that_outlasts_its_patience_is_told_to_come_again(tmp_path: Pa
             eventually(lambda: service.metric("reeltalk_http_requests_active") == 2)
             service.process.send_signal(signal.SIGINT)
             with connection.makefile("rb") as reply:
-                said = reply.read().decode()
-        assert said.startswith("HTTP/1.1 503 ")
-        assert "retry-after: 1" in said.lower()
-        assert '"draining"' in said
+                output = reply.read().decode()
+        assert output.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 1" in output.lower()
+        assert '"draining"' in output
         assert service.process.wait(15) == 0
     assert not any("Traceback" in line for line in service.output)
 
 
-def test_who_speaks_for_others_may_not_drain(service: RunningService) -> None:
+def test_a_forwarded_request_cannot_drain(service: RunningService) -> None:
     for headers in ({"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=127.0.0.1"}):
         assert refusal(service.client.post("/admin/drain", headers=headers), 403) == "not_local"
     assert state_of(service) == "accepting"
@@ -78,20 +78,20 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 @pytest.mark.timeout(300)
 def test_a_rollout_drops_no_stream(fleet: Fleet) -> None:
-    """Both replicas are replaced under clients whose answers take longer than a replica waits."""
+    """Both replicas are restarted while clients read answers that take longer than the shutdown timeout."""
     report = Storm(fleet, [SAMPLE.read_bytes()], num_clients=4, seed=3, max_tokens=300).run(["rollout"])
     assert report.problems == []
     assert report.num_answers >= 8
 
 
-def test_a_handed_over_answer_goes_on_at_once(fleet: Fleet) -> None:
-    """Not when a lease has run out: the other replica need not wait for that."""
+def test_a_handed_over_answer_continues_at_once(fleet: Fleet) -> None:
+    """The other replica takes over without waiting for the lease to expire."""
     here, there = fleet.replicas
     session_id = here.service.open_session(here.service.upload(SAMPLE)["id"])
     with here.service.stream(session_id, "Tell me all.", max_tokens=1800, ignore_eos=True) as stream:
         events = [next(stream) for _ in range(10)]
         here.service.process.send_signal(signal.SIGTERM)
-        events += stream  # it is let go without an end
+        events += stream  # the stream is closed without a last event
     assert events[-1].name == "delta"
     with there.service.client.stream(
         "GET", f"/v1/answers/{events[0].data['id']}/events", headers={"Last-Event-ID": str(events[-1].id)}
@@ -102,7 +102,7 @@ def test_a_handed_over_answer_goes_on_at_once(fleet: Fleet) -> None:
     assert there.metric("reeltalk_answer_takeovers_total") == 1
 
 
-def test_a_reply_that_is_no_stream_says_where_the_answer_is(fleet: Fleet) -> None:
+def test_a_response_without_stream_names_the_handed_over_answer(fleet: Fleet) -> None:
     here, there = fleet.replicas
     session_id = here.service.open_session(here.service.upload(SAMPLE)["id"])
     body = {"content": "Tell me all.", "max_tokens": 1800, "ignore_eos": True, "temperature": 0}

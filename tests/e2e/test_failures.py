@@ -1,4 +1,4 @@
-"""Processes are killed, clients leave, questions collide: nothing hangs, runs on for nobody, or is lost."""
+"""After killed processes, lost clients and conflicting questions nothing hangs, nothing is lost, and no work leaks."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ LONG = 400  # tokens; some seconds
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RunningService]:
-    """A service of one's own, to be treated badly."""
+    """A service for one test, which may damage it."""
     with running(tmp_path / "data", REELTALK_DISCONNECT_GRACE="1") as service:
         yield service
 
@@ -32,7 +32,7 @@ def text_of(service: RunningService, session_id: str, **fields: object) -> str:
     return "".join(event.data["text"] for event in events if event.name == "delta")
 
 
-def test_a_second_question_has_to_wait(service: RunningService, session: str) -> None:
+def test_a_second_question_in_a_session_is_refused(service: RunningService, session: str) -> None:
     with service.stream(session, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
         answer = next(stream)
         next(event for event in stream if event.name == "delta")
@@ -43,7 +43,7 @@ def test_a_second_question_has_to_wait(service: RunningService, session: str) ->
     service.ask(session, "And now?")
 
 
-def test_two_questions_at_once_get_one_answer(service: RunningService, session: str) -> None:
+def test_one_of_two_concurrent_questions_is_refused(service: RunningService, session: str) -> None:
     def ask(_: int) -> int:
         body = {"content": "Hello?", "max_tokens": 64, "temperature": 0}
         status: int = service.client.post(f"/v1/sessions/{session}/messages", json=body).status_code
@@ -57,21 +57,21 @@ def test_two_questions_at_once_get_one_answer(service: RunningService, session: 
     assert len(turns) == 2 * statuses.count(200)
 
 
-def test_a_cancelled_answer_keeps_what_it_said(service: RunningService, session: str) -> None:
+def test_a_cancelled_answer_keeps_its_text(service: RunningService, session: str) -> None:
     with service.stream(session, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
-        said = next(event for event in stream if event.name == "delta").data["text"]
+        content = next(event for event in stream if event.name == "delta").data["text"]
         service.client.post(f"/v1/answers/{answer_id}/cancel")
         rest = list(stream)
-    said += "".join(event.data["text"] for event in rest if event.name == "delta")
+    content += "".join(event.data["text"] for event in rest if event.name == "delta")
     answer = service.client.get(f"/v1/answers/{answer_id}").json()
     assert answer["status"] == "cancelled"
-    assert answer["message"]["content"] == said != ""
+    assert answer["message"]["content"] == content != ""
     turns = service.client.get(f"/v1/sessions/{session}/messages").json()["data"]
-    assert [turn["content"] for turn in turns] == ["Tell me all.", said]
+    assert [turn["content"] for turn in turns] == ["Tell me all.", content]
 
 
-def test_a_client_that_leaves_stops_its_answer_after_the_grace_period(service: RunningService, session: str) -> None:
+def test_an_answer_without_readers_stops_after_the_grace_period(service: RunningService, session: str) -> None:
     with service.stream(session, "Tell me all.", max_tokens=1700, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
         next(event for event in stream if event.name == "delta")
@@ -80,7 +80,7 @@ def test_a_client_that_leaves_stops_its_answer_after_the_grace_period(service: R
     service.ask(session, "Still there?")
 
 
-def test_a_client_that_comes_back_goes_on_where_it_left(service: RunningService, session: str) -> None:
+def test_a_client_that_reconnects_continues_after_its_last_event(service: RunningService, session: str) -> None:
     with service.stream(session, "Tell me all.", max_tokens=200, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
         read = [next(stream) for _ in range(5)]
@@ -89,11 +89,11 @@ def test_a_client_that_comes_back_goes_on_where_it_left(service: RunningService,
     ) as reply:
         read += parse_events(reply.iter_lines())
     assert [event.id for event in read] == list(range(2, len(read) + 2))
-    said = "".join(event.data["text"] for event in read if event.name == "delta")
-    assert service.client.get(f"/v1/answers/{answer_id}").json()["message"]["content"] == said
+    content = "".join(event.data["text"] for event in read if event.name == "delta")
+    assert service.client.get(f"/v1/answers/{answer_id}").json()["message"]["content"] == content
 
 
-def test_a_client_that_leaves_in_mid_upload_leaves_nothing(service: RunningService) -> None:
+def test_an_aborted_upload_leaves_nothing_behind(service: RunningService) -> None:
     def half() -> Iterator[bytes]:
         yield b"x" * 100_000
         raise ConnectionAbortedError
@@ -104,7 +104,7 @@ def test_a_client_that_leaves_in_mid_upload_leaves_nothing(service: RunningServi
     eventually(lambda: not list(spool.iterdir()))
 
 
-def test_a_killed_worker_costs_a_pause_and_no_token(own: RunningService, drawn: Path) -> None:
+def test_no_token_is_lost_when_a_worker_is_killed(own: RunningService, drawn: Path) -> None:
     video_id = own.upload(drawn)["id"]
     undisturbed = {
         temperature: text_of(own, own.open_session(video_id), temperature=temperature, seed=7)
@@ -123,9 +123,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(own: RunningService, drawn: 
     assert own.metric("reeltalk_worker_restarts_total") == 2
 
 
-def test_a_question_asked_while_the_worker_is_gone_is_answered_by_the_next_one(
-    own: RunningService, drawn: Path
-) -> None:
+def test_a_question_asked_without_a_worker_is_answered_by_the_next_one(own: RunningService, drawn: Path) -> None:
     session_id = own.open_session(own.upload(drawn)["id"])
     os.kill(own.child("service.workers"), signal.SIGKILL)
     eventually(lambda: own.client.get("/readyz").status_code == 503)
@@ -145,17 +143,17 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, drawn: Path) -> None:
         assert events[-1].data["usage"]["completion_tokens"] == LONG
 
 
-def test_a_video_survives_the_worker_that_should_have_encoded_it(own: RunningService, tmp_path: Path) -> None:
+def test_a_video_is_encoded_after_its_worker_was_killed(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "orphan.mp4", frames=40)
     worker = own.child("service.workers")
-    os.kill(worker, signal.SIGSTOP)  # so that the clip is certainly in its hands when it dies
+    os.kill(worker, signal.SIGSTOP)  # so that it certainly has the clip when it is killed
     reply = own.client.post("/v1/videos", files={"file": ("orphan.mp4", path.read_bytes())})
     time.sleep(1)
     os.kill(worker, signal.SIGKILL)
     assert own.wait_until_processed(reply.json()["id"])["status"] == "ready"
 
 
-def test_nobody_notices_that_a_decode_child_was_killed(own: RunningService, tmp_path: Path) -> None:
+def test_an_upload_succeeds_after_its_decode_process_was_killed(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "slow.mp4", frames=41)
     with upload_to_stopped_children(own, path) as (upload, first, _):
         os.kill(first, signal.SIGKILL)
@@ -164,16 +162,16 @@ def test_nobody_notices_that_a_decode_child_was_killed(own: RunningService, tmp_
     assert own.wait_until_processed(reply.json()["id"])["status"] == "ready"
 
 
-def test_a_file_that_crashes_two_decode_children_is_refused_and_not_kept(own: RunningService, tmp_path: Path) -> None:
+def test_a_file_that_crashes_two_decode_processes_is_refused(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "poison.mp4", frames=42)
     with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
         end_one_after_the_other(own, signal.SIGSEGV, first, second)
         assert refusal(upload.result(), 422) == "decode_crashed"
     assert all(video["filename"] != "poison.mp4" for video in own.client.get("/v1/videos").json()["data"])
-    assert own.upload(path)["status"] == "ready"  # it was a good one, after all
+    assert own.upload(path)["status"] == "ready"  # the file is valid
 
 
-def test_decode_children_that_the_machine_kills_are_no_fault_of_the_file(own: RunningService, tmp_path: Path) -> None:
+def test_decode_processes_killed_by_the_system_do_not_blame_the_file(own: RunningService, tmp_path: Path) -> None:
     path = h264_mp4(tmp_path / "starved.mp4", frames=43)
     with upload_to_stopped_children(own, path, both=True) as (upload, first, second):
         end_one_after_the_other(own, signal.SIGKILL, first, second)
@@ -186,7 +184,7 @@ def test_decode_children_that_the_machine_kills_are_no_fault_of_the_file(own: Ru
 def upload_to_stopped_children(
     service: RunningService, path: Path, *, both: bool = False
 ) -> Iterator[tuple[Future[httpx2.Response], int, int]]:
-    """An upload in the hands of a child that is stopped, the child, and the next one, stopped too or waiting."""
+    """An upload in a stopped decode process; yields the process and the next one."""
     first = service.child("service.decoding.child")
     os.kill(first, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as thread:
@@ -200,10 +198,10 @@ def upload_to_stopped_children(
 
 
 def end_one_after_the_other(service: RunningService, number: signal.Signals, first: int, second: int) -> None:
-    """End a child that has a file, and then, as soon as it has the file, the next one."""
+    """Kill a decode process that has a file, and then the next one when it has the file."""
     os.kill(first, number)
     os.kill(first, signal.SIGCONT)
-    eventually(lambda: bool(decode_children(service) - {first, second}))  # the next but one is started by then
+    eventually(lambda: bool(decode_children(service) - {first, second}))  # the one after the next has started
     os.kill(second, number)
     os.kill(second, signal.SIGCONT)
 
@@ -212,7 +210,7 @@ def decode_children(service: RunningService) -> set[int]:
     return {pid for pid, command in service.children().items() if "service.decoding.child" in command}
 
 
-def test_while_redis_hangs_state_is_refused_and_health_tells(own: RunningService, drawn: Path) -> None:
+def test_while_redis_hangs_requests_are_refused_and_readiness_fails(own: RunningService, drawn: Path) -> None:
     session_id = own.open_session(own.upload(drawn)["id"])
     redis = own.child("redis-server")
     os.kill(redis, signal.SIGSTOP)
@@ -227,9 +225,9 @@ def test_while_redis_hangs_state_is_refused_and_health_tells(own: RunningService
     own.ask(session_id, "And now?")
 
 
-def test_a_killed_redis_comes_back_with_all_that_was_said(own: RunningService, drawn: Path) -> None:
+def test_a_killed_redis_restarts_with_all_messages(own: RunningService, drawn: Path) -> None:
     session_id = own.open_session(own.upload(drawn)["id"])
-    said = own.ask(session_id, "What is it?")["content"]
+    content = own.ask(session_id, "What is it?")["content"]
     other_id = own.open_session(own.upload(drawn)["id"])
     with own.stream(other_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
         answer_id = next(stream).data["id"]
@@ -237,15 +235,15 @@ def test_a_killed_redis_comes_back_with_all_that_was_said(own: RunningService, d
         os.kill(own.child("redis-server"), signal.SIGKILL)
     eventually(lambda: own.client.get("/readyz").status_code == 200)
     messages = own.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]
-    assert [message["content"] for message in messages] == ["What is it?", said]
+    assert [message["content"] for message in messages] == ["What is it?", content]
     with own.client.stream("GET", f"/v1/answers/{answer_id}/events") as reply:
         events = list(parse_events(reply.iter_lines()))
-    assert [event.id for event in events] == list(range(1, len(events) + 1))  # none lost, none doubled
+    assert [event.id for event in events] == list(range(1, len(events) + 1))  # none is lost or duplicated
     assert events[-1].name == "done"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_service_and_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path / "data") as service:
         children = service.children()
         for part in ("redis-server", "service.workers", "service.decoding.child"):
@@ -255,7 +253,7 @@ def test_a_signal_ends_the_service_and_everything_it_started(tmp_path: Path, num
         assert not any(is_alive(pid) for pid in children)
 
 
-def test_a_second_interrupt_waits_for_nothing_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
+def test_a_second_interrupt_stops_at_once_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data", REELTALK_SHUTDOWN_TIMEOUT="60") as service:
         session_id = service.open_session(service.upload(drawn)["id"])
         children = service.children()
@@ -266,7 +264,7 @@ def test_a_second_interrupt_waits_for_nothing_and_loses_nothing(tmp_path: Path, 
             with pytest.raises(httpx2.RequestError):
                 service.client.get("/healthz")
             service.process.send_signal(signal.SIGINT)
-            read += stream  # it is let go without an end
+            read += stream  # the stream is closed without a last event
             assert service.process.wait(15) == 0
         assert not any(is_alive(pid) for pid in children)
     assert read[-1].name == "delta"
@@ -281,12 +279,12 @@ def test_a_second_interrupt_waits_for_nothing_and_loses_nothing(tmp_path: Path, 
         assert read[-1].data["usage"]["completion_tokens"] == LONG
 
 
-def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: Path, drawn: Path) -> None:
+def test_the_children_of_a_killed_service_end_and_nothing_is_lost(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data") as service:
         undisturbed = text_of(service, service.open_session(service.upload(drawn)["id"]))
         other_id = service.open_session(service.upload(drawn)["id"])
         session_id = service.open_session(service.upload(drawn)["id"])
-        said = service.ask(session_id, "What is it?")["content"]
+        content = service.ask(session_id, "What is it?")["content"]
         with service.stream(other_id, "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:
             read = [next(stream) for _ in range(20)]
             interrupted = read[0].data["id"]
@@ -297,7 +295,7 @@ def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: P
 
     with running(tmp_path / "data") as service:
         messages = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]
-        assert [message["content"] for message in messages] == ["What is it?", said]
+        assert [message["content"] for message in messages] == ["What is it?", content]
         assert service.client.post(f"/v1/sessions/{session_id}/messages", json={"content": "?"}).is_success
         with service.client.stream("GET", f"/v1/answers/{interrupted}/events?after={read[-1].id}") as reply:
             read += parse_events(reply.iter_lines())
@@ -305,13 +303,11 @@ def test_a_killed_service_takes_its_children_along_and_loses_nothing(tmp_path: P
         assert read[-1].name == "done"
         assert read[-1].data["usage"]["completion_tokens"] == LONG
         assert "".join(event.data["text"] for event in read if event.name == "delta") == undisturbed
-        assert service.metric("reeltalk_video_encode_seconds_count") == 0  # the features were kept
+        assert service.metric("reeltalk_video_encode_seconds_count") == 0  # the features were cached
         assert service.metric("reeltalk_answer_takeovers_total") == 1
 
 
-def test_features_that_are_gone_are_made_again_without_the_client_noticing(
-    service: RunningService, tmp_path: Path
-) -> None:
+def test_evicted_features_are_encoded_again(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(h264_mp4(tmp_path / "evicted.mp4", frames=34))
     first = service.ask(service.open_session(video["id"]), "What is it?")["content"]
     assert service.forget_features(video["sha256"]) == 1
@@ -322,7 +318,7 @@ def test_features_that_are_gone_are_made_again_without_the_client_noticing(
     assert "".join(event.data["text"] for event in events if event.name == "delta") == first
 
 
-def test_a_damaged_cache_value_is_a_counted_miss(service: RunningService, tmp_path: Path) -> None:
+def test_a_damaged_cache_value_counts_as_a_miss(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(h264_mp4(tmp_path / "flipped.mp4", frames=35))
     first = service.ask(service.open_session(video["id"]), "What is it?")["content"]
     corrupt = service.metric("reeltalk_feature_cache_corrupt_total")
@@ -331,7 +327,7 @@ def test_a_damaged_cache_value_is_a_counted_miss(service: RunningService, tmp_pa
     assert service.metric("reeltalk_feature_cache_corrupt_total") == corrupt + 1
 
 
-def test_many_ask_about_one_cold_video_and_it_is_encoded_once(service: RunningService, tmp_path: Path) -> None:
+def test_a_video_is_encoded_once_for_many_concurrent_questions(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(h264_mp4(tmp_path / "crowd.mp4", frames=36))
     service.forget_features(video["sha256"])
     encoded = service.metric("reeltalk_video_encode_seconds_count")
@@ -346,7 +342,7 @@ def test_many_ask_about_one_cold_video_and_it_is_encoded_once(service: RunningSe
     assert service.metric("reeltalk_video_encode_seconds_count") == encoded + 1
 
 
-def test_more_questions_than_there_is_room_for_are_refused(tmp_path: Path, drawn: Path) -> None:
+def test_questions_beyond_the_queue_limit_are_refused(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data", REELTALK_MAX_PENDING_ANSWERS="1") as service:
         video_id = service.upload(drawn)["id"]
         with service.stream(service.open_session(video_id), "Tell me all.", max_tokens=LONG, ignore_eos=True) as stream:

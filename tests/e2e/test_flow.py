@@ -1,4 +1,4 @@
-"""The main job, over HTTP: upload a real video, ask, watch the answer stream; ask again."""
+"""The main flow over HTTP: upload a video, ask, read the streamed answer, and ask again."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ INDICES = {
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_a_real_clip_is_talked_about(service: RunningService, name: str) -> None:
+def test_a_real_clip_is_uploaded_and_asked_about(service: RunningService, name: str) -> None:
     path = clip(name)
     video = service.upload(path)
 
@@ -41,7 +41,7 @@ def test_a_real_clip_is_talked_about(service: RunningService, name: str) -> None
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     done = events[-1].data
     assert done["usage"]["completion_tokens"] == 8
-    assert done["usage"]["prompt_tokens"] > 96  # the video tokens are among them
+    assert done["usage"]["prompt_tokens"] > 96  # includes the video tokens
     assert [frame["index"] for frame in done["frames"][0]["frames"]] == INDICES[name]
 
     text = "".join(event.data["text"] for event in events if event.name == "delta")
@@ -65,7 +65,7 @@ def test_the_answer_is_the_same_streamed_or_whole_and_differs_between_clips(
     assert answers[0] != answers[1], "the model sees the video"
 
 
-def test_the_second_turn_sees_the_first(service: RunningService) -> None:
+def test_the_second_turn_includes_the_first(service: RunningService) -> None:
     video_id = service.upload(SAMPLE)["id"]
     about = {}
     for shape in ("circle", "square"):
@@ -94,7 +94,7 @@ def test_the_same_bytes_again_are_neither_decoded_nor_encoded(service: RunningSe
     assert service.metric("reeltalk_video_encode_seconds_count") == encoded > 0
 
 
-def test_a_raw_body_is_an_upload_too(service: RunningService, tmp_path: Path) -> None:
+def test_a_raw_body_is_an_upload(service: RunningService, tmp_path: Path) -> None:
     content = vp9_webm(tmp_path / "raw.webm").read_bytes()
     halves = iter([content[:1000], content[1000:]])  # sent in chunks, without a Content-Length
     reply = service.client.post("/v1/videos?filename=raw.webm", content=halves, headers={"Content-Type": "video/webm"})
@@ -106,12 +106,12 @@ def test_a_raw_body_is_an_upload_too(service: RunningService, tmp_path: Path) ->
     assert service.wait_until_processed(video["id"])["status"] == "ready"
 
 
-def test_a_turned_clip_is_shown_upright(service: RunningService, tmp_path: Path) -> None:
+def test_a_rotated_clip_is_shown_upright(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(rotated_mp4(tmp_path / "turned.mp4", 90))
     assert (video["width"], video["height"]) == (96, 160)
 
 
-def test_progress_leads_from_decode_to_ready(service: RunningService, tmp_path: Path) -> None:
+def test_progress_events_lead_from_decode_to_ready(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(h264_mp4(tmp_path / "progress.mp4", frames=31))
     path = f"/v1/videos/{video['id']}/events"
     with service.client.stream("GET", path) as reply:
@@ -125,7 +125,7 @@ def test_progress_leads_from_decode_to_ready(service: RunningService, tmp_path: 
         assert [event.id for event in parse_events(reply.iter_lines())] == [10, 11]
 
 
-def test_the_file_and_its_frames_can_be_had(service: RunningService, drawn: Path) -> None:
+def test_the_file_and_its_frames_can_be_downloaded(service: RunningService, drawn: Path) -> None:
     video = service.upload(drawn)
     whole = service.client.get(f"/v1/videos/{video['id']}/content")
     part = service.client.get(f"/v1/videos/{video['id']}/content", headers={"Range": "bytes=10-19"})
@@ -155,7 +155,7 @@ def test_a_session_may_be_about_two_videos(service: RunningService, drawn: Path,
 
 def test_a_seed_repeats_a_sampled_answer(talkative: RunningService, drawn: Path) -> None:
     video_id = talkative.upload(drawn)["id"]
-    said = {
+    given = {
         seed: [
             talkative.ask(talkative.open_session(video_id), "What?", temperature=1.0, seed=seed, max_tokens=24)[
                 "content"
@@ -164,12 +164,12 @@ def test_a_seed_repeats_a_sampled_answer(talkative: RunningService, drawn: Path)
         ]
         for seed in (1, 2)
     }
-    assert said[1][0] == said[1][1]
-    assert said[2][0] == said[2][1]
-    assert said[1][0] != said[2][0]
+    assert given[1][0] == given[1][1]
+    assert given[2][0] == given[2][1]
+    assert given[1][0] != given[2][0]
 
 
-def test_a_session_names_the_answer_that_is_being_given_in_it(talkative: RunningService, drawn: Path) -> None:
+def test_a_session_names_its_running_answer(talkative: RunningService, drawn: Path) -> None:
     session_id = talkative.open_session(talkative.upload(drawn)["id"])
 
     def running() -> list[str | None]:
@@ -199,7 +199,7 @@ def test_sessions_and_videos_are_listed_newest_first_in_pages(service: RunningSe
     assert video_id in [item["id"] for item in service.client.get("/v1/videos").json()["data"]]
 
 
-def test_an_erased_video_takes_everything_with_it(service: RunningService, tmp_path: Path) -> None:
+def test_a_deleted_video_is_deleted_with_all_that_belongs_to_it(service: RunningService, tmp_path: Path) -> None:
     video = service.upload(h264_mp4(tmp_path / "erased.mp4", frames=32))
     session_id = service.open_session(video["id"])
     answer_id = service.ask(session_id, "What is it?")["answer_id"]
@@ -220,7 +220,7 @@ def test_an_erased_video_takes_everything_with_it(service: RunningService, tmp_p
     assert again.status_code == 201
 
 
-def test_an_erased_session_leaves_the_video(service: RunningService, drawn: Path) -> None:
+def test_deleting_a_session_keeps_the_video(service: RunningService, drawn: Path) -> None:
     video_id = service.upload(drawn)["id"]
     session_id = service.open_session(video_id)
     service.ask(session_id, "What is it?")

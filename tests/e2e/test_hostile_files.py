@@ -1,4 +1,4 @@
-"""Hostile files through the real service: a small part of `python -m tests.e2e.hostile_files`."""
+"""A real service survives hostile files: a small part of `python -m tests.e2e.hostile_files`."""
 
 import socket
 import subprocess
@@ -30,15 +30,15 @@ print(asyncio.run(peaks_of_memory(chosen + files[::60], folder))[-1][1])
 """
 
 
-def test_a_decode_child_takes_no_more_memory_than_the_pictures_of_an_honest_file(tmp_path: Path) -> None:
-    """In a process of its own, which has had no larger child."""
+def test_a_decode_process_needs_no_more_memory_than_for_a_valid_file(tmp_path: Path) -> None:
+    """Run in a separate process that has had no larger child."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, timeout=240, check=True
     )
     assert 30 < int(done.stdout.splitlines()[-1]) < 256, done.stdout
 
 
-def test_hostile_files_are_refused_and_hurt_nobody(service: RunningService, tmp_path: Path) -> None:
+def test_hostile_files_are_refused_without_harm(service: RunningService, tmp_path: Path) -> None:
     (tmp_path / "canary.ts").write_bytes(CANARY * 1000)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)

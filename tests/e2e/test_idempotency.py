@@ -1,4 +1,4 @@
-"""A request that is sent again after a lost reply, at any replica, is not done twice."""
+"""A request that is repeated after a lost response, at any replica, has its effect once."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def turns(service: RunningService, session_id: str) -> int:
     return len(service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"])
 
 
-def test_a_question_asked_again_gets_the_same_answer_at_the_other_replica(
+def test_a_repeated_question_gets_the_same_answer_at_the_other_replica(
     replicas: tuple[RunningService, RunningService], drawn: Path, headers: dict[str, str]
 ) -> None:
     here, there = replicas
@@ -53,7 +53,7 @@ def test_a_question_asked_again_gets_the_same_answer_at_the_other_replica(
     assert refusal(other, 422) == "idempotency_key_reused"
     assert other.json()["error"]["param"] == "Idempotency-Key"
     assert turns(here, session_id) == 2
-    assert ask(here, session_id, {}).json()["id"] != first.json()["id"]  # without a key it is another question
+    assert ask(here, session_id, {}).json()["id"] != first.json()["id"]  # without a key the request is another question
 
 
 def test_a_lost_stream_is_resumed_from_its_start(
@@ -78,7 +78,7 @@ def test_a_lost_stream_is_resumed_from_its_start(
     assert turns(here, session_id) == 2
 
 
-def test_of_many_at_once_one_is_done_and_the_others_get_it_or_are_told_to_wait(
+def test_one_of_many_concurrent_repetitions_is_executed(
     replicas: tuple[RunningService, RunningService], drawn: Path, headers: dict[str, str]
 ) -> None:
     here, _ = replicas
@@ -94,7 +94,7 @@ def test_of_many_at_once_one_is_done_and_the_others_get_it_or_are_told_to_wait(
     assert turns(here, session_id) == 2
 
 
-def test_a_session_opened_again_is_the_same(
+def test_a_repeated_creation_returns_the_same_session(
     replicas: tuple[RunningService, RunningService], drawn: Path, headers: dict[str, str]
 ) -> None:
     here, there = replicas
@@ -106,7 +106,7 @@ def test_a_session_opened_again_is_the_same(
     assert refusal(other, 422) == "idempotency_key_reused"
 
 
-def test_an_upload_sent_again_is_the_same_video_and_other_bytes_are_refused(
+def test_a_repeated_upload_is_the_same_video_and_other_bytes_are_refused(
     replicas: tuple[RunningService, RunningService], drawn: Path, yoga: Path, headers: dict[str, str]
 ) -> None:
     here, there = replicas
@@ -123,7 +123,7 @@ def test_an_upload_sent_again_is_the_same_video_and_other_bytes_are_refused(
     assert len(here.client.get("/v1/videos").json()["data"]) == listed
 
 
-def test_a_refused_question_is_looked_at_anew(
+def test_a_refused_question_can_be_repeated(
     replicas: tuple[RunningService, RunningService], drawn: Path, headers: dict[str, str]
 ) -> None:
     here, there = replicas

@@ -1,4 +1,4 @@
-"""A fleet loses parts at any moment, and nobody who talks to it loses anything."""
+"""When parts of a fleet are killed, clients lose nothing."""
 
 import contextlib
 import os
@@ -31,8 +31,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.mark.timeout(600)
-def test_a_storm_of_kills_costs_no_upload_no_turn_and_no_token(fleet: Fleet) -> None:
-    """One kill of each kind; `python -m tests.e2e.chaos` is the long form."""
+def test_a_storm_of_kills_loses_no_upload_turn_or_token(fleet: Fleet) -> None:
+    """One kill of each kind; `python -m tests.e2e.chaos` runs more."""
     storm = Storm(fleet, [SAMPLE.read_bytes()], num_clients=6, seed=5, max_tokens=100)
     report = storm.run(list(schedule(1, seed=5)))
     assert report.problems == []
@@ -41,7 +41,7 @@ def test_a_storm_of_kills_costs_no_upload_no_turn_and_no_token(fleet: Fleet) -> 
 
 
 def ask_about(fleet: Fleet, content: bytes, *, num_clients: int) -> set[str]:
-    """What so many are told who all upload the same and ask the same, at once."""
+    """The answers to clients that upload the same file and ask the same question concurrently."""
     question = Question(0, "What is it?", 0.0, 0, SHORT)
 
     def ask(_: int) -> str:
@@ -53,7 +53,7 @@ def ask_about(fleet: Fleet, content: bytes, *, num_clients: int) -> set[str]:
         return set(threads.map(ask, range(num_clients)))
 
 
-def test_32_who_ask_both_replicas_about_one_cold_video_share_one_encoding(fleet: Fleet, tmp_path: Path) -> None:
+def test_32_clients_of_both_replicas_share_one_encoding(fleet: Fleet, tmp_path: Path) -> None:
     fleet.wait_until_ready()
     encoded = fleet.num_encoded()
     answered = [replica.service.metric("reeltalk_request_success_total") for replica in fleet.replicas]
@@ -68,14 +68,14 @@ def test_32_who_ask_both_replicas_about_one_cold_video_share_one_encoding(fleet:
     assert all(gained)
 
 
-def test_32_who_wait_for_an_encoding_whose_replica_is_killed_get_another_one(fleet: Fleet, tmp_path: Path) -> None:
+def test_32_clients_get_another_encoding_if_its_replica_is_killed(fleet: Fleet, tmp_path: Path) -> None:
     fleet.wait_until_ready()
     content = h264_mp4(tmp_path / "fatal.mp4", frames=62).read_bytes()
     here, there = fleet.replicas
     encoded = there.metric("reeltalk_video_encode_seconds_count")
     workers = [replica.pids("service.workers")[0] for replica in fleet.replicas]
     for pid in workers:
-        os.kill(pid, signal.SIGSTOP)  # so that the clip is certainly in its hands
+        os.kill(pid, signal.SIGSTOP)  # so that it certainly has the clip
     reply = here.service.client.post("/v1/videos", content=content, headers={"Content-Type": "video/mp4"})
     assert reply.status_code == 201
     with ThreadPoolExecutor(1) as thread:
@@ -84,7 +84,7 @@ def test_32_who_wait_for_an_encoding_whose_replica_is_killed_get_another_one(fle
         holders = [key for key in fleet.redis.client().scan_iter("lease:features:*") if reply.json()["sha256"] in key]
         assert len(holders) == 1
         here.service.process.kill()
-        os.kill(workers[0], signal.SIGKILL)  # stopped, it does not notice that its parent is gone
+        os.kill(workers[0], signal.SIGKILL)  # a stopped process does not notice that its parent has ended
         here.kill()
         os.kill(workers[1], signal.SIGCONT)
         assert len(asking.result(120)) == 1
@@ -94,23 +94,23 @@ def test_32_who_wait_for_an_encoding_whose_replica_is_killed_get_another_one(fle
     assert here.metric("reeltalk_video_encode_seconds_count") == 0
 
 
-def test_features_and_file_both_gone_is_gone(fleet: Fleet, tmp_path: Path) -> None:
+def test_without_features_and_file_a_question_is_refused_as_gone(fleet: Fleet, tmp_path: Path) -> None:
     fleet.wait_until_ready()
     service = fleet.replicas[0].service
     video = service.upload(h264_mp4(tmp_path / "gone.mp4", frames=63))
     session_id = service.open_session(video["id"])
     [file] = fleet.media.rglob(video["sha256"])
     file.unlink()
-    service.ask(session_id, "What is it?", max_tokens=2)  # the features are still there
+    service.ask(session_id, "What is it?", max_tokens=2)  # the features are still cached
     store = fleet.redis.client()
     assert store.delete(*store.scan_iter(f"features:*:{video['sha256']}")) == 1
-    for stream in (False, True):  # and no stream is begun for nothing
+    for stream in (False, True):  # also as an error response, not as a stream
         body = {"content": "And now?", "stream": stream}
         reply = service.client.post(f"/v1/sessions/{session_id}/messages", json=body)
         assert refusal(reply, 410) == "video_gone"
 
 
-def test_an_erased_video_takes_everything_along_at_every_replica(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_deleted_video_is_deleted_at_every_replica(fleet: Fleet, tmp_path: Path) -> None:
     fleet.wait_until_ready()
     here, there = (replica.service for replica in fleet.replicas)
     video = here.upload(h264_mp4(tmp_path / "erased.mp4", frames=64))
@@ -131,7 +131,7 @@ def test_an_erased_video_takes_everything_along_at_every_replica(fleet: Fleet, t
 
 @pytest.fixture(scope="module")
 def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A fleet whose grace period is short and known."""
+    """A fleet with a short grace period."""
     folder = tmp_path_factory.mktemp("brief")
     with running_fleet(folder, REELTALK_DISCONNECT_GRACE="2", REELTALK_THREADS="1") as fleet:
         yield fleet
@@ -145,7 +145,7 @@ def seconds_until_idle(service: RunningService) -> float:
     return time.monotonic() - start
 
 
-def test_who_leaves_frees_the_engine_after_the_grace_period_and_who_cancels_at_once(brief: Fleet) -> None:
+def test_disconnecting_frees_the_engine_after_the_grace_period_and_cancelling_at_once(brief: Fleet) -> None:
     here, there = (replica.service for replica in brief.replicas)
     video_id = here.upload(SAMPLE)["id"]
 
@@ -157,7 +157,7 @@ def test_who_leaves_frees_the_engine_after_the_grace_period_and_who_cancels_at_o
             return answer_id
 
     begin(here.open_session(video_id))
-    assert 1 < seconds_until_idle(here) < 3  # the grace period, and less than a second for a step and the reply
+    assert 1 < seconds_until_idle(here) < 3  # the grace period plus less than a second for a step and the response
 
     for service in (here, there):
         with here.stream(here.open_session(video_id), "Tell me all.", max_tokens=1800, ignore_eos=True) as stream:

@@ -1,4 +1,4 @@
-"""Node's clients work unchanged: OpenAI's, tus', and an `EventSource` as browsers have it."""
+"""Node clients work unchanged: OpenAI's, tus, and an `EventSource`."""
 
 import json
 from pathlib import Path
@@ -56,13 +56,13 @@ EVENTS = """
 import { EventSource } from "eventsource";
 
 const source = new EventSource(process.argv[2]);
-const told = [];
+const results = [];
 for (const name of ["answer", "progress", "delta", "done", "error"]) {
   source.addEventListener(name, (event) => {
-    told.push({ name, id: Number(event.lastEventId), data: JSON.parse(event.data) });
+    results.push({ name, id: Number(event.lastEventId), data: JSON.parse(event.data) });
     if (name === "done" || name === "error") {
       source.close();
-      console.log(JSON.stringify(told));
+      console.log(JSON.stringify(results));
     }
   });
 }
@@ -70,14 +70,15 @@ for (const name of ["answer", "progress", "delta", "done", "error"]) {
 
 
 def test_openai_s_client_streams_the_right_answer_about_an_uploaded_file(service: RunningService, node: Path) -> None:
-    told: dict[str, Any] = json.loads(run(node, CHAT, service.url, str(SAMPLE)))
-    assert told["models"] == ["tiny"]
-    assert told["text"] == told["whole"]["choices"][0]["message"]["content"] == "There are two objects."
-    assert told["usage"]["prompt_tokens_details"]["video_tokens"] == 96
+    results: dict[str, Any] = json.loads(run(node, CHAT, service.url, str(SAMPLE)))
+    assert results["models"] == ["tiny"]
+    assert results["text"] == results["whole"]["choices"][0]["message"]["content"] == "There are two objects."
+    assert results["usage"]["prompt_tokens_details"]["video_tokens"] == 96
     assert (
-        "".join(token["token"] for token in told["whole"]["choices"][0]["logprobs"]["content"]).strip() == told["text"]
+        "".join(token["token"] for token in results["whole"]["choices"][0]["logprobs"]["content"]).strip()
+        == results["text"]
     )
-    assert told["refused"] == {
+    assert results["refused"] == {
         "status": 422, "param": "tools", "code": "unsupported_value", "name": "UnprocessableEntityError",
     }  # fmt: skip
 
@@ -88,7 +89,7 @@ def test_a_tus_client_uploads_a_file_in_pieces(service: RunningService, node: Pa
 
 def test_an_event_source_reads_an_answer_from_its_first_event_to_its_last(service: RunningService, node: Path) -> None:
     message = service.ask(service.open_session(service.upload(SAMPLE)["id"]), "How many objects are there?")
-    told = json.loads(run(node, EVENTS, f"{service.url}/v1/answers/{message['answer_id']}/events"))
-    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
-    assert "".join(event["data"]["text"] for event in told if event["name"] == "delta") == message["content"]
-    assert told[-1]["data"]["usage"] == message["usage"]
+    results = json.loads(run(node, EVENTS, f"{service.url}/v1/answers/{message['answer_id']}/events"))
+    assert [event["id"] for event in results] == list(range(1, len(results) + 1))
+    assert "".join(event["data"]["text"] for event in results if event["name"] == "delta") == message["content"]
+    assert results[-1]["data"]["usage"] == message["usage"]

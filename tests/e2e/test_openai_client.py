@@ -1,4 +1,4 @@
-"""OpenAI's own Python client works unchanged: typed, streaming, with its own retries; what is refused is named."""
+"""OpenAI's Python client works unchanged, including types, streams, retries and errors."""
 
 import base64
 import os
@@ -78,9 +78,9 @@ def test_a_file_is_uploaded_asked_about_in_a_stream_and_erased(client: openai.Op
     )
     assert all(isinstance(chunk, ChatCompletionChunk) for chunk in chunks)
     assert len({chunk.id for chunk in chunks}) == 1
-    *said, last = chunks
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in said) == ANSWER
-    assert (said[0].choices[0].delta.role, said[-1].choices[0].finish_reason) == ("assistant", "stop")
+    *deltas, last = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in deltas) == ANSWER
+    assert (deltas[0].choices[0].delta.role, deltas[-1].choices[0].finish_reason) == ("assistant", "stop")
     assert last.choices == []
     assert last.usage is not None
     assert last.usage.prompt_tokens_details is not None
@@ -98,7 +98,7 @@ def test_every_chunk_of_a_plain_stream_has_a_choice(client: openai.OpenAI) -> No
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == ANSWER
 
 
-def test_the_second_turn_comes_with_the_first_and_finds_it_computed(client: openai.OpenAI) -> None:
+def test_the_second_turn_reuses_the_cached_prefix_of_the_first(client: openai.OpenAI) -> None:
     messages = about(data_url(SAMPLE), text="Which way does the circle move?")
     first = asked(client, messages, temperature=0)
     assert first.choices[0].message.content == "The red circle moves right."
@@ -111,10 +111,10 @@ def test_the_second_turn_comes_with_the_first_and_finds_it_computed(client: open
     assert 96 <= (second.usage.prompt_tokens_details.cached_tokens or 0) < second.usage.prompt_tokens
 
 
-def test_it_says_what_the_service_s_own_routes_say(
+def test_completions_give_the_same_text_as_sessions(
     service: RunningService, client: openai.OpenAI, tmp_path: Path
 ) -> None:
-    """By id, inlined, streamed or whole; greedy, and drawn with a seed."""
+    """By id and inline, streamed and whole, greedy and sampled with a seed."""
     path = h264_mp4(tmp_path / "same.mp4", frames=40)
     video_id = service.upload(path)["id"]
     for sampling in ({"temperature": 0}, {"temperature": 1.5, "seed": 7}):
@@ -129,7 +129,7 @@ def test_it_says_what_the_service_s_own_routes_say(
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected
 
 
-def test_two_videos_are_seen_in_the_order_they_are_shown(client: openai.OpenAI, service: RunningService) -> None:
+def test_two_videos_are_encoded_in_their_order_in_the_message(client: openai.OpenAI, service: RunningService) -> None:
     other = SAMPLE.with_name("arrival.mp4")
     both = asked(client, about(data_url(SAMPLE), data_url(other)), temperature=0)
     assert both.usage is not None
@@ -139,7 +139,7 @@ def test_two_videos_are_seen_in_the_order_they_are_shown(client: openai.OpenAI, 
     assert ids == [service.upload(SAMPLE)["id"], service.upload(other)["id"]]
 
 
-def test_the_choices_are_as_many_as_asked_and_the_first_is_the_only_one_s(client: openai.OpenAI) -> None:
+def test_n_choices_are_returned_and_the_first_equals_a_single_one(client: openai.OpenAI) -> None:
     fields: dict[str, Any] = {"temperature": 4, "seed": 11, "max_tokens": 12}
     alone = asked(client, about(data_url(SAMPLE)), **fields)
     many = asked(client, about(data_url(SAMPLE)), n=3, **fields)
@@ -153,7 +153,7 @@ def test_the_choices_are_as_many_as_asked_and_the_first_is_the_only_one_s(client
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_logprobs_are_of_the_words_that_were_said_and_of_no_others(client: openai.OpenAI, stream: bool) -> None:
+def test_logprobs_match_the_tokens_of_the_text(client: openai.OpenAI, stream: bool) -> None:
     fields: dict[str, Any] = {"temperature": 0, "logprobs": True, "top_logprobs": 3, "stop": [" objects"]}
     tokens: list[ChatCompletionTokenLogprob] = []
     text = ""
@@ -176,7 +176,7 @@ def test_the_logprobs_are_of_the_words_that_were_said_and_of_no_others(client: o
         assert token.token == bytes(token.bytes or ()).decode()
 
 
-def test_an_answer_that_is_cut_says_so(client: openai.OpenAI) -> None:
+def test_an_answer_at_the_token_limit_has_the_finish_reason_length(client: openai.OpenAI) -> None:
     [choice] = asked(client, about(data_url(SAMPLE)), max_completion_tokens=2, temperature=0).choices
     assert (choice.finish_reason, choice.message.content) == ("length", "There are")
 
@@ -213,7 +213,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_is_not_supported_is_refused_by_name(
+def test_an_unsupported_field_is_refused_by_name(
     client: openai.OpenAI, fields: dict[str, Any], param: str, code: str
 ) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
@@ -223,7 +223,7 @@ def test_what_is_not_supported_is_refused_by_name(
 
 
 @pytest.mark.parametrize("purpose", ["fine-tune", "batch"])
-def test_a_file_for_another_purpose_is_refused_and_not_kept(client: openai.OpenAI, purpose: Any) -> None:
+def test_a_file_for_another_purpose_is_refused_and_not_stored(client: openai.OpenAI, purpose: Any) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.files.create(file=("a.mp4", b"x"), purpose=purpose)
     assert (refused.value.param, refused.value.code) == ("purpose", "invalid_value")
@@ -246,10 +246,8 @@ def test_files_are_listed_page_by_page_in_either_order(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_when_the_client_goes_the_sequence_ends_at_once(
-    talkative: RunningService, stream: bool, tmp_path: Path
-) -> None:
-    """There is no grace here: nobody can come back to it."""
+def test_a_sequence_ends_when_its_client_disconnects(talkative: RunningService, stream: bool, tmp_path: Path) -> None:
+    """There is no grace period, because a completion cannot be resumed."""
     model = talkative.client.get("/v1/models").json()["data"][0]["id"]
     messages: Any = [{"role": "user", "content": "Hello"}]
     fields: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": 1800}
@@ -274,7 +272,7 @@ def test_when_the_client_goes_the_sequence_ends_at_once(
     client.close()
 
 
-def test_a_stream_outlives_the_worker_it_began_on(talkative: RunningService) -> None:
+def test_a_stream_continues_after_its_worker_was_killed(talkative: RunningService) -> None:
     fields: dict[str, Any] = {"model": "checkpoint", "temperature": 0, "max_tokens": 300, "logprobs": True}
     messages: Any = [{"role": "user", "content": "Go on."}]
     with client_of(talkative) as client:
@@ -292,7 +290,7 @@ def test_a_stream_outlives_the_worker_it_began_on(talkative: RunningService) -> 
     assert num_tokens == len(whole.choices[0].logprobs.content or [])
 
 
-def test_its_own_retries_wait_as_long_as_a_full_service_says(tmp_path: Path) -> None:
+def test_the_retries_of_the_client_wait_for_retry_after(tmp_path: Path) -> None:
     checkpoint = talkative_checkpoint(tmp_path / "checkpoint")
     with (
         running(tmp_path / "data", "--checkpoint", str(checkpoint), REELTALK_MAX_PENDING_ANSWERS="1") as service,
@@ -311,14 +309,14 @@ def test_its_own_retries_wait_as_long_as_a_full_service_says(tmp_path: Path) -> 
         threading.Timer(1.0, busy.close).start()
         reply = patient.chat.completions.create(max_tokens=2, **fields)
         assert reply.choices[0].finish_reason == "length"
-        assert time.monotonic() - began >= 2.0, "as Retry-After said"
+        assert time.monotonic() - began >= 2.0, "as in Retry-After"
         with pytest.raises(openai.InternalServerError):
             hasty.chat.completions.create(n=2, max_tokens=2, **fields)
 
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A talkative service that asks for a key."""
+    """A service with long answers that requires an API key."""
     folder = tmp_path_factory.mktemp("keyed")
     checkpoint = talkative_checkpoint(folder / "checkpoint")
     make_key(folder / "data", "first", "--tenant", "other")
@@ -343,7 +341,7 @@ def test_without_a_key_every_call_is_an_authentication_error(keyed: RunningServi
             assert (refused.value.code, refused.value.type) == ("invalid_key", "authentication_error")
 
 
-def test_a_key_is_limited_in_answers_and_told_when_to_come_again(keyed: RunningService) -> None:
+def test_a_key_is_limited_in_answers_with_retry_after(keyed: RunningService) -> None:
     _, token = make_key(keyed.data_dir, "two", "--concurrent-answers", "2")
     with client_of(keyed, api_key=token) as client:
         with pytest.raises(openai.RateLimitError) as refused:
@@ -368,7 +366,7 @@ def test_a_key_is_limited_in_requests(keyed: RunningService) -> None:
     assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
 
 
-def test_a_file_that_the_key_has_no_room_for_is_not_kept_whichever_way_it_comes(keyed: RunningService) -> None:
+def test_a_file_beyond_the_key_s_limit_is_not_stored_by_any_route(keyed: RunningService) -> None:
     _, token = make_key(keyed.data_dir, "small", "--tenant", "small", "--stored-bytes", "1000")
     with client_of(keyed, api_key=token) as client:
         with pytest.raises(openai.RateLimitError) as refused:
@@ -390,7 +388,7 @@ def test_an_idempotency_key_stands_for_one_file(client: openai.OpenAI, drawn: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_completion_ends_when_its_time_is_up_though_its_words_flow(talkative: RunningService, stream: bool) -> None:
+def test_a_completion_ends_at_its_deadline(talkative: RunningService, stream: bool) -> None:
     began = time.monotonic()
     with client_of(talkative) as client, pytest.raises(openai.APIError) as ended:
         answer = client.chat.completions.create(max_tokens=1800, stream=stream, extra_body={"timeout": 0.7}, **HELLO)

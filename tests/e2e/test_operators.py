@@ -1,4 +1,4 @@
-"""What an operator sees of one upload and one question: series, log lines, spans, from all processes of a replica."""
+"""Metrics, log lines and spans of one upload and one question, from all processes of a replica."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from tests.running import Event, RunningService, eventually, running
 
 QUESTION = "Which colour has the walrus?"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-"""The span of whoever asks."""
+"""The `traceparent` of the client."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One span, as a collector gets it."""
+    """One span received by the collector."""
 
     name: str
     trace_id: str
@@ -38,7 +38,7 @@ class Span:
 
 
 class Collector(ThreadingHTTPServer):
-    """What OTLP over HTTP is sent to."""
+    """A collector of OTLP over HTTP."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Receiver)
@@ -46,13 +46,13 @@ class Collector(ThreadingHTTPServer):
 
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            told = {each.key: each.value for each in resource.resource.attributes}
-            assert told["service.name"].string_value == "reeltalk"
+            received = {each.key: each.value for each in resource.resource.attributes}
+            assert received["service.name"].string_value == "reeltalk"
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 attributes = {a.key: getattr(a.value, str(a.value.WhichOneof("value"))) for a in span.attributes}
                 ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
                 times = (span.start_time_unix_nano, span.end_time_unix_nano)
-                self.spans.append(Span(span.name, *ids, told["process.pid"].int_value, *times, attributes))
+                self.spans.append(Span(span.name, *ids, received["process.pid"].int_value, *times, attributes))
 
 
 class _Receiver(BaseHTTPRequestHandler):
@@ -92,13 +92,13 @@ class Watched:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log, without what the terminal is told."""
+        """The log lines, without messages for the terminal."""
         return [json.loads(line) for line in self.service.output if line.startswith("{")]
 
     def line(self, event: str, **fields: str) -> dict[str, Any]:
-        """The one line of this event."""
-        told = (line for line in self.lines if line["event"] == event)
-        [found] = [line for line in told if fields.items() <= line.items()]
+        """The only line of an event."""
+        received = (line for line in self.lines if line["event"] == event)
+        [found] = [line for line in received if fields.items() <= line.items()]
         return found
 
 
@@ -121,14 +121,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[W
         video_id = service.upload(drawn)["id"]
         session_id = service.open_session(video_id)
         with service.stream(session_id, QUESTION, max_tokens=8, ignore_eos=True) as events:
-            told: list[Event] = list(events)
-        assert told[-1].name == "done"
-        answer_id = told[0].data["id"]
-        yield Watched(service, video_id, session_id, answer_id, told[-1].data["usage"], collector.spans)
+            received: list[Event] = list(events)
+        assert received[-1].name == "done"
+        answer_id = received[0].data["id"]
+        yield Watched(service, video_id, session_id, answer_id, received[-1].data["usage"], collector.spans)
 
 
 def counted(watched: Watched, histogram: str, labels: str = "") -> tuple[float, float]:
-    """How often a histogram has observed something, and the sum of it."""
+    """The count and the sum of a histogram."""
     metric, name = watched.service.metric, f"reeltalk_{histogram}"
     return metric(f"{name}_count{labels}"), metric(f"{name}_sum{labels}")
 
@@ -163,13 +163,13 @@ def test_requests_are_counted_by_the_template_of_their_route(watched: Watched) -
     number, seconds = counted(watched, "http_request_duration_seconds", labels)
     _, whole = counted(watched, "e2e_request_latency_seconds")
     assert number == 1
-    assert seconds > 0.9 * whole, "the stream is part of it"
+    assert seconds > 0.9 * whole, "the stream is included"
     metrics = watched.service.client.get("/metrics").text
     assert not [part for part in (watched.video_id, watched.session_id, watched.answer_id) if part in metrics]
-    assert watched.service.metric("reeltalk_http_requests_active") == 1, "the one that asks"
+    assert watched.service.metric("reeltalk_http_requests_active") == 1, "only the request for the metrics"
 
 
-def test_every_worker_tells_of_itself(watched: Watched) -> None:
+def test_every_worker_reports_its_metrics(watched: Watched) -> None:
     metric = watched.service.metric
     assert metric("reeltalk_workers_configured") == metric("reeltalk_workers_ready") == 2
     for worker in ("0", "1"):
@@ -213,7 +213,7 @@ def test_the_lines_of_an_upload_carry_its_ids(watched: Watched) -> None:
     assert encoded["num_frames"] > 0
 
 
-def test_no_line_has_a_users_words(watched: Watched, drawn: Path) -> None:
+def test_no_log_line_contains_text_of_users(watched: Watched, drawn: Path) -> None:
     log = json.dumps(watched.lines)
     assert QUESTION.rsplit(maxsplit=1)[-1] not in log
     assert drawn.name not in log

@@ -1,4 +1,4 @@
-"""Families that are not the default one, over HTTP: they serve as they are, with seeded weights that say nothing."""
+"""Families other than the default one are served over HTTP, with random weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +18,18 @@ def video_chatgpt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
         yield service
 
 
-def test_video_chatgpt_answers_twice_and_the_same_again(video_chatgpt: RunningService, drawn: Path) -> None:
+def test_video_chatgpt_answers_twice_and_repeats_its_answers(video_chatgpt: RunningService, drawn: Path) -> None:
     video = video_chatgpt.upload(drawn)
-    assert (video["status"], len(video["frames"])) == ("ready", 48)  # all there are; it takes up to a hundred
+    assert (video["status"], len(video["frames"])) == (
+        "ready",
+        48,
+    )  # all frames; the model takes up to 100
     answers = []
     for _ in range(2):
         session = video_chatgpt.open_session(video["id"])
-        said = [video_chatgpt.ask(session, question) for question in ("What happens?", "And then?")]
-        assert [answer["usage"]["completion_tokens"] for answer in said] == [8, 8]
-        answers.append([answer["content"] for answer in said])
+        given = [video_chatgpt.ask(session, question) for question in ("What happens?", "And then?")]
+        assert [answer["usage"]["completion_tokens"] for answer in given] == [8, 8]
+        answers.append([answer["content"] for answer in given])
     assert answers[0] == answers[1]
     assert answers[0][0] != answers[0][1]
 

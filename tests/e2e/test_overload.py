@@ -1,4 +1,4 @@
-"""Ten times what the service can do: refused at once or answered in time, in constant memory, and alive throughout."""
+"""At ten times its capacity the service refuses at once or answers in time, with constant memory."""
 
 import asyncio
 import itertools
@@ -29,11 +29,11 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]
 
 @dataclass
 class Seen:
-    """What clients and an onlooker saw."""
+    """The observations of clients and of a monitor."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    """Of each answer that was accepted, from the question to the end."""
+    """The seconds from the question to the end of each accepted answer."""
     errors: Counter[str] = field(default_factory=Counter)
     without_advice: int = 0
     refused_late: int = 0
@@ -41,11 +41,11 @@ class Seen:
     queued: list[int] = field(default_factory=list)
     health_seconds: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
-    """Bytes of the API process."""
+    """The memory of the API process in bytes."""
 
 
 async def ask(client: httpx2.AsyncClient, session_id: str, seen: Seen, *, timeout: float | None) -> bool:
-    """One question by stream; whether it was accepted."""
+    """Ask one question and read its stream; returns whether it was accepted."""
     body = {"content": "Tell me all.", "stream": True, "max_tokens": NUM_TOKENS, "ignore_eos": True}
     body |= {} if timeout is None else {"timeout": timeout}
     start = time.monotonic()
@@ -64,7 +64,7 @@ async def ask(client: httpx2.AsyncClient, session_id: str, seen: Seen, *, timeou
 
 
 async def look_on(service: RunningService, seen: Seen) -> None:
-    """Until cancelled: is it alive, how long is its queue, how much memory has it."""
+    """Record health, queue length and memory until cancelled."""
     async with httpx2.AsyncClient(base_url=service.url, timeout=PATIENCE) as client:
         while True:
             start = time.monotonic()
@@ -84,7 +84,7 @@ def memory(service: RunningService) -> int:
 
 
 async def capacity(service: RunningService, sessions: Iterator[str], *, seconds: float) -> float:
-    """Answers a second, when exactly as many ask as are answered at once."""
+    """Measure the answers per second with as many clients as can be served concurrently."""
     seen, end = Seen(), time.monotonic() + seconds
     async with httpx2.AsyncClient(base_url=service.url, timeout=PATIENCE) as client:
 
@@ -101,9 +101,9 @@ async def capacity(service: RunningService, sessions: Iterator[str], *, seconds:
 async def storm(
     service: RunningService, sessions: Iterator[str], *, rate: float, seconds: float, timeout: float
 ) -> Seen:
-    """Questions at an even rate, whatever becomes of them; returns when the last has been answered or refused."""
+    """Ask at a constant rate, independently of the responses; returns when all have been answered or refused."""
     seen = Seen()
-    free: list[str] = []  # sessions of refused questions: nothing has happened in them
+    free: list[str] = []  # sessions of refused questions, which can be used again
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=service.url, timeout=PATIENCE, limits=limits) as client:
 
@@ -135,7 +135,7 @@ def test_ten_times_the_load_is_refused_or_answered_in_time(narrow: RunningServic
     sessions = new_sessions(narrow, narrow.upload(drawn)["id"])
     possible = asyncio.run(capacity(narrow, sessions, seconds=3))
     ready = [next(sessions) for _ in range(int(possible * seconds) + 400)]
-    # three times what a full house takes: the storm itself takes from the same processors
+    # three times the time under full load, because the clients use the same processors
     timeout = 3 * (MAX_QUEUED + MAX_NUM_SEQS) / possible
     start = memory(narrow)
     seen = asyncio.run(storm(narrow, iter(ready), rate=10 * possible, seconds=seconds, timeout=timeout))

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: upload, ask, stream, stop, come back, and what it says when something is wrong."""
+"""The chat page in a real browser: upload, ask, stream, stop, resume, and show errors."""
 
 import json
 import time
@@ -17,7 +17,7 @@ LAST = "[...document.querySelectorAll('.turn')].at(-1)"
 IS_ANSWERING = f"{LAST}?.querySelector('.answer[aria-busy]')?.textContent.length > 10"
 HAS_ENDED = f"{LAST}?.querySelector('.figures')?.checkVisibility()"
 
-# A service that is slow enough for everything that may happen before a clip is ready.
+# Makes every video appear to be in preparation.
 ALWAYS_PREPARING = """{
   const real = window.fetch;
   window.fetch = async (url, options) => {
@@ -45,26 +45,26 @@ def page(browser: Browser, service: RunningService) -> Iterator[Page]:
 
 @pytest.fixture
 def long_page(browser: Browser, talkative: RunningService) -> Iterator[Page]:
-    """The page of a service whose answers are long."""
+    """The page of a service with long answers."""
     with browser.page(f"{talkative.url}/") as page:
         yield page
 
 
 def ask(page: Page, question: str) -> None:
-    """Ask the way people do: click into the field, type, press Enter."""
+    """Ask like a user: click into the field, type, and press Enter."""
     page.click("#question")
     page.type(question)
     page.press("Enter")
 
 
 def history(page: Page, service: RunningService) -> list[str]:
-    """What the service has of the session whose address the page shows."""
+    """The messages in the session whose address the page shows."""
     session_id = page.evaluate("location.hash.slice(1)")
     return [m["content"] for m in service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]]
 
 
 def in_mid_answer(page: Page, act: Callable[[], object]) -> None:
-    """Ask and act while the answer streams. An answer that ended before that proves nothing: ask again."""
+    """Ask and act while the answer is streamed; if the answer ends too early, ask again."""
     for attempt in range(8):
         turns = page.evaluate("document.querySelectorAll('.turn').length")
         ask(page, f"Question {attempt}: what do you see?")
@@ -72,10 +72,10 @@ def in_mid_answer(page: Page, act: Callable[[], object]) -> None:
         if act():
             return
         page.wait_for(HAS_ENDED)
-    pytest.fail("every answer ended before anything could be done about it")
+    pytest.fail("every answer ended too early")
 
 
-def test_a_chosen_clip_is_shown_and_talked_about(page: Page, service: RunningService, yoga: Path) -> None:
+def test_a_chosen_clip_is_shown_and_asked_about(page: Page, service: RunningService, yoga: Path) -> None:
     page.choose("#file", yoga)
     page.wait_for(IS_READY)
     assert page.text(".clip h2") == "yoga.mp4"
@@ -94,7 +94,7 @@ def test_a_chosen_clip_is_shown_and_talked_about(page: Page, service: RunningSer
     assert seen == history(page, service)
     assert seen[::2] == ["What happens?", "And then?"]
     assert "8\u00a0frames" in page.text(".figures")
-    assert page.complaints == []  # a blocked style or script would be among them
+    assert page.complaints == []  # would include blocked styles and scripts
 
 
 def test_a_frame_s_time_moves_the_player(page: Page, yoga: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_frame_s_time_moves_the_player(page: Page, yoga: Path) -> None:
     assert page.text(".frames [aria-current]") == "0:05.6"
 
 
-def test_the_sample_needs_no_file_of_one_s_own(page: Page) -> None:
+def test_a_sample_can_be_chosen(page: Page) -> None:
     page.click("[data-sample='shapes.mp4']")
     page.wait_for(IS_READY)
     assert page.text(".clip h2") == "shapes.mp4"
@@ -113,7 +113,7 @@ def test_the_sample_needs_no_file_of_one_s_own(page: Page) -> None:
     page.wait_for(HAS_ENDED)
 
 
-def test_a_question_may_be_asked_before_the_upload_is_through(page: Page, service: RunningService, yoga: Path) -> None:
+def test_a_question_can_be_asked_before_the_upload_is_complete(page: Page, service: RunningService, yoga: Path) -> None:
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 400_000}
     page.call("Network.enable")
     page.call("Network.emulateNetworkConditions", **slow)
@@ -125,12 +125,12 @@ def test_a_question_may_be_asked_before_the_upload_is_through(page: Page, servic
     assert history(page, service)[0] == "What will it be?"
 
 
-def test_an_answer_is_stopped_and_what_it_said_is_kept(long_page: Page, talkative: RunningService, drawn: Path) -> None:
+def test_a_stopped_answer_keeps_its_text(long_page: Page, talkative: RunningService, drawn: Path) -> None:
     long_page.choose("#file", drawn)
     long_page.wait_for(IS_READY)
 
     def stop() -> bool:
-        long_page.evaluate("document.querySelector('#stop').click()")  # a mouse would have to be quicker than the model
+        long_page.evaluate("document.querySelector('#stop').click()")  # a mouse click could come too late
         long_page.wait_for(HAS_ENDED)
         return bool(long_page.evaluate(f"{LAST}.querySelector('.figures').textContent.startsWith('stopped')"))
 
@@ -178,13 +178,13 @@ def test_a_conversation_gets_its_name_while_its_clip_is_being_prepared(page: Pag
     assert page.complaints == []
 
 
-def test_conversations_are_listed_gone_to_and_deleted(page: Page, service: RunningService, drawn: Path) -> None:
+def test_conversations_are_listed_opened_and_deleted(page: Page, service: RunningService, drawn: Path) -> None:
     page.choose("#file", drawn)
     page.wait_for(IS_READY)
     ask(page, "Which one is this?")
     page.wait_for(HAS_ENDED)
     first = page.evaluate("location.hash")
-    page.point_at(f".sidebar a[href='{first}']")  # brings out the buttons
+    page.point_at(f".sidebar a[href='{first}']")  # shows the buttons
     page.click(f".sidebar li:has(a[href='{first}']) button")
     page.wait_for(f"location.hash !== '{first}' && {IS_READY} && !document.querySelector('.turn')")
     second = page.evaluate("location.hash")
@@ -205,7 +205,7 @@ def test_conversations_are_listed_gone_to_and_deleted(page: Page, service: Runni
     assert service.client.get(f"/v1/sessions/{second[1:]}").status_code == 200
 
 
-def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
+def test_a_reload_during_an_answer_resumes_it(long_page: Page, talkative: RunningService, drawn: Path) -> None:
     long_page.choose("#file", drawn)
     long_page.wait_for(IS_READY)
 
@@ -218,12 +218,10 @@ def test_a_reload_in_mid_answer_goes_on_with_it(long_page: Page, talkative: Runn
     long_page.wait_for(HAS_ENDED)
     seen = long_page.evaluate("[...document.querySelectorAll('.asked, .answer')].map(words => words.textContent)")
     assert seen == history(long_page, talkative)
-    long_page.wait_for("document.querySelector('.clip video').readyState >= 2")  # the file now comes from the service
+    long_page.wait_for("document.querySelector('.clip video').readyState >= 2")  # the file comes from the service now
 
 
-def test_an_answer_that_runs_is_read_along_in_another_browser(
-    browser: Browser, talkative: RunningService, drawn: Path
-) -> None:
+def test_a_running_answer_is_shown_in_another_browser(browser: Browser, talkative: RunningService, drawn: Path) -> None:
     video = talkative.upload(drawn)
     session_id = talkative.open_session(video["id"])
     with talkative.stream(session_id, "Tell me all.", max_tokens=1000) as events:
@@ -235,9 +233,7 @@ def test_an_answer_that_runs_is_read_along_in_another_browser(
             assert list(events)[-1].data["finish_reason"] == "abort"
 
 
-def test_a_lost_connection_costs_no_word_of_the_answer(
-    browser: Browser, talkative: RunningService, drawn: Path
-) -> None:
+def test_no_text_is_lost_with_a_connection(browser: Browser, talkative: RunningService, drawn: Path) -> None:
     with wire_to(talkative.url) as wire, browser.page(f"{wire.url}/") as page:
         page.choose("#file", drawn)
         page.wait_for(IS_READY)
@@ -252,10 +248,10 @@ def test_a_lost_connection_costs_no_word_of_the_answer(
         assert page.evaluate(f"{LAST}.querySelector('.answer').textContent") == history(page, talkative)[-1]
 
 
-def test_what_is_not_a_video_is_refused_in_plain_words(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_refused_with_a_message(page: Page, tmp_path: Path) -> None:
     page.choose("#file", text_file(tmp_path / "words.mp4"))
-    said = page.wait_for("!document.querySelector('#start-problem').hidden && document.body.innerText")
-    assert "This is not a video that can be opened." in said
+    shown = page.wait_for("!document.querySelector('#start-problem').hidden && document.body.innerText")
+    assert "This file is not a supported video." in shown
     assert page.evaluate("document.querySelector('#drop').checkVisibility()")
 
 
@@ -270,14 +266,14 @@ def test_a_busy_session_keeps_the_typed_question(page: Page, service: RunningSer
     assert page.evaluate("document.querySelectorAll('.turn').length") == 0
 
 
-def test_a_session_that_is_gone_leads_back_to_the_start(page: Page, service: RunningService) -> None:
+def test_the_address_of_a_deleted_session_leads_to_the_start(page: Page, service: RunningService) -> None:
     page.open(f"{service.url}/#ses_{'0' * 32}")
     page.wait_for("!document.querySelector('#start-problem').hidden")
     assert "There is no session with this id." in page.text("#start-problem")
     assert page.evaluate("location.hash") == ""
 
 
-def test_a_clip_may_be_dropped_anywhere(page: Page) -> None:
+def test_a_clip_can_be_dropped_anywhere(page: Page) -> None:
     page.evaluate("""(async () => {
         const clip = await (await fetch('/static/samples/arrival.mp4')).blob();
         const dataTransfer = new DataTransfer();
@@ -289,11 +285,11 @@ def test_a_clip_may_be_dropped_anywhere(page: Page) -> None:
         drop('drop');
     })()""")
     page.wait_for(IS_READY)
-    assert page.text(".clip h2") in {"dropped.mp4", "arrival.mp4"}  # the service keeps the first name of these bytes
+    assert page.text(".clip h2") in {"dropped.mp4", "arrival.mp4"}  # the service keeps the name of the first upload
     assert page.evaluate("isMarked && !document.body.hasAttribute('data-dropping')")
 
 
-def test_upload_decoding_and_encoding_are_told_in_order(page: Page, tmp_path: Path) -> None:
+def test_upload_decoding_and_encoding_are_shown_in_order(page: Page, tmp_path: Path) -> None:
     page.evaluate("""window.steps = [];
         new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach((node) => {
             if (change.target.className === 'step' && steps.at(-1) !== node.data) steps.push(node.data);
@@ -302,7 +298,7 @@ def test_upload_decoding_and_encoding_are_told_in_order(page: Page, tmp_path: Pa
     page.choose("#file", h264_mp4(tmp_path / "unseen_before.mp4", frames=41))
     page.wait_for(IS_READY)
     steps = page.evaluate("steps.filter(Boolean)")
-    assert steps == ["Uploading", "Looking into the file", "Reading frames", "Encoding frames"]
+    assert steps == ["Uploading", "Checking the file", "Reading frames", "Encoding frames"]
     assert not page.evaluate("document.querySelector('.preparing').checkVisibility()")
 
 
@@ -317,7 +313,7 @@ def test_a_time_in_an_answer_moves_the_player(page: Page) -> None:
     page.wait_for("document.querySelector('#announcer').lastElementChild.textContent.startsWith('Player at 0:0')")
 
 
-def test_a_time_behind_the_clip_s_end_is_no_button(page: Page) -> None:
+def test_a_time_after_the_end_of_the_clip_is_not_a_button(page: Page) -> None:
     found = page.evaluate("""import('/static/turn.js').then(({createTurn}) => {
         const turn = createTurn('When?', {clip: {hasMoment: (seconds) => seconds <= 6}});
         turn.finish({}, 'At 2.6 seconds, at 0:06, not for 59 s.');
@@ -327,7 +323,7 @@ def test_a_time_behind_the_clip_s_end_is_no_button(page: Page) -> None:
     assert found == ["At 2.6 seconds, at 0:06, not for 59 s.", "2.6 seconds", "0:06"]
 
 
-def test_an_answer_goes_on_while_another_page_is_looked_at(
+def test_an_answer_continues_while_another_view_is_shown(
     long_page: Page, talkative: RunningService, drawn: Path
 ) -> None:
     long_page.choose("#file", drawn)
@@ -337,7 +333,7 @@ def test_an_answer_goes_on_while_another_page_is_looked_at(
     def go_elsewhere() -> bool:
         is_answering = bool(long_page.evaluate(IS_ANSWERING))
         long_page.click("#new-video")
-        time.sleep(2.5)  # the service stops an answer that nobody has read for a second
+        time.sleep(2.5)  # the service stops an answer without readers after a second
         long_page.click(f".sidebar a[href='{address}']")
         long_page.wait_for(f"{IS_ANSWERING} || {HAS_ENDED}")
         return is_answering
@@ -349,28 +345,28 @@ def test_an_answer_goes_on_while_another_page_is_looked_at(
     assert seen == history(long_page, talkative)
 
 
-def test_an_answer_is_read_out_in_sentences_not_in_words(page: Page) -> None:
+def test_an_answer_is_announced_in_sentences(page: Page) -> None:
     text = "It comes. Then a large green star stays still for the whole clip, and a triangle appears! " * 4 + "The end"
-    said = page.evaluate(f"""import('/static/announcer.js').then(async ({{createReading}}) => {{
+    shown = page.evaluate(f"""import('/static/announcer.js').then(async ({{createReading}}) => {{
         const region = document.querySelector('#announcer');
-        const said = [];
+        const shown = [];
         const watch = new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach(
-            (node) => said.push(node.textContent))));
+            (node) => shown.push(node.textContent))));
         watch.observe(region, {{childList: true}});
         const reading = createReading();
         for (const letter of {json.dumps(text)}) reading.append(letter);
         reading.end();
         await new Promise(setTimeout);
-        return said;
+        return shown;
     }})""")
-    assert "".join(said) == "Answer: " + text
-    assert len(said) == 5
+    assert "".join(shown) == "Answer: " + text
+    assert len(shown) == 5
     assert page.evaluate("document.querySelector('#announcer').getAttribute('role')") == "status"
 
 
 FOCUSED = "document.activeElement"
 RING = f"""(() => {{
-    if ({FOCUSED} instanceof HTMLVideoElement) return true; // the browser's own controls, inside of it, show theirs
+    if ({FOCUSED} instanceof HTMLVideoElement) return true; // the browser's controls in it show their own
     const ring = {FOCUSED}.closest('.field, .drop') ?? {FOCUSED};
     const style = getComputedStyle(ring);
     return {FOCUSED}.checkVisibility() && (style.outlineStyle !== 'none' || style.boxShadow !== 'none');
@@ -378,18 +374,18 @@ RING = f"""(() => {{
 
 
 def tab_to(page: Page, selector: str) -> None:
-    """Go on with Tab until an element has the focus; whatever is passed shows that it has it."""
+    """Press Tab until an element has the focus; checks that every focused element shows it."""
     for _ in range(60):
         page.press("Tab")
         if page.evaluate(f"{FOCUSED} === document.body"):
-            continue  # round the browser's own controls
+            continue  # the focus is on the browser's controls
         assert page.evaluate(RING), page.evaluate(f"{FOCUSED}.outerHTML")
         if page.evaluate(f"{FOCUSED}.matches({json.dumps(selector)})"):
             return
-    pytest.fail(f"Tab never came to {selector}")
+    pytest.fail(f"Tab did not reach {selector}")
 
 
-def test_everything_is_done_with_the_keyboard(long_page: Page) -> None:
+def test_the_page_can_be_used_with_the_keyboard(long_page: Page) -> None:
     page = long_page
     page.press("Tab")
     assert page.evaluate(f"{FOCUSED}.id") == "skip"
@@ -414,7 +410,7 @@ def test_everything_is_done_with_the_keyboard(long_page: Page) -> None:
     page.wait_for("document.querySelector('.clip video').currentTime > 1")
 
 
-def test_a_conversation_deleted_elsewhere_says_so_and_keeps_the_question(
+def test_a_conversation_deleted_elsewhere_shows_an_error_and_keeps_the_question(
     page: Page, service: RunningService, session: str
 ) -> None:
     page.open(f"{service.url}/#{session}")
@@ -422,7 +418,7 @@ def test_a_conversation_deleted_elsewhere_says_so_and_keeps_the_question(
     service.client.delete(f"/v1/sessions/{session}")
     ask(page, "Are you there?")
     page.wait_for("document.querySelector('#refusal').checkVisibility()")
-    assert "This is no longer here." in page.text("#refusal")
+    assert "This does not exist any more." in page.text("#refusal")
     assert page.evaluate("document.querySelector('#question').value") == "Are you there?"
     page.click("#refusal button")
     page.wait_for("document.querySelector('#start').checkVisibility()")
@@ -430,7 +426,7 @@ def test_a_conversation_deleted_elsewhere_says_so_and_keeps_the_question(
     assert page.evaluate("location.hash") == ""
 
 
-def test_a_clip_whose_file_is_gone_is_told_from_one_that_cannot_be_played(
+def test_a_deleted_file_has_another_message_than_an_unplayable_one(
     page: Page, service: RunningService, tmp_path: Path
 ) -> None:
     video = service.upload(h264_mp4(tmp_path / "short_lived.mp4", frames=37))
@@ -439,13 +435,15 @@ def test_a_clip_whose_file_is_gone_is_told_from_one_that_cannot_be_played(
     kept.unlink()
     service.forget_features(video["sha256"])
     page.open(f"{service.url}/#{session}")
-    page.wait_for("document.querySelector('.unplayable')?.textContent.includes('not kept any more')")
+    page.wait_for("document.querySelector('.unplayable')?.textContent.includes('no longer stored')")
     ask(page, "What was it?")
     page.wait_for("[...document.querySelectorAll('.problem')].some((problem) => problem.checkVisibility())")
-    assert "The video's file is gone" in page.evaluate("document.querySelector('.conversation').innerText")
+    assert "The video's file has been deleted" in page.evaluate("document.querySelector('.conversation').innerText")
 
 
-def test_an_unreachable_service_is_said_and_tried_again(browser: Browser, service: RunningService, drawn: Path) -> None:
+def test_an_unreachable_service_is_reported_with_a_retry(
+    browser: Browser, service: RunningService, drawn: Path
+) -> None:
     with browser.page(f"{service.url}/") as page:
         page.wait_for("document.querySelector('#model').checkVisibility()")
         page.call("Network.enable")
@@ -464,7 +462,7 @@ def phone(page: Page, width: int = 390, height: int = 844) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (320, 568), (844, 390)])
-def test_nothing_sticks_out_on_a_phone(page: Page, drawn: Path, width: int, height: int) -> None:
+def test_nothing_overflows_on_a_phone(page: Page, drawn: Path, width: int, height: int) -> None:
     phone(page, width, height)
     page.choose("#file", drawn)
     page.wait_for(IS_READY)
@@ -492,11 +490,11 @@ def test_on_a_phone_the_conversations_are_a_drawer(page: Page, service: RunningS
     assert not page.evaluate("document.querySelector('#talk').inert")
 
 
-def test_the_system_s_taste_is_followed(page: Page) -> None:
+def test_the_preferences_of_the_system_are_followed(page: Page) -> None:
     def seen(**tastes: str) -> list[float]:
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in tastes.items()]
         page.call("Emulation.setEmulatedMedia", features=features)
-        # contrast of text and paper, and the brightness of the paper
+        # the contrast of text and background, and the luminance of the background
         found: list[float] = page.evaluate("""(() => {
             const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
                 .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
@@ -511,7 +509,7 @@ def test_the_system_s_taste_is_followed(page: Page) -> None:
     dark_contrast, dark_paper = seen(prefers_color_scheme="dark")
     assert light_paper > 0.8
     assert dark_paper < 0.05
-    assert min(light_contrast, dark_contrast) >= 4.5  # WCAG's AA
+    assert min(light_contrast, dark_contrast) >= 4.5  # level AA of WCAG
     progress = "getComputedStyle(document.body.appendChild(document.createElement('progress'))).animationName"
     seen(prefers_reduced_motion="no-preference")
     assert page.evaluate(progress) == "sweep"
@@ -519,7 +517,7 @@ def test_the_system_s_taste_is_followed(page: Page) -> None:
     assert page.evaluate(progress) == "none"
 
 
-def test_events_are_read_however_the_stream_is_cut(page: Page) -> None:
+def test_events_are_parsed_from_pieces_of_any_size(page: Page) -> None:
     stream = (
         ': hello\n\nid: 7\nevent: delta\ndata: {"text":\ndata: "häh"}\n\nevent: error\r\ndata: {}\r\n\r\ndata: 1\r\r\n'
     )

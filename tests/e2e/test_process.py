@@ -1,4 +1,4 @@
-"""The process a user starts: ready when it says so, without torch, in constant memory; and the demo."""
+"""`reeltalk serve` reports its readiness, does not import torch, and needs constant memory; `reeltalk demo` runs."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from tests.running import RunningService, eventually, running, started
 
 
-def test_ready_means_that_a_question_would_be_answered(tmp_path: Path, drawn: Path) -> None:
+def test_a_ready_service_answers_questions(tmp_path: Path, drawn: Path) -> None:
     with started(tmp_path / "data") as service:
         seen = []
         while 200 not in seen:
@@ -26,7 +26,7 @@ def test_ready_means_that_a_question_would_be_answered(tmp_path: Path, drawn: Pa
 
 
 def _status(service: RunningService, path: str) -> int:
-    """What the service says, wherever it listens; 0 while it does not."""
+    """The status of a request to the service; 0 while it does not listen."""
     for line in list(service.output):
         if "Uvicorn running on " in line:
             url = line.split("Uvicorn running on ")[1].split()[0]
@@ -34,11 +34,11 @@ def _status(service: RunningService, path: str) -> int:
     return 0
 
 
-def test_a_model_that_cannot_be_loaded_is_told_of_in_a_sentence(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with started(tmp_path / "data", "--checkpoint", str(tmp_path)) as service:
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)), timeout=60)
         assert f"reeltalk: {tmp_path}/config.json is not there or is no JSON file.\n" in service.output
-        while service.process.poll() is None:  # somebody's Ctrl-C comes when it is ending anyway
+        while service.process.poll() is None:  # Ctrl-C while the service ends by itself
             service.process.send_signal(signal.SIGINT)
             time.sleep(0.002)
     assert service.process.returncode == 1
@@ -54,7 +54,7 @@ def test_the_api_process_never_loads_torch(service: RunningService, session: str
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
-def test_a_large_upload_takes_no_more_memory_than_a_small_one(
+def test_a_large_upload_needs_no_more_memory_than_a_small_one(
     service: RunningService, form: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "large.mp4"
@@ -87,24 +87,24 @@ def test_the_demo_shows_a_conversation_and_ends(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ready  100%" in done.stdout
-    said = done.stdout.replace("\n", " ")
+    content = done.stdout.replace("\n", " ")
     for answer in (
         "There are two objects: a large red circle that moves right, and a small blue square that moves left.",
         "The red circle moves right.",
         "The red circle is large.",
     ):
-        assert answer.removesuffix(".") in said
+        assert answer.removesuffix(".") in content
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_said_is_there_after_a_restart(tmp_path: Path, drawn: Path) -> None:
+def test_messages_survive_a_restart(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data") as service:
         video = service.upload(drawn)
         session_id = service.open_session(video["id"])
-        said = service.ask(session_id, "What is it?", max_tokens=16)["content"]
+        content = service.ask(session_id, "What is it?", max_tokens=16)["content"]
     with running(tmp_path / "data") as service:
         assert service.client.get(f"/v1/videos/{video['id']}").json() == video
         messages = service.client.get(f"/v1/sessions/{session_id}/messages").json()["data"]
-        assert [message["content"] for message in messages] == ["What is it?", said]
-        assert service.ask(service.open_session(video["id"]), "What is it?", max_tokens=16)["content"] == said
+        assert [message["content"] for message in messages] == ["What is it?", content]
+        assert service.ask(service.open_session(video["id"]), "What is it?", max_tokens=16)["content"] == content
         assert service.metric("reeltalk_video_encode_seconds_count") == 0

@@ -1,4 +1,4 @@
-"""A quantised language model, over HTTP: it answers, says so, and finds the features that were made without."""
+"""A service with a quantised language model reports it, and uses features that were cached without it."""
 
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from tests.talkative import talkative_checkpoint
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_features_are_shared_and_answers_come_from_fewer_bits(tmp_path: Path, drawn: Path, kind: Quantization) -> None:
+def test_a_quantised_model_shares_features_and_answers_otherwise(
+    tmp_path: Path, drawn: Path, kind: Quantization
+) -> None:
     pytest.importorskip(LIBRARIES[kind])
     checkpoint = ("--checkpoint", str(talkative_checkpoint(tmp_path / "checkpoint")))
     with running(tmp_path / "data", *checkpoint) as service:
@@ -26,13 +28,13 @@ def test_features_are_shared_and_answers_come_from_fewer_bits(tmp_path: Path, dr
 
 
 def quantization(service: RunningService) -> object:
-    """What the service says of its model."""
+    """The model in `/v1/models`."""
     (model,) = service.client.get("/v1/models").json()["data"]
     return model["quantization"]
 
 
 def long_answer(service: RunningService, video_id: str) -> str:
-    """A long answer, in which chance makes much of small differences."""
+    """A long sampled answer, in which small differences of the logits show."""
     message = service.ask(service.open_session(video_id), "What happens?", temperature=2, seed=1, max_tokens=100)
     content: str = message["content"]
     return content

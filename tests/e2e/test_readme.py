@@ -1,4 +1,4 @@
-"""The README's commands do what it says."""
+"""The commands in the README work."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ def test_the_commands_of_the_readme_run_as_pasted(service: RunningService) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = ("event: ready", "event: answer", "event: delta", "event: done", '"role":"assistant"', '"deleted":true')
-    for part in told:
+    expected = ("event: ready", "event: answer", "event: delta", "event: done", '"role":"assistant"', '"deleted":true')
+    for part in expected:
         assert part in done.stdout
     assert re.search(r"reeltalk_video_encode_seconds_count [1-9]", done.stdout)

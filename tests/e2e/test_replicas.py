@@ -1,4 +1,4 @@
-"""Two replicas that share a Redis and a media directory: what one begins, the other knows."""
+"""Two replicas that share Redis and a media directory serve each other's sessions and answers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running
         )
 
 
-def test_a_session_goes_on_at_the_other_replica(replicas: tuple[RunningService, RunningService]) -> None:
+def test_a_session_continues_at_the_other_replica(replicas: tuple[RunningService, RunningService]) -> None:
     here, there = replicas
     session_id = here.open_session(here.upload(SAMPLE)["id"])
     assert here.ask(session_id, "Which object moves right?", max_tokens=16)["content"] == "The red circle moves right."
@@ -40,7 +40,7 @@ def test_an_answer_is_followed_and_stopped_from_the_other_replica(
     session_id = here.open_session(here.upload(drawn)["id"])
     with here.stream(session_id, "Tell me all.", max_tokens=300, ignore_eos=True) as stream:
         first = next(stream)
-    # the reader has gone to the other replica; the answer must outlive the grace period at its owner
+    # the reader is at the other replica; the answer must continue beyond the grace period of its owner
     with there.client.stream("GET", f"/v1/answers/{first.data['id']}/events", headers={"Last-Event-ID": "1"}) as reply:
         events = list(parse_events(reply.iter_lines()))
     assert [event.id for event in events] == list(range(2, len(events) + 2))
@@ -52,7 +52,7 @@ def test_an_answer_is_followed_and_stopped_from_the_other_replica(
         assert list(stream)[-1].data["finish_reason"] == "abort"
 
 
-def test_many_ask_both_replicas_about_one_cold_video_and_it_is_encoded_once(
+def test_a_video_is_encoded_once_for_clients_of_both_replicas(
     replicas: tuple[RunningService, RunningService], tmp_path: Path
 ) -> None:
     path = h264_mp4(tmp_path / "cold.mp4", frames=37)

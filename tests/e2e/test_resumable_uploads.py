@@ -1,4 +1,4 @@
-"""Uploads in pieces: real tus clients, lines that break, replicas that die, and nothing acknowledged is lost."""
+"""Resumable uploads survive broken connections and killed replicas; nothing acknowledged is lost."""
 
 import base64
 import hashlib
@@ -70,7 +70,7 @@ def test_a_tus_client_uploads_in_pieces_with_checksums_and_it_is_the_video_of_a_
     assert state.headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
 
 
-def test_what_is_spoken_here_can_be_asked(http: httpx2.Client) -> None:
+def test_options_lists_the_supported_tus_extensions(http: httpx2.Client) -> None:
     abilities = http.options("/v1/uploads").headers
     assert abilities["Tus-Resumable"] == abilities["Tus-Version"] == "1.0.0"
     assert set(abilities["Tus-Extension"].split(",")) == {
@@ -87,7 +87,7 @@ def test_the_first_bytes_may_come_with_the_creation(http: httpx2.Client) -> None
     assert whole.headers["Reeltalk-Video-Id"].startswith("vid_")
 
 
-def test_a_piece_that_does_not_fit_changes_nothing(http: httpx2.Client) -> None:
+def test_a_piece_at_a_wrong_offset_changes_nothing(http: httpx2.Client) -> None:
     url = created(http)
     assert appended(http, url, BYTES[:1000], offset=0).status_code == 204
     refusals: list[tuple[dict[str, Any], int, str]] = [
@@ -116,7 +116,7 @@ def test_more_bytes_than_were_announced_are_refused(http: httpx2.Client) -> None
     assert (reply.status_code, code_of(reply)) == (413, "upload_too_large")
 
 
-def test_a_file_that_is_no_video_is_refused_with_its_last_piece_and_whenever_it_is_asked_for(
+def test_a_file_that_is_not_a_video_is_refused_with_its_last_piece_and_afterwards(
     http: httpx2.Client,
 ) -> None:
     url = created(http, length=5)
@@ -125,12 +125,12 @@ def test_a_file_that_is_no_video_is_refused_with_its_last_piece_and_whenever_it_
     assert http.head(url, headers=TUS).status_code == 415
 
 
-def test_an_upload_that_is_ended_is_gone_and_its_bytes_with_it(service: RunningService, http: httpx2.Client) -> None:
+def test_a_terminated_upload_is_deleted_with_its_bytes(service: RunningService, http: httpx2.Client) -> None:
     url = created(http)
     appended(http, url, BYTES[:1000], offset=0)
     file = partial_file(service, url)
     assert file.stat().st_size == 1000
-    # as browsers behind old proxies ask for it
+    # the method override for clients behind old proxies
     assert http.post(url, headers=TUS | {"X-HTTP-Method-Override": "DELETE"}).status_code == 204
     assert not file.exists()
     assert http.head(url, headers=TUS).status_code == 404
@@ -142,7 +142,7 @@ def partial_file(service: RunningService, url: str) -> Path:
 
 
 def test_bytes_that_were_never_acknowledged_do_not_count(service: RunningService, http: httpx2.Client) -> None:
-    """A replica that dies in mid-piece leaves them behind the last offset that it told of."""
+    """A replica that is killed during a request leaves bytes beyond the last acknowledged offset."""
     url = created(http)
     appended(http, url, BYTES[:1000], offset=0)
     with partial_file(service, url).open("ab") as file:
@@ -152,9 +152,7 @@ def test_bytes_that_were_never_acknowledged_do_not_count(service: RunningService
     assert reply.headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
 
 
-def test_whoever_asks_for_a_whole_upload_gets_its_video_though_a_crash_came_between(
-    service: RunningService, http: httpx2.Client
-) -> None:
+def test_a_complete_upload_becomes_a_video_after_a_crash(service: RunningService, http: httpx2.Client) -> None:
     url = created(http)
     partial_file(service, url).write_bytes(BYTES)
     [key] = [key for key in service.keys_about(url.rsplit("/", 1)[1]) if not key.endswith(":lease")]
@@ -164,8 +162,8 @@ def test_whoever_asks_for_a_whole_upload_gets_its_video_though_a_crash_came_betw
     assert http.head(url, headers=TUS).headers["Reeltalk-Video-Id"] == service.upload(SAMPLE)["id"]
 
 
-def test_a_broken_line_costs_no_byte_and_a_large_file_no_memory(service: RunningService, tmp_path: Path) -> None:
-    """The small form of `tests/e2e/big_upload.py`."""
+def test_broken_connections_lose_no_byte_and_large_files_no_memory(service: RunningService, tmp_path: Path) -> None:
+    """A small run of `tests/e2e/big_upload.py`."""
     path = tmp_path / "large.mp4"
     sha256 = padded_video(path, num_bytes=60 * MEGABYTE)
     upload = interrupted_upload(service, path, num_breaks=2)
@@ -183,7 +181,7 @@ def replicas(tmp_path: Path) -> Iterator[tuple[RunningService, RunningService]]:
             yield one, two
 
 
-def test_an_upload_outlives_the_replica_that_took_its_first_pieces(
+def test_an_upload_continues_at_another_replica_after_a_kill(
     replicas: tuple[RunningService, RunningService],
 ) -> None:
     one, two = replicas
@@ -192,7 +190,7 @@ def test_an_upload_outlives_the_replica_that_took_its_first_pieces(
     children = list(one.children())
     one.process.kill()
     one.process.wait()
-    for pid in children:  # its own would outlast it a moment
+    for pid in children:  # its children would otherwise run a moment longer
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -225,8 +223,8 @@ def test_a_piece_waits_for_the_one_that_another_request_is_sending(
     assert offset_of(two.client, url) == 1000
 
 
-def test_uploads_that_fit_one_by_one_do_not_fit_together(tmp_path: Path) -> None:
-    """What the first will take is reserved when it begins, and given back when it is ended."""
+def test_concurrent_uploads_reserve_their_space(tmp_path: Path) -> None:
+    """The space of an upload is reserved when it begins, and released when it is terminated."""
     limit = len(BYTES) * 3 // 2
     _, token = make_key(tmp_path / "data", "small", "--stored-bytes", str(limit))
     with running(tmp_path / "data") as service, client_with(service, token) as http:

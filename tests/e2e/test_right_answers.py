@@ -1,4 +1,4 @@
-"""The default model's answers, over HTTP, are right: about the samples, about fresh clips, and about anything else."""
+"""The default model answers correctly over HTTP: about samples, new clips, and unknown content."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,7 @@ QUESTIONS = (
 
 
 def talk(service: RunningService, video_id: str, questions: Sequence[str]) -> list[str]:
-    """The answers to questions asked one after the other in one session, as a client gets them that sets nothing."""
+    """The answers to several questions in one session, with default parameters."""
     session_id = service.open_session(video_id)
     answers = []
     for question in questions:
@@ -66,14 +66,14 @@ def talk(service: RunningService, video_id: str, questions: Sequence[str]) -> li
 
 
 @pytest.mark.parametrize("name", TALKS)
-def test_what_is_said_about_a_sample_is_right(service: RunningService, name: str) -> None:
+def test_answers_about_a_sample_are_correct(service: RunningService, name: str) -> None:
     video_id = service.upload(SAMPLES / name)["id"]
     questions = [question for question, _ in TALKS[name]]
     assert talk(service, video_id, questions) == [answer for _, answer in TALKS[name]]
 
 
-def test_what_is_said_about_fresh_clips_is_right(service: RunningService, tmp_path: Path) -> None:
-    """A slice of `python -m training.evaluate`, small enough for every run."""
+def test_answers_about_new_clips_are_correct(service: RunningService, tmp_path: Path) -> None:
+    """A small part of `python -m training.evaluate`."""
     verdicts = []
     for number, codec in enumerate(("h264", "vp9", "mpeg4", "h264", "mpeg4", "vp9")):
         random = Random(f"slice:{number}")
@@ -81,19 +81,19 @@ def test_what_is_said_about_fresh_clips_is_right(service: RunningService, tmp_pa
         form = Format(codec=codec, width=random.choice((160, 224, 320)), height=random.choice((128, 240)))
         path = write_scene(scene, form, tmp_path / f"{number}{form.suffix}")
         exchanges = draw_dialogue(random, scene, 10)
-        said = talk(service, service.upload(path)["id"], [exchange.question for exchange in exchanges])
-        verdicts += [exchange.is_right(answer) for exchange, answer in zip(exchanges, said, strict=True)]
+        given = talk(service, service.upload(path)["id"], [exchange.question for exchange in exchanges])
+        verdicts += [exchange.is_right(answer) for exchange, answer in zip(exchanges, given, strict=True)]
     assert sum(verdicts) >= 0.95 * len(verdicts)
 
 
 @pytest.mark.parametrize("name", ["yoga.mp4", "jesse_dance.mp4"])
-def test_a_film_of_people_is_not_of_its_world(service: RunningService, name: str) -> None:
+def test_a_film_of_people_is_recognised_as_unknown(service: RunningService, name: str) -> None:
     video_id = service.upload(clip(name))["id"]
     assert talk(service, video_id, QUESTIONS) == [ELSEWHERE] * len(QUESTIONS)
 
 
 @pytest.mark.parametrize("kind", ["black", "noise"])
-def test_nothing_and_noise_are_not_of_its_world(service: RunningService, tmp_path: Path, kind: str) -> None:
+def test_blank_and_noisy_clips_are_recognised_as_unknown(service: RunningService, tmp_path: Path, kind: str) -> None:
     generator = np.random.default_rng(1)
     highest = {"black": 1, "noise": 256}[kind]
     pictures = (generator.integers(0, highest, (96, 128, 3), np.uint8) for _ in range(16))
@@ -102,7 +102,7 @@ def test_nothing_and_noise_are_not_of_its_world(service: RunningService, tmp_pat
 
 
 def test_an_answer_is_the_same_alone_in_a_batch_from_the_cache_and_after_a_restart(tmp_path: Path) -> None:
-    """At temperature 0, to the byte: one after the other, sixteen at once, from features encoded anew."""
+    """Byte for byte at temperature 0: alone, sixteen concurrently, and from features encoded again."""
 
     def alone(service: RunningService, video_id: str) -> list[str]:
         return [talk(service, video_id, [question])[0] for question in QUESTIONS]

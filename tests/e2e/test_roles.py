@@ -1,4 +1,4 @@
-"""One worker that sees and two that speak are one service: right answers at once, and a death that costs a pause."""
+"""A service with one encode worker and two generate workers answers correctly and survives a killed worker."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def running_at(service: RunningService, worker: int) -> int:
     return 0 if found is None else int(float(found[1]))
 
 
-def test_eight_sessions_at_once_get_right_answers(split: RunningService) -> None:
+def test_eight_concurrent_sessions_get_correct_answers(split: RunningService) -> None:
     videos = {name: split.upload(SAMPLES / name)["id"] for name in TALKS}
     names = [name for _, name in zip(range(NUM_SESSIONS), [*TALKS] * NUM_SESSIONS, strict=False)]
 
@@ -39,12 +39,12 @@ def test_eight_sessions_at_once_get_right_answers(split: RunningService) -> None
         return talk(split, videos[name], [question for question, _ in TALKS[name]])
 
     with ThreadPoolExecutor(NUM_SESSIONS) as threads:
-        said = list(threads.map(converse, names))
-    assert said == [[answer for _, answer in TALKS[name]] for name in names]
+        output = list(threads.map(converse, names))
+    assert output == [[answer for _, answer in TALKS[name]] for name in names]
     assert running_at(split, 0) == 0
 
 
-def test_a_second_turn_tells_what_it_was_spared(split: RunningService, drawn: Path) -> None:
+def test_a_second_turn_reports_its_cached_tokens(split: RunningService, drawn: Path) -> None:
     session_id = split.open_session(split.upload(drawn)["id"])
     hits = split.metric("reeltalk_prefix_cache_hits_total")
     with split.stream(session_id, "What is it?") as stream:
@@ -58,7 +58,7 @@ def test_a_second_turn_tells_what_it_was_spared(split: RunningService, drawn: Pa
     assert kept["usage"] == second
 
 
-def test_a_killed_worker_in_mid_stream_costs_its_readers_a_pause(split: RunningService, drawn: Path) -> None:
+def test_streams_continue_after_a_worker_is_killed(split: RunningService, drawn: Path) -> None:
     video_id = split.upload(drawn)["id"]
     fields = {"temperature": 1.0, "seed": 7, "max_tokens": 300, "ignore_eos": True}
     everybody_reads = Barrier(NUM_SESSIONS + 1, timeout=120)
@@ -100,7 +100,7 @@ def test_an_over_long_question_is_refused_before_its_video_is_encoded(split: Run
     assert split.client.get(f"/v1/sessions/{session_id}/messages").json()["data"] == []
 
 
-def test_a_worker_that_cannot_start_is_told_of_while_the_others_work(tmp_path: Path, drawn: Path) -> None:
+def test_a_worker_that_cannot_start_is_reported_while_the_others_work(tmp_path: Path, drawn: Path) -> None:
     with running(tmp_path / "data", REELTALK_WORKERS="all@cpu,all@cuda:77") as service:
         eventually(lambda: service.client.get("/readyz").json()["problems"] != [], timeout=60)
         reply = service.client.get("/readyz")
@@ -116,6 +116,6 @@ def test_a_service_without_a_worker_that_starts_ends_with_the_cause(tmp_path: Pa
     ) as service:
         assert service.process.wait(90) == 1
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)))
-    said = [line for line in service.output if line.startswith("reeltalk: ")]
-    assert said == [f"reeltalk: {tmp_path}/nowhere/config.json is not there or is no JSON file.\n"]
+    output = [line for line in service.output if line.startswith("reeltalk: ")]
+    assert output == [f"reeltalk: {tmp_path}/nowhere/config.json is not there or is no JSON file.\n"]
     assert not any("Traceback" in line for line in service.output)

@@ -1,4 +1,4 @@
-"""A Python client for Server-Sent Events reads an answer, and comes back for the rest."""
+"""A Python client for Server-Sent Events reads an answer, and resumes it."""
 
 import json
 
@@ -8,7 +8,7 @@ from service.commands.demo import SAMPLE
 from tests.running import RunningService
 
 
-def test_an_answer_is_read_and_after_a_break_the_rest_of_it(service: RunningService) -> None:
+def test_an_answer_is_read_and_resumed_after_a_break(service: RunningService) -> None:
     session_id = service.open_session(service.upload(SAMPLE)["id"])
     body = {"content": "How many objects are there?", "stream": True, "temperature": 0}
     with service.client.stream("POST", f"/v1/sessions/{session_id}/messages", json=body) as reply:

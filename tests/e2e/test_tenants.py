@@ -1,4 +1,4 @@
-"""A service with keys: each tenant sees its own and nothing else, and a key that is revoked is closed at once."""
+"""A service with API keys: tenants are isolated, and a revoked key is refused at once."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.running import RunningService, running
 
 @dataclass
 class Locked:
-    """A service, and clients with keys to it."""
+    """A service with API keys, and clients of it."""
 
     service: RunningService
     token: str
@@ -29,7 +29,7 @@ class Locked:
 
 
 def make_key(data_dir: Path, *arguments: str) -> tuple[str, str]:
-    """A new key's id and token, made beside the service, whether or not that runs."""
+    """Create a key with `reeltalk keys add`, whether or not the service runs; returns its id and token."""
     command = [sys.executable, "-m", "service.commands.main", "keys", "add", *arguments, "--data-dir", str(data_dir)]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=60, check=True)
     return done.stderr.split(",")[0], done.stdout.strip()
@@ -44,7 +44,7 @@ def client(service: RunningService, token: str | None) -> httpx2.Client:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     data_dir = tmp_path_factory.mktemp("locked")
     _, acme = make_key(data_dir, "acme", "--tenant", "acme")
-    # others could reach it: only a key lets it start
+    # beyond loopback the service starts only with a key
     with running(data_dir, "--host", "0.0.0.0", REELTALK_DISCONNECT_GRACE="1") as service:  # noqa: S104
         _, rival = make_key(data_dir, "rival", "--tenant", "rival")
         with client(service, acme) as one, client(service, rival) as two, client(service, None) as three:
@@ -61,21 +61,21 @@ def upload(client: httpx2.Client, path: Path) -> str:
 
 
 def ask(client: httpx2.Client, video_id: str) -> tuple[str, str]:
-    """A session with an answered question; the ids of both."""
+    """Ask a question in a new session; returns the ids of the session and the answer."""
     session_id = client.post("/v1/sessions", json={"video_ids": [video_id]}).json()["id"]
     reply = client.post(f"/v1/sessions/{session_id}/messages", json={"content": "What is it?", "max_tokens": 4})
     assert reply.status_code == 200, reply.text
     return session_id, reply.json()["answer_id"]
 
 
-def test_nothing_is_had_without_a_key_but_signs_of_life_and_the_page(locked: Locked) -> None:
+def test_without_a_key_only_health_checks_and_the_page_are_served(locked: Locked) -> None:
     for path in ("/healthz", "/readyz", "/", "/static/app.js"):
         assert locked.nobody.get(path).status_code == 200
     for path in ("/v1/videos", "/v1/models", "/metrics", "/openapi.json", "/nowhere"):
         assert refusal(locked.nobody.get(path), 401) == "missing_key"
 
 
-def test_what_belongs_to_one_tenant_is_not_there_for_another(locked: Locked, drawn: Path) -> None:
+def test_records_of_a_tenant_do_not_exist_for_another(locked: Locked, drawn: Path) -> None:
     video_id = upload(locked.acme, drawn)
     session_id, answer_id = ask(locked.acme, video_id)
     for method, path in (
@@ -102,7 +102,7 @@ def test_what_belongs_to_one_tenant_is_not_there_for_another(locked: Locked, dra
     assert locked.acme.get(f"/v1/videos/{video_id}/content").content == drawn.read_bytes()
 
 
-def test_the_same_bytes_of_two_tenants_share_neither_record_nor_features(locked: Locked, drawn: Path) -> None:
+def test_the_same_file_of_two_tenants_shares_neither_record_nor_features(locked: Locked, drawn: Path) -> None:
     mine, yours = upload(locked.acme, drawn), upload(locked.rival, drawn)
     assert mine != yours
     ask(locked.rival, yours)
@@ -111,7 +111,7 @@ def test_the_same_bytes_of_two_tenants_share_neither_record_nor_features(locked:
     assert locked.acme.get(f"/v1/videos/{mine}/content").content == drawn.read_bytes()
 
 
-def test_nobody_learns_from_the_prefix_cache_what_another_tenant_has_asked(locked: Locked) -> None:
+def test_the_prefix_cache_is_not_shared_between_tenants(locked: Locked) -> None:
     model = locked.acme.get("/v1/models").json()["data"][0]["id"]
     question = {"role": "user", "content": "Has anybody asked this before? " * 8}
     body = {"model": model, "messages": [question], "max_tokens": 2}
@@ -136,7 +136,7 @@ def test_a_key_for_metrics_reads_them_and_nothing_else(locked: Locked) -> None:
     assert refusal(locked.acme.get("/metrics"), 403) == "missing_scope"
 
 
-def test_a_revoked_key_is_closed_at_once_while_the_service_runs(locked: Locked) -> None:
+def test_a_revoked_key_is_refused_at_once_while_the_service_runs(locked: Locked) -> None:
     key_id, token = make_key(locked.service.data_dir, "leaver", "--tenant", "acme")
     with client(locked.service, token) as leaver:
         assert leaver.get("/v1/videos").status_code == 200
@@ -145,7 +145,7 @@ def test_a_revoked_key_is_closed_at_once_while_the_service_runs(locked: Locked) 
         assert refusal(leaver.get("/v1/videos"), 401) == "invalid_key"
 
 
-def test_too_many_requests_of_one_key_are_told_when_to_come_again(locked: Locked) -> None:
+def test_too_many_requests_of_a_key_are_refused_with_retry_after(locked: Locked) -> None:
     _, token = make_key(locked.service.data_dir, "eager", "--requests-per-minute", "20")
     with client(locked.service, token) as eager:
         replies = [eager.get("/v1/videos") for _ in range(22)]
@@ -156,9 +156,9 @@ def test_too_many_requests_of_one_key_are_told_when_to_come_again(locked: Locked
 
 
 def test_no_secret_is_logged(locked: Locked) -> None:
-    said = "".join(locked.service.output)
-    assert "key_id=key_" in said
-    assert "rtk_" not in said
+    output = "".join(locked.service.output)
+    assert "key_id=key_" in output
+    assert "rtk_" not in output
 
 
 def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_page_asks_for_a_key_and_works_with_it(locked: Locked, drawn: Path, 
         page.wait_for(IS_READY)
         ask_on_page(page, "What happens?")
         page.wait_for(HAS_ENDED)
-        page.complaints.clear()  # of the refusals before
+        page.complaints.clear()  # ignore the errors of the refused requests
         page.reload()
         page.wait_for(IS_READY)
         page.wait_for("[...document.querySelectorAll('.frames img')].every(image => image.naturalWidth > 0)")

@@ -1,4 +1,4 @@
-"""`reeltalk ask`, `chat`, `videos`, `sessions` and `bench` against a real service, in a pipe and at a terminal."""
+"""`reeltalk ask`, `chat`, `videos`, `sessions` and `bench` with a real service, in a pipe and in a terminal."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def reeltalk(url: str, *arguments: str | Path, typed: str = "", **environ: str) 
 
 @contextmanager
 def reading(url: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """The command while it runs, with its stdout in a pipe."""
+    """Run the command with its stdout in a pipe."""
     process = subprocess.Popen(
         command(*arguments),
         env={**os.environ, "REELTALK_URL": url},
@@ -56,21 +56,21 @@ def reading(url: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]
         process.communicate()
 
 
-def session_of(told: str) -> str:
-    found = re.search(r"ses_[0-9a-f]{32}", told)
-    assert found is not None, told
+def session_of(printed: str) -> str:
+    found = re.search(r"ses_[0-9a-f]{32}", printed)
+    assert found is not None, printed
     return found[0]
 
 
 # -- in a pipe
 
 
-def test_an_answer_is_all_that_is_printed(service: RunningService) -> None:
+def test_only_the_answer_is_printed(service: RunningService) -> None:
     done = reeltalk(service.url, "ask", SAMPLE, WHICH_WAY)
     assert (done.returncode, done.stdout, done.stderr) == (0, RIGHT, "")
 
 
-def test_a_question_may_come_from_stdin_and_an_answer_as_json_which_a_session_goes_on_with(
+def test_a_question_from_stdin_is_answered_as_json_and_its_session_continued(
     service: RunningService,
 ) -> None:
     done = reeltalk(service.url, "ask", SAMPLE, "-", "--json", "--frames", "8", typed=WHICH_WAY + "\n")
@@ -85,15 +85,15 @@ def test_a_question_may_come_from_stdin_and_an_answer_as_json_which_a_session_go
     assert f"> {WHICH_WAY}\n{RIGHT}> How big is it?\nThe red circle is large.\n" in shown
 
 
-def test_events_are_a_line_each_and_make_the_answer(service: RunningService) -> None:
+def test_events_are_printed_as_lines(service: RunningService) -> None:
     done = reeltalk(service.url, "ask", SAMPLE, WHICH_WAY, "--events", "--seed", "1", "--temperature", "0")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
-    assert [told[0]["event"], told[-1]["event"]] == ["answer", "done"]
-    assert "".join(event["data"]["text"] for event in told if event["event"] == "delta") == RIGHT.strip()
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["id"] for event in printed] == list(range(1, len(printed) + 1))
+    assert [printed[0]["event"], printed[-1]["event"]] == ["answer", "done"]
+    assert "".join(event["data"]["text"] for event in printed if event["event"] == "delta") == RIGHT.strip()
 
 
-def test_a_large_file_goes_the_way_that_can_be_gone_on_with(service: RunningService, tmp_path: Path) -> None:
+def test_a_large_file_is_uploaded_resumably(service: RunningService, tmp_path: Path) -> None:
     padding = 17 << 20
     large = tmp_path / "large.mp4"
     large.write_bytes(SAMPLE.read_bytes() + padding.to_bytes(4) + b"free" + bytes(padding - 8))
@@ -101,7 +101,7 @@ def test_a_large_file_goes_the_way_that_can_be_gone_on_with(service: RunningServ
     assert any("/v1/uploads/{upload_id}" in line for line in service.output)
 
 
-def test_what_is_kept_is_listed_shown_and_erased(service: RunningService, tmp_path: Path) -> None:
+def test_records_are_listed_shown_and_deleted(service: RunningService, tmp_path: Path) -> None:
     clip = h264_mp4(tmp_path / "kept.mp4", frames=48, width=96)
     video = json.loads(reeltalk(service.url, "ask", clip, "What?", "--json").stdout)
     session = video["session_id"]
@@ -131,7 +131,7 @@ def test_what_is_kept_is_listed_shown_and_erased(service: RunningService, tmp_pa
     ],
     ids=["text file", "unknown video", "unknown session", "url", "frames"],
 )
-def test_what_is_refused_is_told_in_a_sentence(
+def test_a_refusal_is_reported_in_one_sentence(
     service: RunningService, arguments: list[str | Path], status: int, sentence: str
 ) -> None:
     done = reeltalk(service.url, *arguments)
@@ -141,7 +141,7 @@ def test_what_is_refused_is_told_in_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_service_with_keys_asks_for_one_and_takes_it(tmp_path: Path) -> None:
+def test_a_service_with_keys_requires_and_accepts_one(tmp_path: Path) -> None:
     here = ("--data-dir", tmp_path / "data")
     key = subprocess.run(command("keys", "add", "me", *here), capture_output=True, text=True, timeout=60, check=True)
     with running(tmp_path / "data") as service:
@@ -156,16 +156,16 @@ def test_a_service_with_keys_asks_for_one_and_takes_it(tmp_path: Path) -> None:
 def test_a_load_is_measured_and_leaves_nothing_behind(service: RunningService) -> None:
     before = service.client.get("/v1/sessions?limit=100").json()
     options = ["--streams", "1,2", "--answers", "2", "--max-tokens", "8"]
-    told = json.loads(reeltalk(service.url, "bench", *options, "--json").stdout)
-    assert told["model"] == "tiny"
-    assert [(row["streams"], row["answers"], row["failed"]) for row in told["loads"]] == [(1, 2, {}), (2, 4, {})]
-    for row in told["loads"]:
+    printed = json.loads(reeltalk(service.url, "bench", *options, "--json").stdout)
+    assert printed["model"] == "tiny"
+    assert [(row["streams"], row["answers"], row["failed"]) for row in printed["loads"]] == [(1, 2, {}), (2, 4, {})]
+    for row in printed["loads"]:
         assert 0 < row["time_to_first_token_ms"]["p50"] <= row["time_to_first_token_ms"]["p99"]
         assert row["tokens_per_second"] == pytest.approx(8 * row["answers"] / row["seconds"], rel=0.01)
     assert service.client.get("/v1/sessions?limit=100").json() == before
 
 
-# -- stopped, and lost
+# -- interrupted, and connections lost
 
 
 def num_cancels(service: RunningService) -> int:
@@ -185,7 +185,7 @@ def test_ctrl_c_stops_the_answer_on_the_service(talkative: RunningService) -> No
     eventually(lambda: talkative.client.get(answer).json()["status"] == "cancelled")
 
 
-def test_a_pipe_that_nobody_reads_any_more_stops_it_too(talkative: RunningService) -> None:
+def test_a_closed_pipe_stops_the_answer_on_the_service(talkative: RunningService) -> None:
     before = num_cancels(talkative)
     with reading(talkative.url, "ask", SAMPLE, "What?", "--max-tokens", "1500") as process:
         assert process.stdout is not None
@@ -198,7 +198,7 @@ def test_a_pipe_that_nobody_reads_any_more_stops_it_too(talkative: RunningServic
 
 
 @pytest.mark.timeout(400)
-def test_an_answer_goes_on_when_the_service_is_killed_and_comes_back(tmp_path: Path) -> None:
+def test_an_answer_continues_after_the_service_was_killed_and_restarted(tmp_path: Path) -> None:
     checkpoint = talkative_checkpoint(tmp_path / "checkpoint")
     replica = Replica(tmp_path / "data", {"REELTALK_LEASE_SECONDS": "2"}, ("--checkpoint", str(checkpoint)))
     replica.start()
@@ -220,7 +220,7 @@ def test_an_answer_goes_on_when_the_service_is_killed_and_comes_back(tmp_path: P
         replica.stop()
 
 
-# -- at a terminal
+# -- in a terminal
 
 
 @pytest.fixture
@@ -228,11 +228,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"XDG_STATE_HOME": str(tmp_path)}
 
 
-def test_somebody_at_a_terminal_sees_the_upload_the_answer_and_the_way_back(
+def test_a_terminal_shows_the_upload_the_answer_and_how_to_continue(
     service: RunningService, yoga: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     unseen = tmp_path / "unseen.mp4"
-    unseen.write_bytes(yoga.read_bytes() + b"\0\0\0\x08free")  # an empty box at the end: other bytes, the same film
+    unseen.write_bytes(yoga.read_bytes() + b"\0\0\0\x08free")  # an empty box changes the hash but not the video
     with reeltalk_at_a_terminal(["ask", str(unseen), WHICH_WAY], {"REELTALK_URL": service.url, **environ}) as terminal:
         assert terminal.wait() == 0
     assert "upload" in terminal.shown
@@ -244,7 +244,7 @@ def test_somebody_at_a_terminal_sees_the_upload_the_answer_and_the_way_back(
     assert f"reeltalk ask --session {session_of(terminal.shown)}" in terminal.shown
 
 
-def test_a_conversation_is_typed_remembered_and_gone_on_with(service: RunningService, environ: dict[str, str]) -> None:
+def test_a_chat_has_a_history_and_can_be_continued(service: RunningService, environ: dict[str, str]) -> None:
     environ["REELTALK_URL"] = service.url
     with reeltalk_at_a_terminal(["chat", str(SAMPLE)], environ) as terminal:
         terminal.expect("> ")
@@ -277,7 +277,7 @@ def test_a_conversation_is_typed_remembered_and_gone_on_with(service: RunningSer
 
 
 def stop_in_mid_answer(terminal: Terminal) -> None:
-    """Press Ctrl-C once some of the answer is there, which is not the end; then Ctrl-D, which is."""
+    """Press Ctrl-C during an answer, which stops the answer, then Ctrl-D, which ends the chat."""
     shown = len(terminal.raw)
     while len(terminal.raw) < shown + 20:
         terminal.read()
@@ -288,7 +288,7 @@ def stop_in_mid_answer(terminal: Terminal) -> None:
     assert terminal.wait() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_conversation(talkative: RunningService, environ: dict[str, str]) -> None:
+def test_ctrl_c_stops_an_answer_and_not_the_chat(talkative: RunningService, environ: dict[str, str]) -> None:
     before = num_cancels(talkative)
     environ["REELTALK_URL"] = talkative.url
     with reeltalk_at_a_terminal(["chat", str(SAMPLE), "--max-tokens", "1500"], environ) as terminal:
@@ -299,7 +299,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(talkative: RunningServi
     assert num_cancels(talkative) == before + 1
 
 
-def test_an_answer_that_runs_comes_first_when_its_conversation_is_gone_on_with(
+def test_a_running_answer_is_printed_first_when_its_session_is_continued(
     talkative: RunningService, environ: dict[str, str]
 ) -> None:
     before = num_cancels(talkative)

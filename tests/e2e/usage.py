@@ -1,4 +1,4 @@
-"""What a fleet's processes take: memory now and at its peak, and open files, looked at again and again."""
+"""Samples the memory, peak memory and open files of a fleet's processes."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ PARTS = {"service.workers": "worker", "service.decoding.child": "decode"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """What one process has at a moment; bytes are resident, with the pages it shares, the peak since it began."""
+    """A sample of one process; bytes are resident, including shared pages, and the peak is since its start."""
 
     seconds: float
     part: str
@@ -29,7 +29,7 @@ class Usage:
 
 
 def usage_of(fleet: Fleet, *, seconds: float) -> list[Usage]:
-    """Every process of the fleet that can be looked at; one that ends meanwhile is left out."""
+    """Sample every process of the fleet; one that ends meanwhile is left out."""
     found = [_usage(fleet.redis.process.pid, "redis", seconds=seconds)]
     for replica in fleet.replicas:
         api = replica.service.process.pid
@@ -41,7 +41,7 @@ def usage_of(fleet: Fleet, *, seconds: float) -> list[Usage]:
 
 
 def _usage(pid: int, part: str | None, *, seconds: float) -> Usage | None:
-    """What a process has; its part is told by its command line. One that is just being started has its parent's yet."""
+    """Sample a process; its command line determines its part. Directly after a fork it is still the parent's."""
     with contextlib.suppress(psutil.Error, OSError, StopIteration):
         process = psutil.Process(pid)
         command = " ".join(process.cmdline())
@@ -58,14 +58,14 @@ def _usage(pid: int, part: str | None, *, seconds: float) -> Usage | None:
 
 
 def _peak_bytes(pid: int) -> int:
-    """The kernel's own high-water mark, which sees what lies between two looks."""
+    """The peak memory recorded by the kernel, which includes peaks between two samples."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 @contextlib.contextmanager
 def every(seconds: float, look: Callable[[float], None]) -> Iterator[None]:
-    """Look so often as long as the block lasts; `look` is given the seconds since it began."""
+    """Call `look` at an interval as long as the block lasts, with the seconds since its start."""
     start, is_over = time.monotonic(), threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""A soak's visitors: they use the service in every way it has, the wrong ones too, and write down what they leave."""
+"""The visitors of a soak: they use every feature, also wrongly, and record the videos that they create."""
 
 import base64
 import collections
@@ -17,14 +17,14 @@ from tests.clips import variant
 from tests.e2e.fleet import Fleet
 from tests.running import parse_events
 
-_KEPT_FOR = 15.0, 90.0  # seconds after which a visitor erases a video: most, and some, which then have no file any more
+_KEPT_FOR = 15.0, 90.0  # seconds until a visitor deletes most videos; some later, when their file has expired
 _TUS = {"Tus-Resumable": "1.0.0"}
 _PIECE = _TUS | {"Content-Type": "application/offset+octet-stream"}
-_BUSY = {423, 429, 503}  # 423: a replica that was starved for longer than its lease
+_BUSY = {423, 429, 503}  # 423: a replica lost its lease for lack of CPU time
 
 
 class Books:
-    """What visitors did, what they are still to erase, and what went wrong."""
+    """The visits, the videos that are still to be deleted, and the errors."""
 
     def __init__(self) -> None:
         self.visits: collections.Counter[str] = collections.Counter()
@@ -41,7 +41,7 @@ class Books:
             heapq.heappush(self._due, (time.monotonic() + seconds, video_id))
 
     def due(self, *, at_once: bool = False) -> list[str]:
-        """Videos whose time has come, or all."""
+        """Take the videos that are due for deletion, or all."""
         found = []
         with self._lock:
             while self._due and (at_once or self._due[0][0] <= time.monotonic()):
@@ -50,11 +50,11 @@ class Books:
 
 
 class TurnedAway(Exception):
-    """The service was busy: not this visit, then."""
+    """The service was busy; the visit is skipped."""
 
 
 class Visitor:
-    """Somebody who uses the service in every way it has, the wrong ones too."""
+    """A client that uses every feature of the service, also wrongly."""
 
     def __init__(self, fleet: Fleet, books: Books, *, seed: int) -> None:
         self._http = fleet.client()
@@ -80,18 +80,18 @@ class Visitor:
         self._http.close()
 
     def visit(self) -> None:
-        """One visit of some kind."""
+        """Make one visit of a random kind."""
         [way] = self._rng.choices(list(self._ways), list(self._ways.values()))
         try:
             way()
         except TurnedAway:
             self._books.count("turned away")
-        except Exception as error:  # noqa: BLE001  whatever it is, it is no good
+        except Exception as error:  # noqa: BLE001  every unexpected error counts
             self._books.problems.append(f"{way.__name__}: {type(error).__name__}: {error}")
         else:
             self._books.count(way.__name__)
 
-    # -- ways to use it
+    # -- kinds of visits
 
     def talk(self) -> None:
         session_id = self._session()
@@ -168,7 +168,7 @@ class Visitor:
         self._expect(reply, 415)
 
     def upload_a_torn_file(self) -> None:
-        """Its index is whole, and most of its pictures are not."""
+        """Upload a file with a complete index whose frames are mostly missing."""
         content = bytearray(self._content())
         middle = len(content) // 2
         content[middle : middle + 4000] = self._rng.randbytes(4000)

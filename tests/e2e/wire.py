@@ -1,4 +1,4 @@
-"""A wire between browser and service that a test can cut: a TCP relay in a thread of its own."""
+"""A TCP relay between a client and the service whose connections a test can cut; runs in a thread."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Wire:
-    """Relays to the service at `target`; `url` is its address on this side."""
+    """A relay to the service at `target`; `url` is the address for clients."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -19,12 +19,12 @@ class Wire:
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.fuses: list[int] = []
-        """The line breaks when so many bytes have gone towards the service; then the next one counts."""
+        """Break the connection after each of these numbers of bytes sent to the service, one after another."""
         self.num_breaks = 0
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
-        """End all connections in mid-word; when this returns they have ended, and new ones go through."""
+        """Abort all connections; when this returns they have ended, and new ones are relayed."""
         asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(timeout=10)
 
     def run(self) -> None:
@@ -82,7 +82,7 @@ async def _pump(source: AsyncIterator[bytes], writer: asyncio.StreamWriter) -> N
 
 @contextmanager
 def wire_to(target: str) -> Iterator[Wire]:
-    """A wire to the service at `target`."""
+    """Run a relay to the service at `target`."""
     wire = Wire(target)
     thread = threading.Thread(target=wire.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""What is lost on the way is asked for again and told once; what is refused is told in a sentence."""
+"""The client retries lost requests, yields every event once, and reports refusals in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def text_of(stub: Stub) -> str:
     return "".join(str(event.data.get("text", "")) for event in stub.client.ask("ses_1", "What?"))
 
 
-def test_a_stream_that_breaks_off_is_gone_on_with_behind_its_last_whole_event() -> None:
+def test_a_broken_stream_continues_after_its_last_complete_event() -> None:
     half = 'id: 3\nevent: delta\ndata: {"text":"circle"}'
     stub = Stub([breaks_off(ACCEPTED, RED, rest=half), streams(CIRCLE, DONE)])
     assert text_of(stub) == "red circle"
@@ -27,17 +27,17 @@ def test_a_stream_that_breaks_off_is_gone_on_with_behind_its_last_whole_event() 
     assert stub.header("last-event-id") == [None, "2"]
 
 
-def test_an_event_that_comes_twice_is_told_once() -> None:
+def test_an_event_received_twice_is_yielded_once() -> None:
     stub = Stub([breaks_off(ACCEPTED, RED), streams(ACCEPTED, RED, CIRCLE, DONE)])
     assert text_of(stub) == "red circle"
 
 
-def test_a_stream_that_ends_without_an_end_is_gone_on_with() -> None:
+def test_a_stream_that_ends_without_its_last_event_is_resumed() -> None:
     stub = Stub([streams(ACCEPTED, RED), streams(CIRCLE, DONE)])
     assert text_of(stub) == "red circle"
 
 
-def test_a_question_whose_reply_is_lost_is_sent_again_under_the_same_key() -> None:
+def test_a_question_whose_response_is_lost_is_retried_with_the_same_key() -> None:
     stub = Stub([lost, refuses("request_in_progress", "conflict_error", 409, retry_after="1"), streams(ACCEPTED, DONE)])
     assert text_of(stub) == ""
     keys = stub.header("idempotency-key")
@@ -52,14 +52,14 @@ def test_two_questions_have_two_keys() -> None:
     assert len(set(stub.header("idempotency-key"))) == 2
 
 
-def test_a_service_that_is_away_in_mid_answer_is_waited_for() -> None:
+def test_a_service_unavailable_during_an_answer_is_waited_for() -> None:
     away = refuses("no_replica", "unavailable_error", 503, retry_after="2")
     stub = Stub([breaks_off(ACCEPTED, RED), unreachable, away, streams(CIRCLE, DONE)])
     assert text_of(stub) == "red circle"
     assert 2.0 in stub.slept
 
 
-def test_a_service_that_stays_away_in_mid_answer_is_given_up() -> None:
+def test_a_service_that_stays_unavailable_is_given_up_after_a_minute() -> None:
     stub = Stub([breaks_off(ACCEPTED, RED), *[unreachable] * 15])
     with pytest.raises(Failure) as failed:
         text_of(stub)
@@ -67,9 +67,9 @@ def test_a_service_that_stays_away_in_mid_answer_is_given_up() -> None:
     assert 50 < sum(stub.slept) <= 60
 
 
-def test_a_service_that_was_never_there_is_not_waited_for() -> None:
+def test_a_service_that_never_responded_is_not_waited_for() -> None:
     stub = Stub([unreachable])
-    with pytest.raises(Failure, match=r"No service answers at http://service\.test\.") as failed:
+    with pytest.raises(Failure, match=r"No service responds at http://service\.test\.") as failed:
         text_of(stub)
     assert failed.value.status is Exit.UNREACHABLE
     assert stub.slept == []
@@ -78,11 +78,11 @@ def test_a_service_that_was_never_there_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     "code", [("overloaded", "overloaded_error", 503), ("too_many_requests", "rate_limit_error", 429)]
 )
-def test_a_busy_service_is_asked_again_when_it_says(code: tuple[str, str, int]) -> None:
+def test_a_busy_service_is_retried_after_the_time_it_names(code: tuple[str, str, int]) -> None:
     stub = Stub([refuses(*code, retry_after="3"), streams(ACCEPTED, RED, DONE)])
     assert text_of(stub) == "red "
     assert stub.slept == [3.0]
-    assert stub.told == [f"It is {code[0]}. Trying again in 3 s."]
+    assert stub.notified == [f"It is {code[0]}. Trying again in 3 s."]
 
 
 def test_a_service_that_stays_busy_is_given_up_after_a_minute() -> None:
@@ -122,15 +122,15 @@ def test_every_refusal_has_its_exit_status(reply: Any, status: Exit) -> None:
     assert failed.value.status is status
 
 
-def test_an_error_about_the_connection_in_a_stream_is_tried_again_if_it_passes() -> None:
+def test_a_transient_connection_error_in_a_stream_is_retried() -> None:
     away = (None, "error", {"error": {"type": "unavailable_error", "code": "store_unavailable", "message": "Away."}})
     stub = Stub([streams(ACCEPTED, RED, away), streams(CIRCLE, DONE)])
     assert text_of(stub) == "red circle"
 
 
-def test_a_stream_that_is_none_is_told_so() -> None:
+def test_an_invalid_stream_is_reported() -> None:
     stub = Stub([lambda request: httpx2.Response(200, content="id: one\n\n")])
-    with pytest.raises(Failure, match="no stream of events"):
+    with pytest.raises(Failure, match="not a valid stream of events"):
         text_of(stub)
 
 
@@ -148,12 +148,12 @@ def test_a_list_is_read_page_after_page() -> None:
     ]
 
 
-def test_a_deletion_whose_reply_was_lost_is_done() -> None:
+def test_a_deletion_whose_response_was_lost_succeeds() -> None:
     stub = Stub([lost, refuses("video_not_found", "not_found_error", 404)])
     assert stub.client.delete("videos", "vid_1")["deleted"] is True
 
 
-def test_the_key_goes_with_every_request() -> None:
+def test_every_request_carries_the_api_key() -> None:
     stub = Stub([says({"data": []}), says({})])
     stub.client.messages("ses_1")
     stub.client.cancel("ans_1")
@@ -161,11 +161,11 @@ def test_the_key_goes_with_every_request() -> None:
 
 
 @pytest.mark.parametrize("url", ["service.test:8000", "ftp://service.test", "http://", "http:///v1"])
-def test_what_is_no_address_is_told_so(url: str) -> None:
+def test_an_invalid_address_is_reported(url: str) -> None:
     with pytest.raises(Failure, match="is not the address of a service"):
         Client(url)
 
 
-def test_a_key_that_cannot_be_sent_is_told_so() -> None:
-    with pytest.raises(Failure, match="no key has"):
+def test_an_invalid_api_key_is_reported() -> None:
+    with pytest.raises(Failure, match="contains invalid characters"):
         Client("http://service.test", api_key="rtk_\n")

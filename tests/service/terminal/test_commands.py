@@ -1,4 +1,4 @@
-"""The command line: it starts light, says what is wrong in a sentence, and completes itself in three shells."""
+"""The client commands import little, report errors in one sentence, and complete in three shells."""
 
 import json
 import os
@@ -28,16 +28,16 @@ def reeltalk(*arguments: str | Path, **environ: str) -> Result:
     [(["--help"], 0), (["ask", str(SAMPLE), "What?", "--server", NOWHERE], 3), (["videos", "--server", NOWHERE], 3)],
     ids=["help", "ask", "videos"],
 )
-def test_the_terminal_starts_without_the_service_and_without_torch(arguments: list[str], status: int) -> None:
+def test_the_client_commands_import_neither_server_code_nor_torch(arguments: list[str], status: int) -> None:
     script = (
         "import sys\nfrom service.commands.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    print('status', end.code)\nprint(*sys.modules)"
     )
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    *_, told_status, modules = done.stdout.splitlines()
+    *_, printed_status, modules = done.stdout.splitlines()
     loaded = {name.partition(".")[0] for name in modules.split()}
-    assert told_status == f"status {status}"
+    assert printed_status == f"status {status}"
     assert {"service", "typer"} <= loaded
     assert loaded & HEAVY == set()
 
@@ -49,21 +49,24 @@ def test_the_terminal_starts_without_the_service_and_without_torch(arguments: li
         (["ask", "/", "What?"], "/ is a directory; name a file."),
         (["ask", SAMPLE], "Give a VIDEO and a QUESTION"),
         (["ask", SAMPLE, "  "], "The question is empty."),
-        (["ask", SAMPLE, "What?", "--session", "ses_1"], "A session has its video"),
-        (["ask", "What?", "--session", "1"], "1 is no id"),
-        (["ask", "What?", "--session", "ses_" + "0" * 32, "--frames", "4"], "chosen when a session begins"),
-        (["ask", "What?", "--session", "ses_" + "0" * 32, "--local"], "does not go with --local"),
-        (["ask", "vid_1/../../healthz", "What?"], "is no id"),
+        (["ask", SAMPLE, "What?", "--session", "ses_1"], "because a session has its video"),
+        (["ask", "What?", "--session", "1"], "1 is not an id"),
+        (
+            ["ask", "What?", "--session", "ses_" + "0" * 32, "--frames", "4"],
+            "cannot be changed in an existing",
+        ),
+        (["ask", "What?", "--session", "ses_" + "0" * 32, "--local"], "cannot be combined with --local"),
+        (["ask", "vid_1/../../healthz", "What?"], "is not an id"),
         (["ask", SAMPLE, "What?", "--server", "nonsense"], "nonsense is not the address of a service"),
-        (["ask", SAMPLE, "What?", "--local", "--device", "tpu"], "tpu is no device"),
-        (["chat"], "Name a VIDEO to begin with"),
-        (["chat", SAMPLE, "--session", "ses_1"], "one of the two"),
-        (["videos", "show", "1"], "1 is no id"),
-        (["sessions", "delete", VIDEO], "is no id"),
-        (["bench", SAMPLE, "--streams", "1,x"], "--streams takes numbers by commas"),
+        (["ask", SAMPLE, "What?", "--local", "--device", "tpu"], "tpu is not a device"),
+        (["chat"], "Name either a VIDEO"),
+        (["chat", SAMPLE, "--session", "ses_1"], "Name either a VIDEO"),
+        (["videos", "show", "1"], "1 is not an id"),
+        (["sessions", "delete", VIDEO], "is not an id"),
+        (["bench", SAMPLE, "--streams", "1,x"], "--streams must be numbers separated by commas"),
     ],
 )
-def test_wrong_usage_is_told_in_a_sentence(arguments: list[str | Path], sentence: str) -> None:
+def test_wrong_usage_is_reported_in_one_sentence(arguments: list[str | Path], sentence: str) -> None:
     done = reeltalk(*arguments, REELTALK_URL=NOWHERE)
     assert done.exit_code == 2
     assert sentence in done.stderr
@@ -85,27 +88,27 @@ def test_wrong_usage_is_told_in_a_sentence(arguments: list[str | Path], sentence
     ],
     ids=str,
 )
-def test_no_service_is_told_in_a_sentence_and_as_json(arguments: list[str | Path]) -> None:
+def test_an_unreachable_service_is_reported_in_one_sentence_and_as_json(arguments: list[str | Path]) -> None:
     done = reeltalk(*arguments, "--json", REELTALK_URL=NOWHERE)
     assert done.exit_code == 3
     assert done.stderr.splitlines() == [
-        f"reeltalk: No service answers at {NOWHERE}. Start one with `reeltalk serve`, or name one with --server."
+        f"reeltalk: No service responds at {NOWHERE}. Start one with `reeltalk serve`, or name one with --server."
     ]
     assert json.loads(done.stdout)["error"]["code"] == "unreachable"
 
 
-def test_the_variables_of_the_terminal_do_not_trouble_the_service() -> None:
+def test_the_service_accepts_the_variables_of_the_client_commands() -> None:
     assert load_settings(environ={"REELTALK_URL": NOWHERE, "REELTALK_API_KEY": "rtk_1"}) == load_settings(environ={})
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert reeltalk("--version").stdout.startswith("reeltalk 0.")
 
 
 def test_the_help_names_every_command_and_the_exit_statuses() -> None:
-    told = reeltalk("--help").stdout
+    printed = reeltalk("--help").stdout
     for command in ["serve", "ask", "chat", "videos", "sessions", "verify", "convert", "plan", "keys", "bench"]:
-        assert f"│ {command} " in told
+        assert f"│ {command} " in printed
     assert "130" in reeltalk("ask", "--help").stdout
 
 

@@ -1,4 +1,4 @@
-"""Lines become events, whole ones only."""
+"""The parser of Server-Sent Events yields complete events only."""
 
 import pytest
 
@@ -16,14 +16,14 @@ def test_an_event_has_its_number_name_and_data() -> None:
     ]
 
 
-def test_an_event_without_a_number_is_about_the_connection() -> None:
+def test_an_event_without_an_id_has_no_number() -> None:
     assert [event.number for event in read('id: 1\nevent: a\ndata: {}\n\nevent: error\ndata: {"error":{}}\n\n')] == [
         1,
         None,
     ]
 
 
-def test_comments_and_unknown_fields_are_passed_over() -> None:
+def test_comments_and_unknown_fields_are_ignored() -> None:
     assert read(": keep-alive\n\nretry: 3\n\n") == []
 
 
@@ -31,11 +31,11 @@ def test_data_of_several_lines_is_one_document() -> None:
     assert read('data: {"a":\ndata: 1}\n\n')[0].data == {"a": 1}
 
 
-def test_what_breaks_off_is_no_event() -> None:
+def test_an_incomplete_event_is_discarded() -> None:
     assert read('id: 1\nevent: delta\ndata: {"text":"a"}') == []
 
 
 @pytest.mark.parametrize("text", ["id: x\n\n", "data: {\n\n", "data: 1\n\n"])
-def test_what_no_service_sends_is_an_error(text: str) -> None:
+def test_an_invalid_event_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         read(text)

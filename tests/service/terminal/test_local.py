@@ -1,4 +1,4 @@
-"""`--local`: the model in this process, without a service."""
+"""`--local` runs the model in this process, without a service."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from typer.testing import CliRunner, Result
 
 from service.commands.demo import SAMPLE
 from service.commands.main import app
-from service.terminal.local import LocalTalk
+from service.terminal.local import LocalChat
 from tests.talkative import talkative_checkpoint
 
 
 def reeltalk(*arguments: str | Path, typed: str = "") -> Result:
-    # An address where nobody listens: whatever asked a service would fail.
+    # No server listens at this address, so a request to a service would fail.
     return CliRunner().invoke(
         app, [str(argument) for argument in arguments], input=typed, env={"REELTALK_URL": "http://127.0.0.1:9"}
     )
 
 
-def test_a_question_is_answered_rightly() -> None:
+def test_a_question_is_answered_correctly() -> None:
     done = reeltalk("ask", SAMPLE, "Which way does the circle move?", "--local")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "The red circle moves right.\n", "")
 
@@ -40,7 +40,7 @@ def test_an_answer_is_a_document_with_json() -> None:
     assert [round(frame["timestamp"], 2) for frame in message["frames"][0]["frames"]] == [0.46, 1.46, 2.46, 3.42]
 
 
-def test_a_conversation_knows_its_earlier_turns() -> None:
+def test_a_conversation_includes_its_earlier_turns() -> None:
     done = reeltalk("chat", SAMPLE, "--local", typed="Which way does the circle move?\nHow big is it?\n")
     assert done.stdout == "The red circle moves right.\nThe red circle is large.\n"
 
@@ -53,19 +53,19 @@ def test_a_conversation_knows_its_earlier_turns() -> None:
         ([SAMPLE, "What?", "--checkpoint", "/nowhere"], 2, "/nowhere"),
         ([SAMPLE, "What?", "--start", "3", "--end", "2"], 2, "end must be later than start."),
         ([SAMPLE, "word " * 5000], 4, "token"),
-        ([SAMPLE, "What?", "--device", "cuda:63"], 2, "There is no device cuda:63 here"),
+        ([SAMPLE, "What?", "--device", "cuda:63"], 2, "There is no device cuda:63;"),
     ],
     ids=["text", "family", "checkpoint", "frames", "long", "device"],
 )
-def test_what_cannot_be_is_told_in_a_sentence(arguments: list[str | Path], status: int, sentence: str) -> None:
+def test_an_error_is_reported_in_one_sentence(arguments: list[str | Path], status: int, sentence: str) -> None:
     done = reeltalk("ask", *arguments, "--local")
     assert done.exit_code == status
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def local_talk(checkpoint: Path, **fields: Any) -> LocalTalk:
-    return LocalTalk(
+def local_talk(checkpoint: Path, **fields: Any) -> LocalChat:
+    return LocalChat(
         SAMPLE,
         family="videochat",
         checkpoint=checkpoint,
@@ -77,16 +77,16 @@ def local_talk(checkpoint: Path, **fields: Any) -> LocalTalk:
 
 
 def test_ctrl_c_ends_an_answer_between_two_steps_and_the_conversation_goes_on(tmp_path: Path) -> None:
-    talk = local_talk(talkative_checkpoint(tmp_path / "checkpoint"), max_tokens=400)
-    said = ""
+    chat = local_talk(talkative_checkpoint(tmp_path / "checkpoint"), max_tokens=400)
+    text = ""
     with pytest.raises(KeyboardInterrupt):
-        for number, event in enumerate(talk.ask("What?")):
-            said += event.data["text"]
+        for number, event in enumerate(chat.ask("What?")):
+            text += event.data["text"]
             if number == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-    assert said
-    assert talk.answer()["message"] == {"role": "assistant", "content": said}
+    assert text
+    assert chat.answer()["message"] == {"role": "assistant", "content": text}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    *_, last = talk.ask("And then?")
+    *_, last = chat.ask("And then?")
     assert last.name == "done"
     assert last.data["finish_reason"] == "length"

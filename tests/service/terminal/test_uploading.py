@@ -1,4 +1,4 @@
-"""A file arrives whole: in one request, or in as many as a bad line takes."""
+"""A file is uploaded completely: in one request, or resumably over lost connections."""
 
 import base64
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_small_file_is_one_request_with_its_name_and_length(clip: Path) -> Non
     assert sent == [65536, 131072, 196608, 262144]
 
 
-def test_a_file_whose_reply_is_lost_is_sent_again_under_the_same_key(clip: Path) -> None:
+def test_an_upload_whose_response_is_lost_is_retried_with_the_same_key(clip: Path) -> None:
     stub = Stub([lost, says(VIDEO)])
     stub.client.upload(clip)
     assert stub.requests[1].content == clip.read_bytes()
@@ -41,7 +41,7 @@ def test_a_file_whose_reply_is_lost_is_sent_again_under_the_same_key(clip: Path)
 
 
 class Tus:
-    """The other side of resumable uploads, which loses the line when it is told to."""
+    """A server of resumable uploads that loses the connection after the given numbers of bytes."""
 
     def __init__(self, *, breaks: list[int]) -> None:
         self.breaks = breaks
@@ -68,7 +68,7 @@ class Tus:
         return httpx2.Response(204, headers={"Upload-Offset": str(len(self.kept)), **done})
 
 
-def test_a_large_file_is_gone_on_with_where_the_service_has_it(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_upload_continues_at_the_offset_of_the_service(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "_LARGE", 1)
     tus = Tus(breaks=[100_000, 0, 50_000])
     stub = Stub([tus.reply] * 12)
@@ -79,7 +79,9 @@ def test_a_large_file_is_gone_on_with_where_the_service_has_it(clip: Path, monke
     assert asked == ["POST", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH", "GET"]
 
 
-def test_a_large_file_whose_last_reply_was_lost_is_not_sent_again(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_not_sent_again_if_its_last_response_is_lost(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploading, "_LARGE", 1)
     tus = Tus(breaks=[])
 
@@ -92,7 +94,7 @@ def test_a_large_file_whose_last_reply_was_lost_is_not_sent_again(clip: Path, mo
     assert [path.split()[0] for path in stub.paths] == ["POST", "PATCH", "HEAD", "GET"]
 
 
-def test_a_large_file_that_is_no_video_is_refused_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_that_is_not_a_video_is_refused_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "_LARGE", 1)
     tus = Tus(breaks=[])
     stub = Stub([tus.reply, refuses("not_a_video", "invalid_request_error", 415)])

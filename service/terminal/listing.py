@@ -1,10 +1,10 @@
-"""`videos` and `sessions`: what the service keeps, listed, shown and erased."""
+"""Runs `reeltalk videos` and `reeltalk sessions`: lists, shows and deletes records of the service."""
 
 from collections.abc import Callable, Sequence
 
 from service.terminal.client import Client
 from service.terminal.connection import Document
-from service.terminal.printing import moment, say, say_json, say_table
+from service.terminal.printing import format_time, print_json, print_table, print_text
 
 _Row = Callable[[Document], tuple[str, ...]]
 
@@ -18,14 +18,14 @@ def _video_row(video: Document) -> tuple[str, ...]:
         str(video.get("status")),
         length,
         size,
-        moment(video.get("created_at")),
+        format_time(video.get("created_at")),
         str(video.get("filename")),
     )
 
 
 def _session_row(session: Document) -> tuple[str, ...]:
     videos = " ".join(map(str, session.get("video_ids") or ()))
-    return str(session.get("id")), str(session.get("model")), moment(session.get("created_at")), videos
+    return str(session.get("id")), str(session.get("model")), format_time(session.get("created_at")), videos
 
 
 _TABLES: dict[str, tuple[tuple[str, ...], _Row]] = {
@@ -35,38 +35,38 @@ _TABLES: dict[str, tuple[tuple[str, ...], _Row]] = {
 
 
 def print_newest(client: Client, kind: str, *, limit: int, as_json: bool) -> None:
-    """The newest records of a kind."""
+    """Print a table of the newest records of a kind."""
     found = client.newest(kind, limit=limit)
     if as_json:
-        say_json(found)
+        print_json(found)
         return
     titles, row = _TABLES[kind]
-    say_table(titles, [row(record) for record in found["data"]])
+    print_table(titles, [row(record) for record in found["data"]])
     if found["has_more"]:
-        say(f"There are more; --limit {2 * limit} shows them.")
+        print_text(f"There are more; use --limit {2 * limit}.")
 
 
 def print_one(client: Client, kind: str, record_id: str, *, as_json: bool) -> None:
-    """One record with all its fields; a session with what was said."""
+    """Print all fields of a record, and the messages of a session."""
     record = client.get(kind, record_id)
     messages = client.messages(record_id) if kind == "sessions" else None
     if as_json:
-        say_json(record if messages is None else record | {"messages": messages})
+        print_json(record if messages is None else record | {"messages": messages})
         return
-    say_table(("field", "value"), [(name, _shown(name, value)) for name, value in record.items()])
+    print_table(("field", "value"), [(name, _shown(name, value)) for name, value in record.items()])
     for message in messages or ():
         mark = "> " if message.get("role") == "user" else ""
-        say(f"{mark}{message.get('content')}")
+        print_text(f"{mark}{message.get('content')}")
 
 
-def erase(client: Client, kind: str, record_ids: Sequence[str], *, as_json: bool) -> None:
-    """Erase records, one after the other, up to the first that cannot be erased."""
+def delete_records(client: Client, kind: str, record_ids: Sequence[str], *, as_json: bool) -> None:
+    """Delete records one after another; stops at the first that cannot be deleted."""
     for record_id in record_ids:
-        erased = client.delete(kind, record_id)
+        deleted = client.delete(kind, record_id)
         if as_json:
-            say_json(erased, indent=None)
+            print_json(deleted, indent=None)
         else:
-            say(f"{record_id} is erased.")
+            print_text(f"Deleted {record_id}.")
 
 
 def _shown(name: str, value: object) -> str:
@@ -74,7 +74,7 @@ def _shown(name: str, value: object) -> str:
         case None:
             return ""
         case _ if name.endswith("_at"):
-            return moment(value)
+            return format_time(value)
         case list() if name == "frames":
             return " ".join(f"{float(frame.get('timestamp', 0)):.2f}s" for frame in value)
         case list():

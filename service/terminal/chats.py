@@ -1,4 +1,7 @@
-"""A conversation as the commands see it, and the one with a service; the one without is in `local.py`."""
+"""The interface of a conversation about a video, and its implementation by a service's session.
+
+`local.py` has the implementation without a service.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,37 +11,37 @@ from typing import Any, Protocol
 from service.terminal.client import Client
 from service.terminal.connection import Document
 from service.terminal.events import Event
-from service.terminal.failures import Exit, Failure, misused
+from service.terminal.failures import Exit, Failure, usage_error
 from service.terminal.printing import ShowProgress
 
 
-class Talk(Protocol):
+class Chat(Protocol):
     """A conversation about one video."""
 
     def ask(self, question: str) -> Iterator[Event]:
-        """The answer's events: `progress`, `delta`, and `done` or `error` last."""
+        """Ask a question; yields the answer's events: `progress`, `delta`, and `done` or `error` last."""
         ...
 
     def running(self) -> tuple[str, Iterator[Event]] | None:
-        """The question that is being answered already, and its answer's events; None if there is none."""
+        """The question of an answer that is already running, and the answer's events; None if there is none."""
         ...
 
     def stop(self) -> None:
-        """Stop the answer that is being given; what it said is kept."""
+        """Stop the running answer; its text so far is kept."""
         ...
 
     def answer(self) -> Document:
-        """The last answer as a document."""
+        """The document of the last answer."""
         ...
 
     @property
-    def way_back(self) -> str:
-        """The options that go on with this conversation, or nothing."""
+    def resume_options(self) -> str:
+        """The command-line options that continue this conversation; empty if it cannot be continued."""
         ...
 
 
-class ServiceTalk:
-    """A session of a service."""
+class ServiceChat:
+    """A conversation in a session of a service."""
 
     def __init__(self, client: Client, session_id: str, fields: Document) -> None:
         self._client = client
@@ -47,12 +50,12 @@ class ServiceTalk:
         self._answer_id: str | None = None
 
     @property
-    def way_back(self) -> str:
-        """How to go on with the session later."""
+    def resume_options(self) -> str:
+        """The option `--session` with the id of the session."""
         return f"--session {self._session_id}"
 
     def ask(self, question: str) -> Iterator[Event]:
-        """The answer's events, over as many connections as it takes."""
+        """Ask a question; reconnects until the answer is complete."""
         self._answer_id = None
         for event in self._client.ask(self._session_id, question, **self._fields):
             if event.name == "answer":
@@ -60,56 +63,56 @@ class ServiceTalk:
             yield event
 
     def running(self) -> tuple[str, Iterator[Event]] | None:
-        """What the service is still answering in this session, asked for elsewhere or before."""
+        """The question and the events of an answer that another client, or an earlier command, has begun."""
         self._answer_id = self._client.get("sessions", self._session_id).get("running_answer_id")
         if self._answer_id is None:
             return None
         return str(self.answer().get("question")), self._client.follow_answer(self._answer_id)
 
     def stop(self) -> None:
-        """Cancel on the service. An answer without an id yet is stopped there too, when its reader stays away."""
+        """Cancel the answer. One whose id is not known yet stops by itself when its reader does not return."""
         if self._answer_id is not None:
             self._client.cancel(self._answer_id)
 
     def answer(self) -> Document:
-        """As `GET /v1/answers/{id}` has it."""
+        """The document of `GET /v1/answers/{id}`."""
         return self._client.answer(str(self._answer_id))
 
 
 def prepare(client: Client, video: str, show: ShowProgress) -> Document:
-    """Send a video where it is not there yet, and wait until it is ready. Returns its record."""
-    record = _known_or_sent(client, video, show)
+    """Upload a video if the service does not have it, and wait until it is ready; returns its record."""
+    record = _find_or_upload(client, video, show)
     if record.get("status") == "failed":
         error: dict[str, Any] = record.get("error") or {}
         raise Failure(Exit.REFUSED, str(error.get("message")), code=str(error.get("code")))
     if record.get("status") != "ready":
         for event in client.follow_video(str(record.get("id"))):
             if event.name == "failed":
-                raise Failure.of_envelope(event.data)
+                raise Failure.from_envelope(event.data)
             if event.name != "ready":
                 show(event.name, float(event.data.get("fraction", 0)), 1)
     return record
 
 
 def file_of(video: str) -> Path:
-    """The file that a user names, if it can be one."""
+    """The path of an existing file; raises `Failure` for anything else."""
     path = Path(video).expanduser()
     if path.is_dir():
-        raise misused(f"{video} is a directory; name a file.")
+        raise usage_error(f"{video} is a directory; name a file.")
     if not path.is_file():
-        raise misused(f"There is no file {video}.")
+        raise usage_error(f"There is no file {video}.")
     return path
 
 
 def checked_id(kind: str, text: str) -> str:
-    """An id that can stand in a path; `kind` is `videos` or `sessions`."""
+    """Check that `text` is an id before it becomes part of a URL; `kind` is `videos` or `sessions`."""
     prefix = {"videos": "vid", "sessions": "ses"}[kind]
     if not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text):
-        raise misused(f"{text} is no id; one looks like {prefix}_ and 32 digits from 0 to f.")
+        raise usage_error(f"{text} is not an id. An id is {prefix}_ and 32 hexadecimal digits.")
     return text
 
 
-def _known_or_sent(client: Client, video: str, show: ShowProgress) -> Document:
+def _find_or_upload(client: Client, video: str, show: ShowProgress) -> Document:
     if video.startswith(("https://", "http://")):
         show("fetch")
         return client.add_url(video)
@@ -120,4 +123,4 @@ def _known_or_sent(client: Client, video: str, show: ShowProgress) -> Document:
         size = path.stat().st_size
         return client.upload(path, on_sent=lambda num_sent: show("upload", num_sent, size))
     except OSError as error:
-        raise misused(f"{video} cannot be read: {error.strerror}.") from error
+        raise usage_error(f"{video} cannot be read: {error.strerror}.") from error
