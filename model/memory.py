@@ -32,7 +32,7 @@ def within_share(config: EngineConfig, language_model: LlamaForCausalLM, *, shar
         budget = left_of_share(free=free, total=total, own=torch.cuda.memory_reserved(device), share=share)
     dtype = cache_dtype(language_model.dtype, device)
     num_blocks = budget // bytes_per_block(language_model.config, block_size=config.block_size, dtype=dtype)
-    return replace(config, num_blocks=max(1, min(config.most_blocks, num_blocks)))
+    return replace(config, num_blocks=max(1, min(config.max_useful_blocks, num_blocks)))
 
 
 def left_of_share(*, free: int, total: int, own: int, share: float) -> int:

@@ -1,8 +1,8 @@
-"""Beam search over one prompt: a mode of its own, as transformers' `generate` has it with its defaults.
+"""Beam search for the likeliest answer, with the results of transformers' `generate` with its default settings.
 
-Its beams are sequences like all others, scheduled, preempted and forked by the engine; here stands only which of
-their continuations live on, and when no better answer is to be expected. Nothing leaves before the end, since
-any beam may still lose.
+The beams are ordinary sequences, which the scheduler runs, preempts and forks. This module chooses which continuations
+of the beams are kept, and when the search ends. It reports no text before the end, because any beam may still be
+dropped.
 """
 
 from collections.abc import Iterator
@@ -10,114 +10,102 @@ from dataclasses import dataclass
 
 import torch
 
-from model.engine.detokenizer import Detokenizer
+from model.engine.answer import Transcript, Update
 from model.engine.output import FinishReason
-from model.engine.sampler import penalise
+from model.engine.sampler import NextToken, penalise
 from model.engine.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)
 class Beam:
-    """An answer that may still become the best."""
+    """An answer so far that may become the best one."""
 
-    sequence: Sequence
-    detokenizer: Detokenizer
+    transcript: Transcript
     score: float = 0.0
-    """The sum of its tokens' log-probabilities."""
+    """Sum of the log-probabilities of its tokens."""
     logits: torch.Tensor | None = None
-    """Of its next token [vocab], float32, once they are computed."""
+    """Logits of its next token [vocab], float32, once they are computed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Continuation:
-    """A beam and one more token."""
+class Candidate:
+    """A beam, by its index, and one more token."""
 
-    parent: Beam
-    token_ids: tuple[int, ...]
-    """The whole answer."""
+    parent: int
+    token_id: int
+    transcript: Transcript
     score: float
-    detokenizer: Detokenizer
-    reason: FinishReason | None
-    """Why it goes no further, if it does not."""
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedBeam:
+    """A complete answer, and its score after the length penalty."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    score: float
+    finish_reason: FinishReason
 
 
 class BeamSearch:
-    """The beams of one request, best first, and the best answers that have ended."""
+    """The answer to a request with `num_beams`: the beams, best first, and the best ones that are finished."""
 
-    def __init__(self, sequence: Sequence, detokenizer: Detokenizer, *, eos_id: int) -> None:
-        self.beams = [Beam(sequence, detokenizer)]
+    def __init__(self, sequence: Sequence, transcript: Transcript) -> None:
+        self.sequence = sequence
+        self.sequences = [sequence]  # one for each beam, in their order
+        self.num_output_tokens = 0
         self._params = sequence.params
-        self._max_tokens = sequence.max_output_tokens
-        self._eos_id = eos_id
-        self._ended: list[tuple[float, Continuation]] = []
+        self._beams = [Beam(transcript)]
+        self._finished: list[FinishedBeam] = []
         self._num_tokens = 0
 
-    def hear(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        """Take the logits [vocab] that follow a beam's last token."""
-        (beam,) = (beam for beam in self.beams if beam.sequence is sequence)
-        beam.logits = logits
+    def take(self, sequence: Sequence, next_token: NextToken) -> Update | None:
+        """As `model.engine.answer.Answer.take`; the search goes on by one token when all beams have their logits."""
+        if next_token.token_id is None:  # the logits are not finite
+            return Update(finish_reason="error")
+        self._beams[self.sequences.index(sequence)].logits = next_token.logits
+        if any(beam.logits is None for beam in self._beams):
+            return None
+        kept = self._choose()
+        if kept:
+            self._beams = [Beam(each.transcript, each.score) for each in kept]
+            return Update(continuations=tuple((self.sequences[each.parent], each.token_id) for each in kept))
+        best = self._finished[0]
+        self.num_output_tokens = len(best.token_ids)
+        return Update(text=best.text, token_ids=best.token_ids, finish_reason=best.finish_reason)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all beams have their logits, so that `choose` can be called."""
-        return all(beam.logits is not None for beam in self.beams)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether any logits are not finite."""
-        return any(beam.logits is not None and not bool(beam.logits.isfinite().all()) for beam in self.beams)
-
-    def choose(self) -> list[Continuation]:
-        """The beams of the next step, best first; none once no better answer is to be expected."""
+    def _choose(self) -> list[Candidate]:
+        """The beams of the next step, best first; none when no better answer can be expected."""
         num_beams = self._params.num_beams
-        # Twice as many as needed: should the best of them all end, as many are left to go on.
+        # Twice as many as needed: if the best half finishes, the other half goes on.
         candidates = list(self._candidates(2 * num_beams))
         self._num_tokens += 1
-        for candidate in candidates[:num_beams]:
-            if candidate.reason:
-                self._ended.append((self._normalised(candidate.score), candidate))
-        self._ended = sorted(self._ended, key=lambda scored: -scored[0])[:num_beams]
-        going_on = [candidate for candidate in candidates if not candidate.reason][:num_beams]
-        return going_on if going_on and self._can_improve(going_on[0].score) else []
+        finished = [self._finish(each, each.finish_reason) for each in candidates[:num_beams] if each.finish_reason]
+        self._finished = sorted([*self._finished, *finished], key=lambda each: -each.score)[:num_beams]
+        unfinished = [each for each in candidates if not each.finish_reason][:num_beams]
+        return unfinished if unfinished and self._can_improve(unfinished[0].score) else []
 
-    @property
-    def best(self) -> Continuation:
-        """The best answer, once `choose` has given none."""
-        return self._ended[0][1]
-
-    def adopt(self, beams: list[Beam]) -> None:
-        """Go on with these."""
-        self.beams = beams
-
-    def _candidates(self, count: int) -> Iterator[Continuation]:
-        logits = torch.stack([beam.logits for beam in self.beams if beam.logits is not None])
-        assert len(logits) == len(self.beams)
-        logprobs = penalise(logits.log_softmax(dim=-1), [beam.sequence for beam in self.beams])
-        scores = logprobs + torch.tensor([[beam.score] for beam in self.beams], device=logits.device)
+    def _candidates(self, count: int) -> Iterator[Candidate]:
+        logits = torch.stack([beam.logits for beam in self._beams if beam.logits is not None])  # [num_beams, vocab]
+        logprobs = penalise(logits.log_softmax(dim=-1), self.sequences)
+        scores = logprobs + torch.tensor([[beam.score] for beam in self._beams], device=logits.device)
         best = scores.flatten().topk(min(count, scores.numel()))
-        for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            row, token_id = divmod(place, scores.shape[1])
-            yield self._continued(self.beams[row], token_id, score)
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            parent, token_id = divmod(index, scores.shape[1])
+            transcript = self._beams[parent].transcript.copy()
+            _, reason = transcript.append(token_id)
+            yield Candidate(parent, token_id, transcript, score, reason)
 
-    def _continued(self, beam: Beam, token_id: int, score: float) -> Continuation:
-        detokenizer = beam.detokenizer.copy()
-        reason: FinishReason | None = None
-        if token_id == self._eos_id and not self._params.ignore_eos:
-            reason = "stop"
-        else:
-            detokenizer.feed(token_id)
-            if detokenizer.stopped:
-                reason = "stop"
-            elif len(beam.sequence.output_token_ids) + 1 == self._max_tokens:
-                reason = "length"
-        token_ids = (*beam.sequence.output_token_ids, token_id)
-        return Continuation(beam, token_ids, score, detokenizer, reason)
+    def _finish(self, candidate: Candidate, reason: FinishReason) -> FinishedBeam:
+        token_ids = (*self.sequences[candidate.parent].output_token_ids, candidate.token_id)
+        return FinishedBeam(token_ids, candidate.transcript.text, self._penalised(candidate.score), reason)
 
-    def _can_improve(self, best_running: float) -> bool:
-        """Whether a running beam, if it ended now, could be among the best that have ended."""
-        if len(self._ended) < self._params.num_beams:
+    def _can_improve(self, best_score: float) -> bool:
+        """Whether the best unfinished beam, if it ended now, would be among the best finished ones."""
+        if len(self._finished) < self._params.num_beams:
             return True
-        return self._normalised(best_running) > self._ended[-1][0]
+        return self._penalised(best_score) > self._finished[-1].score
 
-    def _normalised(self, score: float) -> float:
+    def _penalised(self, score: float) -> float:
         return float(score / self._num_tokens**self._params.length_penalty)

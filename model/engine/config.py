@@ -1,13 +1,13 @@
-"""The engine's bounds, and the errors a request may meet at its door.
+"""The engine's configuration, and the errors that refuse a request.
 
-No torch: a prompt can be refused before any feature exists.
+No torch: the length of a prompt can be checked before any video is encoded.
 """
 
 from dataclasses import dataclass
 
 
 class PromptTooLong(ValueError):
-    """The prompt leaves no room for one token of an answer."""
+    """The prompt is so long that not one token of an answer fits."""
 
     def __init__(self, *, num_prompt_tokens: int, max_model_len: int) -> None:
         super().__init__(
@@ -19,11 +19,11 @@ class PromptTooLong(ValueError):
 
 
 class InvalidPrompt(ValueError):
-    """The prompt is empty, or names tokens or video rows that the language model cannot take."""
+    """The prompt is empty, or has token ids or video rows that the language model does not accept."""
 
 
 class DuplicateRequest(ValueError):
-    """A request of this id is still in the engine."""
+    """The engine has an unfinished request of this id."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"A request with the id {request_id!r} is already in the engine.")
@@ -32,20 +32,20 @@ class DuplicateRequest(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """How much the engine takes on at once.
+    """The engine's limits.
 
-    `max_num_seqs` sequences run together; prompt and answer of one have at most `max_model_len` tokens; a
-    step feeds the network at most `max_num_batched_tokens`, decode first and prefill with the rest, but no more than
-    `max_prefill_beside_decode` of it while anybody decodes, so that no stream waits long for its next token: fewer, the
-    more tokens those look back on.
+    At most `max_num_seqs` sequences run together. Prompt and answer of one sequence have at most `max_model_len` tokens
+    together. A step computes at most `max_num_batched_tokens` tokens: decode first, then prefill. While any sequence
+    decodes, a step prefills at most `max_prefill_beside_decode` tokens, and fewer the more tokens come before them, so
+    that no stream waits long for its next token.
 
-    Keys and values lie in `num_blocks` blocks of `block_size` tokens; 0 leaves the number to the engine, which takes
-    what `max_num_seqs` of the longest sequences need, or less where memory is short. With `prefix_caching` a
-    sequence uses the blocks of another that began in the same way. With `cuda_graphs` steps that only decode are
-    captured when the engine is made, where it runs on a GPU.
+    Keys and values are kept in `num_blocks` blocks of `block_size` tokens. With 0 the engine chooses the number: what
+    `max_num_seqs` of the longest sequences need, or less if memory is short. With `prefix_caching` a sequence shares
+    the blocks of another one that begins with the same tokens. With `cuda_graphs`, on a GPU, steps that only decode are
+    captured when the engine is made.
 
     Raises:
-        ValueError: a bound is too small, a step could not decode every running sequence, or the longest sequence does
+        ValueError: a limit is too small, a step could not decode every running sequence, or the longest sequence does
             not fit into the blocks.
     """
 
@@ -74,20 +74,20 @@ class EngineConfig:
             )
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that so many tokens take."""
+        """Number of blocks that so many tokens of one sequence take."""
         return -(-num_tokens // self.block_size)
 
     @property
-    def most_blocks(self) -> int:
-        """Blocks for as many of the longest sequences as may run."""
+    def max_useful_blocks(self) -> int:
+        """Number of blocks that `max_num_seqs` of the longest sequences take; more are never in use."""
         return self.max_num_seqs * self.blocks_for(self.max_model_len)
 
 
 def check_length(num_prompt_tokens: int, config: EngineConfig) -> None:
-    """Refuse a prompt by its length alone; needs no features, so that no video is encoded in vain.
+    """Refuse a prompt that is too long; needs only its length, so that no video is encoded for nothing.
 
     Raises:
-        PromptTooLong: prompt and one token of answer exceed `max_model_len`.
+        PromptTooLong: the prompt and one token of answer exceed `max_model_len`.
     """
     if num_prompt_tokens + 1 > config.max_model_len:
         raise PromptTooLong(num_prompt_tokens=num_prompt_tokens, max_model_len=config.max_model_len)

@@ -1,6 +1,6 @@
-"""Decode steps as captured CUDA graphs, one for each size of a batch: one launch instead of hundreds.
+"""Decode steps as captured CUDA graphs, one for each batch size: one launch a step instead of hundreds.
 
-A batch is padded to the next size with rows that write to a block that no sequence has.
+A batch is padded to the next size with rows that write to a spare block, which no sequence holds.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from model.engine.kv_cache import KVCache
 from model.engine.paged_attention import PagedPlan, padded
 
 Forward = Callable[[torch.Tensor, torch.Tensor, PagedPlan], torch.Tensor]
-"""Token ids [n], positions [n] and a plan to logits [n, vocab]."""
+"""Computes logits [n, vocab] from token ids [n], positions [n] and a plan."""
 
 
 class DecodeGraphs:
-    """The graphs of a language model, for steps in which every sequence gets one token after one that is text."""
+    """The graphs of a language model, for steps that compute one text token of every sequence."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class DecodeGraphs:
     ) -> None:
         self._graphs: list[_Graph] = []
         pool = None
-        for size in reversed(batch_sizes(max_num_seqs)):  # the largest first: the others fit into the memory it took
+        for size in reversed(batch_sizes(max_num_seqs)):  # the largest first, because the others reuse its memory
             graph = _Graph(
                 forward,
                 kv_cache,
@@ -48,18 +48,18 @@ class DecodeGraphs:
             self._graphs.insert(0, graph)
 
     def run(self, rows: Ordered[Rows], token_ids: Ordered[int]) -> torch.Tensor:
-        """Logits [n, vocab], one for each of the rows, which are a token each."""
+        """Compute one token for each of `rows`; returns logits [n, vocab]."""
         graph = next(each for each in self._graphs if each.size >= len(rows))
         return graph.run(rows, token_ids)
 
 
-def batch_sizes(most: int) -> list[int]:
-    """1, 2, 4, then in eights, and the largest that may come."""
-    return sorted({size for size in (1, 2, 4, *range(8, most, 8)) if size < most} | {most})
+def batch_sizes(max_size: int) -> list[int]:
+    """The sizes for which a graph is captured: 1, 2, 4, multiples of 8, and `max_size`."""
+    return sorted({size for size in (1, 2, 4, *range(8, max_size, 8)) if size < max_size} | {max_size})
 
 
 class _Graph:
-    """One captured pass, and the tensors it reads."""
+    """One captured forward pass, and the tensors it reads."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class _Graph:
     ) -> None:
         self.size = size
         self._block_size, self._spare_block, self._max_blocks = block_size, spare_block, max_blocks
-        # Token ids, positions and slots, a row each: they come in one copy.
+        # Token ids, positions and slots, a row each, so that one copy fills all three.
         self._numbers = torch.zeros(3, size, dtype=torch.long, device=device)
         self._fill(self._numbers, self._padding(size))
         tables = torch.full((size, max_blocks), spare_block, dtype=torch.int32, device=device)
-        each = torch.arange(size, dtype=torch.int32, device=device)
-        tiles = torch.stack((each, torch.ones_like(each), torch.zeros_like(each), each))
+        number = torch.arange(size, dtype=torch.int32, device=device)
+        tiles = torch.stack((number, torch.ones_like(number), torch.zeros_like(number), number))
         token_ids, positions, slots = self._numbers
         self._plan = plan = PagedPlan(
             slots=slots, kv_cache=kv_cache, block_size=block_size, block_tables=tables, tiles=tiles, tile_rows=1
@@ -94,17 +94,13 @@ class _Graph:
 
     def run(self, rows: Ordered[Rows], token_ids: Ordered[int]) -> torch.Tensor:
         positions = [each.start for each in rows]
-        slots = [
-            each.blocks[each.start // self._block_size] * self._block_size + each.start % self._block_size
-            for each in rows
-        ]
-        more = self._padding(self.size - len(rows))
-        self._fill(
-            self._numbers, [[*ours, *rest] for ours, rest in zip((token_ids, positions, slots), more, strict=True)]
-        )
+        slots = [slot for each in rows for slot in each.slots(self._block_size)]
+        padding = self._padding(self.size - len(rows))
+        numbers = zip((token_ids, positions, slots), padding, strict=True)
+        self._fill(self._numbers, [[*real, *added] for real, added in numbers])
         self._fill(self._plan.block_tables[: len(rows)], padded([each.blocks for each in rows], self._max_blocks))
         self.captured.launch()
-        return self.captured.result[: len(rows)].clone()  # the next step writes over the original
+        return self.captured.result[: len(rows)].clone()  # the next launch overwrites the original
 
     def _padding(self, count: int) -> list[list[int]]:
         return [[0] * count, [0] * count, [self._spare_block * self._block_size] * count]
@@ -116,22 +112,22 @@ class _Graph:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """Work that is one launch."""
+    """A captured function."""
 
     launch: Callable[[], object]
     result: torch.Tensor
-    """Each launch writes it anew."""
+    """The tensor that the function returned; each launch overwrites it."""
     pool: tuple[int, int] | None
-    """Its memory, which others may use that run at other times."""
+    """Its memory pool, which graphs that never run at the same time can share."""
 
 
 def capture(function: Callable[[], torch.Tensor], *, device: torch.device, pool: tuple[int, int] | None) -> Captured:
-    """Capture what a function does on a GPU."""
+    """Capture the work that a function launches on a GPU."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels are compiled, libraries take their memory
+            for _ in range(2):  # compiles kernels, and lets libraries allocate their memory
                 function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

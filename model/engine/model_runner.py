@@ -1,4 +1,4 @@
-"""Runs one step's chunks through transformers' own LLaMA, packed in one forward pass. Chunks in, logits out."""
+"""The model runner: computes all chunks of a step in one packed forward pass of transformers' own LLaMA."""
 
 from collections.abc import Sequence as Ordered
 from importlib.util import find_spec
@@ -8,21 +8,21 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.engine import attention
-from model.engine.attention import Plan, Rows
+from model.engine.attention import AttentionPlan, Rows
 from model.engine.config import EngineConfig
 from model.engine.kv_cache import KVCache, bytes_per_block, cache_dtype, free_bytes
 from model.engine.packed_linear import is_plain, pack_linears
-from model.engine.scheduler import Chunk
+from model.engine.scheduler import Chunk, Schedule
 
 if TYPE_CHECKING:
     from model.engine.decode_graphs import DecodeGraphs
 
 
 class ModelRunner:
-    """The language model and the KV cache of what it runs; implements `model.engine.runner.Runner`.
+    """The language model and its KV cache; implements `model.engine.runner.Runner`.
 
-    From here on the model attends by our plan, and on a CPU its linear layers are laid out anew, so a plain
-    `generate` on the same object no longer works.
+    It changes the language model: attention reads the plan of a step, and on a CPU the linear layers are packed. A
+    plain `generate` on the same object no longer works.
     """
 
     def __init__(self, language_model: LlamaForCausalLM) -> None:
@@ -43,17 +43,17 @@ class ModelRunner:
         self.max_positions: int = language_model.config.max_position_embeddings
         self.half_speed_context: float = _half_speed_context(language_model.config)
 
-    def most_blocks(self, block_size: int) -> int:
-        """Blocks for which there is memory now."""
+    def num_fitting_blocks(self, block_size: int) -> int:
+        """How many blocks fit into the memory that is free now."""
         config = self._language_model.config
         return free_bytes(self._device) // bytes_per_block(config, block_size=block_size, dtype=self._cache_dtype)
 
     def allocate(self, config: EngineConfig) -> None:
-        """Make room for its blocks, and capture its decode steps where they are."""
+        """Allocate the KV cache; on a GPU, capture the decode steps too, if the configuration asks for it."""
         self._block_size = config.block_size
         self._kv_cache = KVCache(
             self._language_model.config,
-            num_blocks=config.num_blocks + 1,  # a spare one, for rows that only fill a batch up
+            num_blocks=config.num_blocks + 1,  # one more, for the rows that pad a batch
             block_size=config.block_size,
             dtype=self._cache_dtype,
             device=self._device,
@@ -72,23 +72,20 @@ class ModelRunner:
                     device=self._device,
                 )
 
-    def copy_blocks(self, pairs: Ordered[tuple[int, int]]) -> None:
-        """Copy what blocks hold, each pair from the first to the second."""
-        assert self._kv_cache is not None
-        self._kv_cache.copy_blocks(pairs)
-
     @torch.inference_mode()
-    def run(self, chunks: Ordered[Chunk]) -> torch.Tensor:
-        """Compute the chunks.
+    def run(self, schedule: Schedule) -> torch.Tensor:
+        """Copy blocks, then compute chunks.
 
         Returns:
-            Logits [num_seqs, vocab], float32: a row for each chunk that is `sampled`, in their order.
+            Logits [n, vocab], float32: one row for each chunk that is `sampled`, in their order.
         """
         assert self._kv_cache is not None
+        self._kv_cache.copy_blocks(schedule.copies)
+        chunks = schedule.chunks
         if not chunks:
             return torch.empty(0, self.vocab_size)
         pack = _pack(chunks)
-        if self._graphs is not None and (token_ids := _decoded(chunks)) is not None:
+        if self._graphs is not None and (token_ids := _decode_tokens(chunks)) is not None:
             return self._graphs.run(pack, token_ids)
         last_rows = [rows.first + rows.num_rows - 1 for rows, chunk in zip(pack, chunks, strict=True) if chunk.sampled]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
@@ -96,15 +93,15 @@ class ModelRunner:
             self._embed(chunks), self._tensor(positions), self._plan(pack, self._kv_cache), self._tensor(last_rows)
         )
 
-    def _decode(self, token_ids: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Logits [n, vocab] after tokens [n]; nothing in here depends on what the tensors hold."""
+    def _decode(self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Logits [n, vocab] after tokens [n]. Can be captured: the values in the tensors do not change what runs."""
         embeds = self._language_model.get_input_embeddings()(token_ids).to(self._dtype)
         return self._forward(embeds, positions, plan, 0)
 
     def _forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, logits_to_keep: torch.Tensor | int
+        self, embeds: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, logits_to_keep: torch.Tensor | int
     ) -> torch.Tensor:
-        """Input embeddings [rows, hidden] at positions [rows] to logits [n, vocab], float32, of the rows to keep."""
+        """Logits [n, vocab], float32, of the rows to keep, from input embeddings [rows, hidden] at positions [rows]."""
         logits: torch.Tensor = self._language_model(
             inputs_embeds=embeds[None],
             position_ids=positions[None],
@@ -114,7 +111,7 @@ class ModelRunner:
         ).logits
         return logits[0].float()
 
-    def _plan(self, pack: list[Rows], kv_cache: KVCache) -> Plan:
+    def _plan(self, pack: list[Rows], kv_cache: KVCache) -> AttentionPlan:
         if not self._is_paged:
             return attention.make_plan(pack, kv_cache, block_size=self._block_size, device=self._device)
         from model.engine import paged_attention
@@ -124,7 +121,7 @@ class ModelRunner:
         return paged_attention.make_plan(pack, kv_cache, block_size=self._block_size, group=group, device=self._device)
 
     def _embed(self, chunks: Ordered[Chunk]) -> torch.Tensor:
-        """Input embeddings [rows, hidden]: text looked up in one go, video tokens laid over their places."""
+        """Input embeddings [rows, hidden]: one lookup for all token ids, then video rows are copied to their places."""
         token_ids: list[int] = []
         videos: list[tuple[int, torch.Tensor]] = []
         for chunk in chunks:
@@ -144,19 +141,22 @@ class ModelRunner:
 
 
 def runs_paged(device: torch.device) -> bool:
-    """Whether attention is the kernel over block tables: on a GPU, where Triton is, as it is with torch for CUDA."""
+    """Whether attention uses the Triton kernel: on a GPU, if Triton is installed, as it is with torch for CUDA."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
 def _half_speed_context(config: LlamaConfig) -> float:
-    """Multiply-adds of a layer's matrices for a token, over those of its attention for each token before that one."""
+    """How many tokens before a token double its work.
+
+    The multiply-adds of the matrices of a layer, divided by those of its attention for each token before.
+    """
     queries, keys = (num * config.head_dim for num in (config.num_attention_heads, config.num_key_value_heads))
     matrices = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
     return float(matrices / (2 * queries))
 
 
-def _decoded(chunks: Ordered[Chunk]) -> list[int] | None:
-    """The token of each chunk, where each is one of text whose successor is asked for."""
+def _decode_tokens(chunks: Ordered[Chunk]) -> list[int] | None:
+    """The token of each chunk, if every chunk is one token of text after which a token is sampled; else None."""
     token_ids: list[int] = []
     for chunk in chunks:
         if chunk.num_tokens > 1 or not chunk.sampled:
@@ -169,7 +169,7 @@ def _decoded(chunks: Ordered[Chunk]) -> list[int] | None:
 
 
 def _pack(chunks: Ordered[Chunk]) -> list[Rows]:
-    """The chunks one after the other."""
+    """The rows of the pack that each chunk takes, one chunk after the other."""
     pack, first = [], 0
     for chunk in chunks:
         pack.append(

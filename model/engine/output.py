@@ -1,4 +1,4 @@
-"""What a step tells of one request. No torch: it may cross into processes that have none."""
+"""The engine's output for one request in one step. No torch: outputs may be used by processes without it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logprobs:
-    """How likely a token was, and which were the likeliest in its place: natural logarithms."""
+    """Log-probabilities (natural) of a token, and of the likeliest tokens at its position."""
 
     token_id: int
     logprob: float
@@ -17,11 +17,11 @@ class Logprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """What one step added to one answer.
+    """What one step adds to one answer.
 
-    `text` is what may leave now: often nothing, since half characters and beginnings of stop strings are held
-    back. `token_ids` is what was sampled, the end-of-sequence token included. Kept together, text and ids are
-    all that is needed to go on after this output in another engine.
+    `text` is the text that is final now. It is often empty, because incomplete characters and possible beginnings of
+    stop strings are held back. `token_ids` are the sampled tokens, the end-of-sequence token included. Text and token
+    ids of all outputs so far are all that another engine needs to resume the answer.
     """
 
     request_id: str
@@ -30,9 +30,9 @@ class Output:
     finish_reason: FinishReason | None
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Tokens of the prompt, and of an answer that went on, that the KV cache already had."""
+    """Tokens of the prompt, and of an answer that is resumed, that were already in the KV cache."""
     num_output_tokens: int
     running_seconds: float
-    """Since the request got a place in the batch; 0 if it has had none."""
+    """Time since the request was first admitted to the batch; 0 if it has not been."""
     logprobs: tuple[Logprobs, ...] = ()
-    """One for each of `token_ids`, where the request asked for them."""
+    """One for each of `token_ids`, if the request asks for them."""

@@ -1,25 +1,28 @@
-"""Linear layers whose weights lie in memory as the CPU's matrix kernels read them.
+"""Linear layers whose weights are packed for the CPU's matrix kernels, and the layers of a LLaMA that fuse them.
 
-torch reorders a float32 weight at every product; and on a CPU without 16-bit arithmetic it multiplies 16-bit matrices
-value by value. Laid out once, a float32 weight goes to oneDNN's kernels, and a 16-bit one, as float16, to FBGEMM's,
-which widen it in registers: activations and sums are float32. Milliseconds for 768 x 2,048 on two such cores, as torch
-has it and laid out: float32 1 row 0.52 and 0.28, 16 rows 0.81 and 0.51; bfloat16 1 row 0.12 and 0.11, 16 rows 1.76
-and 0.39, 80 rows 10.3 and 2.1.
+torch reorders a float32 weight in every product, and on a CPU without 16-bit arithmetic it multiplies 16-bit matrices
+value by value. Packed once, a float32 weight is used by oneDNN's kernels, and a 16-bit weight, as float16, by FBGEMM's,
+which widen it in registers: activations and sums are float32. Milliseconds for 768 x 2,048 on two such cores, plain and
+packed: float32 1 row 0.52 and 0.28, 16 rows 0.81 and 0.51; bfloat16 1 row 0.12 and 0.11, 16 rows 1.76 and 0.39, 80 rows
+10.3 and 2.1.
+
+Projections of the same rows are fused into one product: query, key and value in `PackedAttention`, gate and up in
+`PackedMLP`.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, apply_rotary_pos_emb
 
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one block that all get the same rows, one after the other, in the LLaMA of transformers."""
+from model.engine.attention import AttentionPlan, attend
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its weight laid out anew; the weight it was made from is let go.
+    """A linear layer with a packed weight; it keeps no reference to the weight it was made from.
 
-    A bfloat16 weight under 6e-5 is rounded to the nearest float16, at most 3e-8 away; any other is kept exactly.
+    A bfloat16 weight below 6e-5 is rounded to the nearest float16, at most 3e-8 away; any other is kept exactly.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -31,82 +34,113 @@ class PackedLinear(nn.Module):
         return self._product(x.float())
 
 
-class _Siblings:
-    """Layers that are given the same rows, as one product: computed when the first is asked, kept for the others."""
+class FusedLinear(nn.Module):
+    """Several linear layers of the same input, as one product with their packed weights."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__()
         self._sizes = [linear.out_features for linear in linears]
         self._product = _product(linears)
-        self._x: Tensor | None = None
-        self._parts: tuple[Tensor, ...] = ()
 
-    def part(self, number: int, x: Tensor) -> Tensor:
-        """What layer `number` makes of the rows."""
-        if number == 0 or x is not self._x:
-            self._x, self._parts = x, torch.split(self._product(x.float()), self._sizes, dim=-1)
-        part = self._parts[number]
-        if number == len(self._sizes) - 1:
-            self._x, self._parts = None, ()
-        return part
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[..., in] to the output [..., out] of each layer, float32; views of one tensor."""
+        return torch.split(self._product(x.float()), self._sizes, dim=-1)
 
 
-class PackedSibling(nn.Module):
-    """One of several linear layers that are one product."""
+class PackedAttention(nn.Module):
+    """`LlamaAttention` with one product for query, key and value; attends by the plan of the step."""
 
-    def __init__(self, siblings: _Siblings, number: int) -> None:
+    def __init__(self, layer: LlamaAttention) -> None:
         super().__init__()
-        self._siblings, self._number = siblings, number
+        assert layer.layer_idx is not None
+        self.layer_idx: int = layer.layer_idx
+        self._head_dim: int = layer.head_dim
+        self._scaling: float = layer.scaling
+        self.qkv_proj = FusedLinear(layer.q_proj, layer.k_proj, layer.v_proj)
+        self.o_proj = PackedLinear(layer.o_proj)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        *,
+        plan: AttentionPlan,
+        attention_mask: Tensor | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        """Hidden states [1, rows, hidden] to the same shape, and None in place of the weights."""
+        shape = (*hidden_states.shape[:-1], -1, self._head_dim)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in self.qkv_proj(hidden_states))
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        result, _weights = attend(self, query, key, value, attention_mask, plan=plan, scaling=self._scaling)
+        out: Tensor = self.o_proj(result.reshape(*hidden_states.shape[:-1], -1))
+        return out, None
+
+
+class PackedMLP(nn.Module):
+    """`LlamaMLP` with one product for gate and up."""
+
+    def __init__(self, layer: LlamaMLP) -> None:
+        super().__init__()
+        self.gate_up_proj = FusedLinear(layer.gate_proj, layer.up_proj)
+        self.down_proj = PackedLinear(layer.down_proj)
+        self._activation: Callable[[Tensor], Tensor] = layer.act_fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out], float32; a view of the common product."""
-        return self._siblings.part(self._number, x)
+        """[..., hidden] to the same shape, float32."""
+        gate, up = self.gate_up_proj(x)
+        out: Tensor = self.down_proj(self._activation(gate) * up)
+        return out
 
 
 def pack_linears(network: nn.Module) -> bool:
-    """Put a `PackedLinear` in the place of every linear layer, where this CPU is faster so.
+    """Replace the linear layers of a network by packed ones, if this CPU computes these faster.
 
-    A network with quantised layers, or others that only look like linear ones, stays as it is.
+    The attention layers and MLPs of transformers' LLaMA are replaced as a whole; any other linear layer by itself. A
+    network with quantised layers, or others that are only similar to `nn.Linear`, is not changed.
 
     Returns:
-        Whether it was done. If so, activations are best float32.
+        Whether the network was changed. If so, its activations should be float32.
     """
-    places = [
-        (parent, name)
-        for parent in network.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    weights = [getattr(parent, name).weight for parent, name in places]
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
     if not is_plain(network) or not all(weight.device.type == "cpu" and _gains(weight.dtype) for weight in weights):
         return False
-    for parent in dict.fromkeys(parent for parent, _ in places):
-        for names in _SIBLINGS:
-            _join(parent, names)
-    for parent, name in places:  # one by one, so that there are never two of more than one layer
-        linear = getattr(parent, name)
-        if isinstance(linear, nn.Linear):
-            setattr(parent, name, PackedLinear(linear))
+    _replace_children(network)
     return True
 
 
-def _join(parent: nn.Module, names: tuple[str, ...]) -> None:
-    """Make one product of these layers, where the parent has them all and they take the same rows."""
-    linears = [child for name in names if isinstance(child := getattr(parent, name, None), nn.Linear)]
-    if len(linears) < len(names) or len({(each.in_features, each.bias is None) for each in linears}) > 1:
-        return
-    siblings = _Siblings(linears)
-    for number, name in enumerate(names):
-        setattr(parent, name, PackedSibling(siblings, number))
-
-
 def is_plain(network: nn.Module) -> bool:
-    """Whether it has linear layers, and none is quantised or only looks like one."""
+    """Whether a network has linear layers, and all of them are plain `nn.Linear` with plain tensors as weights."""
     linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
     return bool(linears) and all(type(each) is nn.Linear and type(each.weight.data) is Tensor for each in linears)
 
 
+def _replace_children(parent: nn.Module) -> None:
+    """Replace layers one by one, so that at most one layer has both its weights in memory."""
+    for name, child in parent.named_children():
+        packed = _packed(child)
+        if packed is None:
+            _replace_children(child)
+        else:
+            setattr(parent, name, packed)
+
+
+def _packed(layer: nn.Module) -> nn.Module | None:
+    """The packed layer for a layer of a known type; None for any other."""
+    if type(layer) is LlamaAttention and _are_linear(layer, "q_proj", "k_proj", "v_proj", "o_proj"):
+        return PackedAttention(layer)
+    if type(layer) is LlamaMLP and _are_linear(layer, "gate_proj", "up_proj", "down_proj"):
+        return PackedMLP(layer)
+    return PackedLinear(layer) if isinstance(layer, nn.Linear) else None
+
+
+def _are_linear(layer: nn.Module, *names: str) -> bool:
+    """Whether these children are linear layers; adapters replace them by modules of their own."""
+    return all(isinstance(getattr(layer, name), nn.Linear) for name in names)
+
+
 def _gains(dtype: torch.dtype) -> bool:
-    """Whether this CPU and this build of torch have the kernels, and no faster ones."""
+    """Whether this CPU and this build of torch have the kernels for packed weights, and no faster ones."""
     if dtype == torch.float32:
         return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -118,7 +152,7 @@ def _gains(dtype: torch.dtype) -> bool:
 
 
 def _product(linears: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
-    """The product with the weights of all, one below the other."""
+    """The product with the weights of all layers, one below the other."""
     with torch.no_grad():
         first = linears[0]
         weight = first.weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])

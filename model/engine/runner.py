@@ -1,36 +1,37 @@
-"""What the engine asks of whatever runs a language model: chunks in, logits out, blocks copied."""
+"""The interface between the engine and the code that runs a language model: a schedule in, logits out."""
 
-from collections.abc import Sequence as Ordered
 from typing import Protocol
 
 import torch
 
 from model.engine.config import EngineConfig
-from model.engine.scheduler import Chunk
+from model.engine.scheduler import Schedule
 
 
 class Runner(Protocol):
-    """A language model and the blocks that hold its keys and values.
+    """A language model, and the blocks that hold its keys and values.
 
-    The scheduler says which blocks a chunk's sequence holds, and never frees one that is in use; what a free block
-    holds is of no meaning. Within a step all chunks are written before any is looked at: one may use blocks that
-    another fills in the same step.
+    The scheduler decides which blocks the sequence of a chunk holds, and never frees a block that is in use. The
+    contents of free blocks may be overwritten. Within a step the blocks are copied first; then, in every layer, the
+    keys and values of all chunks are written before any is read, so a chunk may read blocks that another chunk fills in
+    the same step.
     """
 
     vocab_size: int
     hidden_size: int
     max_positions: int
     half_speed_context: float
-    """Tokens before a token of a prompt at which that takes twice the time of the first."""
+    """With so many tokens before it, a token of a prompt takes twice the time of the first one."""
+
+    def num_fitting_blocks(self, block_size: int) -> int:
+        """How many blocks fit into the memory that is free now."""
 
     def allocate(self, config: EngineConfig) -> None:
-        """Make room for its blocks, of which the number is set; called once, before anything runs."""
+        """Allocate `config.num_blocks` blocks; called once, before `run`."""
 
-    def most_blocks(self, block_size: int) -> int:
-        """Blocks for which there is memory now."""
+    def run(self, schedule: Schedule) -> torch.Tensor:
+        """Copy blocks, then compute chunks.
 
-    def run(self, chunks: Ordered[Chunk]) -> torch.Tensor:
-        """Logits [n, vocab_size], float32: a row for each chunk that is `sampled`, in their order."""
-
-    def copy_blocks(self, pairs: Ordered[tuple[int, int]]) -> None:
-        """Copy what blocks hold, each pair from the first to the second."""
+        Returns:
+            Logits [n, vocab_size], float32: one row for each chunk that is `sampled`, in their order.
+        """

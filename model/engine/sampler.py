@@ -1,11 +1,12 @@
-"""Chooses the next token of every sequence from its logits, in one batched pass.
+"""The sampler: chooses the next token of every sequence from its logits, in one batched pass.
 
-Random numbers come from a hash of (seed, position in the answer), never from a generator's state: neither
-batch mates nor the replica nor a resumption change which number a token uses.
+Random numbers come from a hash of (seed, position in the answer), not from the state of a generator. So the number that
+a token uses does not depend on the other sequences of the batch, on the replica, or on whether the answer was resumed.
 """
 
 from collections import Counter
 from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 
 import torch
 
@@ -14,27 +15,51 @@ from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import Sequence
 
 _COLDEST = 1e-5
-"""Below this temperature the hottest token takes all in float32 anyway: greedy."""
+"""Lower temperatures are treated as 0, because in float32 the likeliest token has all the probability anyway."""
 _MASK = 2**64 - 1
 _FEW = 256
-"""Of so many of the likeliest tokens top_p is usually made up; sorting a whole vocabulary takes long."""
+"""The number of likeliest tokens among which `top_p` usually ends; sorting a whole vocabulary takes long."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NextToken:
+    """The token sampled for one sequence, and the logits it was sampled from."""
+
+    token_id: int | None
+    """None if the logits are not finite."""
+    logprobs: Logprobs | None
+    """None if the request did not ask for them."""
+    logits: torch.Tensor
+    """[vocab], float32, as the model returned them."""
+
+
+def next_tokens(logits: torch.Tensor, sequences: Ordered[Sequence]) -> list[NextToken]:
+    """Sample the next token of each sequence.
+
+    Args:
+        logits: [num_seqs, vocab], float32; row i belongs to `sequences[i]`.
+        sequences: their parameters, and the tokens of their answers so far.
+    """
+    token_ids = sample(logits, sequences)
+    rows = zip(token_ids, explain(logits, sequences, token_ids), logits.unbind(), strict=True)
+    return [NextToken(*row) for row in rows]
 
 
 @torch.inference_mode()
 def sample(logits: torch.Tensor, sequences: Ordered[Sequence]) -> list[int | None]:
-    """The next token of each sequence: penalties, then temperature, top_k, top_p, min_p, then the draw.
+    """Choose the next token of each sequence: penalties, then temperature, top_k, top_p, min_p, then the draw.
 
     Args:
         logits: [num_seqs, vocab], float32; row i belongs to `sequences[i]`.
-        sequences: their parameters and the tokens they have said.
+        sequences: their parameters, and the tokens of their answers so far.
 
     Returns:
-        A token id for each, None where the logits are not finite.
+        A token id for each; None where the logits are not finite.
     """
     assert len(logits) == len(sequences)
     if not sequences:
         return []
-    # A sum is finite only where all of its terms are; float64, so that finite terms have a finite one.
+    # A sum is finite only if all its terms are; in float64, finite float32 terms always have a finite sum.
     finite = logits.sum(dim=-1, dtype=torch.float64).isfinite()  # [num_seqs]
     if not bool(finite.all()):
         logits = logits.masked_fill(~finite[:, None], 0.0)
@@ -50,40 +75,44 @@ def sample(logits: torch.Tensor, sequences: Ordered[Sequence]) -> list[int | Non
 
 @torch.inference_mode()
 def explain(logits: torch.Tensor, sequences: Ordered[Sequence], tokens: Ordered[int | None]) -> list[Logprobs | None]:
-    """The log-probabilities of the tokens and of their rivals, as the model gave them, before any penalty.
+    """Log-probabilities of the chosen tokens and of the likeliest ones, as the model returned them, without penalties.
 
     Args:
-        logits: [num_seqs, vocab], float32, as `sample` got them.
-        sequences: the sequences it got; those that ask for no logprobs get None.
-        tokens: what it chose.
+        logits: [num_seqs, vocab], float32, as given to `sample`.
+        sequences: the sequences given to `sample`.
+        tokens: the tokens that `sample` returned.
+
+    Returns:
+        One for each sequence; None for those that do not ask for `logprobs`, or have no token.
     """
     found: list[Logprobs | None] = [None] * len(sequences)
     for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-        most = sequence.params.logprobs
-        if most is None or token is None:
+        num_top = sequence.params.logprobs
+        if num_top is None or token is None:
             continue
         logprobs = logits[row].log_softmax(dim=-1)
-        values, ids = logprobs.topk(min(most, len(logprobs)))
+        values, ids = logprobs.topk(min(num_top, len(logprobs)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         found[row] = Logprobs(token_id=token, logprob=float(logprobs[token]), top=top)
     return found
 
 
 def penalise(logits: torch.Tensor, sequences: Ordered[Sequence]) -> torch.Tensor:
-    """Make a logit smaller whose token has been said; the prompt does not count.
+    """Lower the logits of tokens that occur in the answer so far; the prompt does not count.
 
-    First the repetition penalty of Keskar et al. (2019), as in transformers' `generate` on embeddings, as the published
-    demos call it; then OpenAI's presence penalty, and the frequency penalty for each time.
+    First comes the repetition penalty of Keskar et al. (2019), as transformers' `generate` applies it to a prompt of
+    embeddings, which is how the published demos call it; then OpenAI's presence penalty, and the frequency penalty once
+    for each occurrence.
     """
-    said = [
+    penalties = [
         (row, token, params.repetition_penalty, params.presence_penalty + count * params.frequency_penalty)
         for row, params, token_ids in ((row, each.params, each.output_token_ids) for row, each in enumerate(sequences))
         if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
         for token, count in Counter(token_ids).items()
     ]
-    if not said:
+    if not penalties:
         return logits
-    rows, tokens, factors, losses = zip(*said, strict=True)
+    rows, tokens, factors, losses = zip(*penalties, strict=True)
     where = (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
     factor = torch.tensor(factors, dtype=logits.dtype, device=logits.device)
     loss = torch.tensor(losses, dtype=logits.dtype, device=logits.device)
@@ -92,7 +121,7 @@ def penalise(logits: torch.Tensor, sequences: Ordered[Sequence]) -> torch.Tensor
 
 
 def distribution(logits: torch.Tensor, params: Ordered[SamplingParams]) -> torch.Tensor:
-    """Probabilities [num_seqs, vocab], float64, after temperature, top_k, top_p and min_p, of penalised logits."""
+    """Probabilities [num_seqs, vocab], float64, of penalised logits after temperature, top_k, top_p and min_p."""
     scaled = logits / _column([p.temperature for p in params], logits)
     restricted = [row for row, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p]
     if restricted:
@@ -103,26 +132,26 @@ def distribution(logits: torch.Tensor, params: Ordered[SamplingParams]) -> torch
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) alone."""
-    # 48 bits, so that the number times a sum of probabilities stays below the sum in float64.
+    """A pseudorandom number in [0, 1) that depends only on (seed, position)."""
+    # 48 bits, so that in float64 the product with a sum of probabilities stays below that sum.
     return (_mix(_mix(seed) ^ position) >> 16) / 2**48
 
 
 def _draw(logits: torch.Tensor, sequences: Ordered[Sequence]) -> torch.Tensor:
-    """Tokens [num_seqs]: the one on whose share of the cumulated probability the sequence's number falls."""
+    """Tokens [num_seqs]: the first whose cumulative probability exceeds the random number of the sequence."""
     numbers = [uniform(s.params.seed, len(s.output_token_ids)) for s in sequences]
-    # In order of ids, not of probability: noise in a logit's last bit may reorder a flat tail.
-    cumulated = distribution(logits, [s.params for s in sequences]).cumsum(dim=-1)  # [num_seqs, vocab]
-    share = _column(numbers, cumulated) * cumulated[:, -1:]
-    return (cumulated <= share).sum(dim=-1)
+    # In order of ids, not of probability, because rounding in the last bit may reorder tokens of similar probability.
+    cumulative = distribution(logits, [s.params for s in sequences]).cumsum(dim=-1)  # [num_seqs, vocab]
+    threshold = _column(numbers, cumulative) * cumulative[:, -1:]
+    return (cumulative <= threshold).sum(dim=-1)
 
 
 def _kept(scaled: torch.Tensor, params: Ordered[SamplingParams]) -> torch.Tensor:
-    """What top_k, of that top_p, and of that min_p leave: bool [num_seqs, vocab]. Of equals the lower id goes first."""
+    """Tokens that top_k, then top_p, then min_p keep: bool [num_seqs, vocab]. Of equal logits lower ids are kept."""
     vocab = scaled.shape[-1]
     width = min(vocab, max(_FEW, *(p.top_k for p in params)))
     count, ordered = _nucleus(scaled, params, width)
-    if bool((count == width).any()):  # of a flat tail more may be kept than were looked at
+    if bool((count == width).any()):  # top_p may keep more than `width` tokens
         count, ordered = _nucleus(scaled, params, vocab)
     least = ordered[:, :1] + _column([p.min_p for p in params], scaled).log()
     floor = torch.maximum(ordered.gather(1, count - 1), least)
@@ -131,14 +160,14 @@ def _kept(scaled: torch.Tensor, params: Ordered[SamplingParams]) -> torch.Tensor
 
 
 def _nucleus(scaled: torch.Tensor, params: Ordered[SamplingParams], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tokens top_k and top_p leave of the `width` likeliest [num_seqs, 1], and their logits in order.
+    """How many of the `width` likeliest tokens top_k and top_p keep [num_seqs, 1], and the logits of these in order.
 
-    The values are enough: they do not depend on how equals are ordered.
+    Only values are compared, so the result does not depend on the order of equal logits.
     """
     vocab = scaled.shape[-1]
     ordered = scaled.topk(width, dim=-1).values  # [num_seqs, width]
     top_k = torch.tensor([[p.top_k or vocab] for p in params], device=scaled.device)
-    # Twice the whole where top_p is off: rounding must not cut the tail.
+    # 2 where top_p is off, so that rounding drops no token.
     top_p = _column([p.top_p if p.top_p < 1 else 2.0 for p in params], scaled)
     beyond = torch.arange(width, device=scaled.device) >= top_k  # [num_seqs, width]
     considered = ordered.masked_fill(beyond, -torch.inf).logsumexp(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How the tokens of one answer are chosen. Every field is finite and bounded; no torch here."""
+"""Sampling parameters of one answer; every field is finite and bounded. No torch."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 
 
 class InvalidSampling(ValueError):
-    """A sampling field is out of its bounds; `param` names it."""
+    """A sampling parameter is out of its bounds; `param` is its name."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
@@ -36,16 +36,18 @@ class InvalidSampling(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """Temperature 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and the penalties 1, 0 and 0 are off.
+    """How the tokens of an answer are chosen. The defaults are greedy, without restrictions and penalties.
 
-    The penalties look at what the answer has said so far, not at the prompt. `min_p` drops tokens that are less than
-    so many times as likely as the likeliest. With `logprobs` every token comes with the logarithm of its probability
-    and with as many of the likeliest; None is without.
+    Temperature 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 and the other penalties at 0 are
+    off. The penalties count tokens of the answer so far, not of the prompt. `min_p` drops tokens whose probability is
+    less than `min_p` times that of the likeliest token. `logprobs` is the number of likeliest tokens reported with each
+    token, besides its own log-probability; None reports no log-probabilities.
 
-    Random numbers are keyed by (seed, position), so neither batch mates nor a resumption change a token.
+    Random numbers depend only on the seed and the position in the answer, so the same seed gives the same answer in any
+    batch, and after it is resumed.
 
     Raises:
-        InvalidSampling: a field is not finite or out of bounds.
+        InvalidSampling: a parameter is not finite or out of bounds.
     """
 
     temperature: float = 0.0
@@ -60,11 +62,11 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     num_beams: int = 1
-    """More than one searches for the likeliest answer instead of sampling: nothing is said before the end."""
+    """More than one: beam search for the likeliest answer instead of sampling; no text is returned before the end."""
     length_penalty: float = 1.0
-    """The power of an answer's length by which beam search divides its log-probability."""
+    """Beam search divides the log-probability of an answer by its length to this power."""
     ignore_eos: bool = False
-    """Go on after an end-of-sequence token, up to `max_tokens`: for measuring."""
+    """Continue after an end-of-sequence token, up to `max_tokens`; for benchmarks."""
 
     def __post_init__(self) -> None:
         for param, (low, high) in BOUNDS.items():

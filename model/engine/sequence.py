@@ -1,4 +1,4 @@
-"""One request on its way through the engine: its prompt, its answer so far, and how much of both is computed.
+"""A sequence of tokens that the engine computes: prompt and answer so far, and how much of both is in the KV cache.
 
 Torch appears in annotations only, so that the scheduler runs without it.
 """
@@ -22,21 +22,21 @@ Status = Literal["waiting", "running", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """A stretch of the prompt in token ids."""
+    """A part of the prompt that is text: token ids."""
 
     token_ids: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
-        """How many positions it takes."""
+        """Number of positions it takes."""
         return len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoSegment:
-    """A stretch of the prompt in video tokens: `embeddings` [num_tokens, hidden], already projected.
+    """A part of the prompt that is video: `embeddings` [num_tokens, hidden], already projected.
 
-    `identity` names their content (fingerprint and content hash): equal identity, equal rows.
+    `identity` (fingerprint and content hash) identifies the contents: segments of equal identity have equal rows.
     """
 
     embeddings: torch.Tensor
@@ -44,7 +44,7 @@ class VideoSegment:
 
     @property
     def num_tokens(self) -> int:
-        """How many positions it takes."""
+        """Number of positions it takes."""
         return int(self.embeddings.shape[0])
 
 
@@ -53,9 +53,10 @@ Segment = TextSegment | VideoSegment
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """Prompt and answer of one request. `finish_reason` is set the moment it ends, `status` when it has left.
+    """Prompt and answer of one request, or of one beam of a request, and its state in the scheduler.
 
-    `max_output_tokens` is where "length" ends it: `max_tokens`, or less where `max_model_len` comes first.
+    Once it is queued only the scheduler changes it. `max_output_tokens` is the length at which the answer ends:
+    `max_tokens`, or less where `max_model_len` comes first.
     """
 
     request_id: str
@@ -65,22 +66,22 @@ class Sequence:
     output_token_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the cache, or will be after the step that is scheduled."""
     num_cached_tokens: int = 0
-    """Of those, how many another sequence had computed."""
+    """Tokens whose keys and values were in the cache when the sequence began to run."""
     block_table: list[int] = field(default_factory=list)
     """The blocks that hold its keys and values, in the order of its positions."""
-    home: range | None = None
-    """Adjacent blocks that it prefers."""
     status: Status = "waiting"
     finish_reason: FinishReason | None = None
+    """Set when the sequence is to end; `status` becomes "finished" when the scheduler has removed it."""
     priority: int = 0
-    """Higher goes first."""
+    """Sequences of higher priority are admitted first and preempted last."""
     arrival: int = 0
     """Its number in the order of arrival."""
     cache_salt: str = ""
-    """Blocks are shared among sequences of equal salt, and with no other."""
+    """Only sequences of equal salt share blocks."""
     admitted_at: float | None = None
-    """When it first got a place in the batch, by the monotonic clock."""
+    """When it first began to run, by the monotonic clock."""
     _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Its place in line: by priority, and by arrival among equals."""
+        """Sort key of the order in which sequences are served: by priority, then by arrival."""
         return -self.priority, self.arrival
 
     @property
@@ -98,11 +99,11 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens known but not yet through the network: 1 in decode, more in prefill."""
+        """Tokens known but not yet computed: 1 in decode, more in prefill."""
         return self.num_tokens - self.num_computed_tokens
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, ...] | torch.Tensor]:
-        """Positions [start, end) in order: token ids, or rows [n, hidden] of a video."""
+        """The contents of positions [start, end) in order: token ids, or rows [n, hidden] of a video."""
         first = 0
         for segment in self.prompt:
             low, high = max(start - first, 0), min(end - first, segment.num_tokens)
@@ -113,8 +114,8 @@ class Sequence:
         if end > first:
             yield tuple(self.output_token_ids[max(start - first, 0) : end - first])
 
-    def twin(self) -> Sequence:
-        """Another one of the same tokens, of which nothing is computed."""
+    def fork(self) -> Sequence:
+        """Another sequence of the same tokens, waiting, with no blocks."""
         return Sequence(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -129,9 +130,9 @@ class Sequence:
         )
 
     def block_key(self, number: int, block_size: int) -> bytes:
-        """Names what a full block depends on: everything up to its end, token ids and rows of videos; and the salt.
+        """Digest of all that a full block depends on: the salt, and all token ids and video rows up to its end.
 
-        Equal keys, equal keys and values in the cache. `block_size` is always the same for one sequence.
+        Blocks of equal digest hold equal keys and values. `block_size` must be the same in all calls.
         """
         assert (number + 1) * block_size <= self.num_tokens, "all tokens of the block are known"
         while len(self._block_keys) <= number:
@@ -144,7 +145,7 @@ class Sequence:
         return self._block_keys[number]
 
     def _contents(self, start: int, end: int) -> Iterator[bytes]:
-        """What stands at positions [start, end); the same however the text is cut into segments."""
+        """The contents of positions [start, end), whatever segments the text is divided into."""
         first, text = 0, array("q")
         for segment in (*self.prompt, TextSegment(tuple(self.output_token_ids))):
             low, high = max(start - first, 0), min(end - first, segment.num_tokens)

@@ -23,7 +23,7 @@ def test_a_share_of_the_cpu_is_of_what_is_free() -> None:
     quarter = within_share(vast, language_model, share=0.25).num_blocks * block
     assert quarter == pytest.approx(free / 4, rel=0.1)
     few = EngineConfig(max_num_seqs=2, max_model_len=64)
-    assert within_share(few, language_model, share=0.5).num_blocks == few.most_blocks, "no more than is of use"
+    assert within_share(few, language_model, share=0.5).num_blocks == few.max_useful_blocks, "no more than is of use"
 
 
 def test_two_on_a_gpu_get_the_same_whoever_comes_first_and_comes_again() -> None:

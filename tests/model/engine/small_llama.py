@@ -1,4 +1,4 @@
-"""A random LLaMA of two layers, a vocabulary of bytes, and the plain loops an engine is held against."""
+"""A random LLaMA of two layers, a vocabulary of bytes, and the reference that the engine is compared with."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CONFIG = EngineConfig(max_num_seqs=16, max_model_len=96, max_num_batched_tokens=
 
 
 class Bytes:
-    """Token i is the byte i; those beyond are special."""
+    """A vocabulary in which token i is the byte i; other tokens are special."""
 
     eos_id = EOS
 
@@ -25,7 +25,7 @@ class Bytes:
 
 
 def small_llama() -> LlamaForCausalLM:
-    """Always the same weights, wide enough apart that the greedy choice is no matter of rounding."""
+    """Always the same weights, with a spread so large that rounding does not change the greedy choice."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
@@ -59,46 +59,46 @@ def video(length: int, *, seed: int = 0) -> VideoSegment:
 
 
 @dataclass
-class Told:
-    """What all outputs of one request said together."""
+class Received:
+    """All outputs of one request together."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     outputs: list[Output] = field(default_factory=list)
 
-    def hear(self, output: Output) -> None:
-        assert self.finish_reason is None, "nothing is said after the end"
+    def add(self, output: Output) -> None:
+        assert self.finish_reason is None, "there is no output after the end"
         self.text += output.text
         self.token_ids += output.token_ids
         self.finish_reason = output.finish_reason
         self.outputs.append(output)
 
 
-def collect(outputs: Iterable[Output], told: dict[str, Told]) -> None:
+def collect(outputs: Iterable[Output], received: dict[str, Received]) -> None:
     for output in outputs:
-        told.setdefault(output.request_id, Told()).hear(output)
+        received.setdefault(output.request_id, Received()).add(output)
 
 
-def run_out(running: Engine) -> dict[str, Told]:
-    """Step until nothing is left to do."""
-    told: dict[str, Told] = {}
+def run_to_end(running: Engine) -> dict[str, Received]:
+    """Step until the engine has no work."""
+    received: dict[str, Received] = {}
     while running.has_work:
-        collect(running.step(), told)
+        collect(running.step(), received)
     running.check()
     assert running.num_held_blocks == 0
-    return told
+    return received
 
 
-def alone(prompt: tuple[Segment, ...], params: SamplingParams, config: EngineConfig = CONFIG) -> Told:
-    """The answer to a prompt that has an engine to itself."""
+def alone(prompt: tuple[Segment, ...], params: SamplingParams, config: EngineConfig = CONFIG) -> Received:
+    """The answer to a prompt in an engine without other requests."""
     only = engine(config)
     only.add_request("alone", prompt, params)
-    return run_out(only)["alone"]
+    return run_to_end(only)["alone"]
 
 
 def generate(prompt: tuple[Segment, ...], *, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[int]:
-    """Greedy ids by transformers' own loop on its own attention."""
+    """Greedy token ids by `generate` of transformers, with its own attention."""
     language_model = small_llama()
     rows = [
         segment.embeddings

@@ -1,4 +1,4 @@
-"""Whatever the blocks and whoever shares them, a row sees its own past and nothing else."""
+"""A row attends to the tokens of its sequence up to itself, whatever the blocks and however they are shared."""
 
 import torch
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ class Layer(torch.nn.Module):
 
 
 def plain(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """[heads, n, dim]: the last n positions look at all before them, written out."""
+    """[heads, n, dim]: causal attention of the last n positions, written out."""
     keys, values = (each.repeat_interleave(HEADS // KV_HEADS, dim=0) for each in (keys, values))
     num_rows, length = query.shape[1], keys.shape[1]
     scores = query @ keys.transpose(1, 2) * 0.3
@@ -33,7 +33,9 @@ chunks = st.lists(st.tuples(st.integers(0, 14), st.sampled_from([1, 1, 2, 7])), 
 
 @settings(max_examples=60, deadline=None)
 @given(chunks=chunks, num_shared=st.integers(0, 2), order=st.randoms(use_true_random=False))
-def test_a_pack_is_each_chunk_by_itself(chunks: list[tuple[int, int]], num_shared: int, order: object) -> None:
+def test_a_chunk_in_a_pack_has_the_result_of_the_chunk_alone(
+    chunks: list[tuple[int, int]], num_shared: int, order: object
+) -> None:
     generator = torch.Generator().manual_seed(len(chunks))
     cache = KVCache(CONFIG, num_blocks=BLOCKS, block_size=BLOCK, dtype=torch.float32, device=CPU)
     free = list(range(BLOCKS))
@@ -65,19 +67,19 @@ def test_a_pack_is_each_chunk_by_itself(chunks: list[tuple[int, int]], num_share
         torch.testing.assert_close(found[0, here], expected)
 
 
-def test_rows_that_see_one_video_look_at_it_together() -> None:
+def test_rows_that_share_blocks_attend_to_them_in_one_call() -> None:
     cache = KVCache(CONFIG, num_blocks=BLOCKS, block_size=BLOCK, dtype=torch.float32, device=CPU)
     pack = [Rows(first=n, num_rows=1, start=13, blocks=[0, 1, 2, 5 + n], num_shared=3) for n in range(4)]
     plan = make_plan(pack, cache, block_size=BLOCK, device=CPU)
-    assert sorted((look.run or (), look.rows) for look in plan.looks) == [
+    assert sorted((call.run or (), call.rows) for call in plan.calls) == [
         ((0, 12), slice(0, 4)),
         *(((20 + 4 * n, 2), slice(n, n + 1)) for n in range(4)),
     ]
 
 
-def test_adjacent_blocks_are_one_run_and_need_no_putting_together() -> None:
+def test_adjacent_blocks_are_one_run_whose_results_need_no_combining() -> None:
     cache = KVCache(CONFIG, num_blocks=BLOCKS, block_size=BLOCK, dtype=torch.float32, device=CPU)
     pack = [Rows(first=n, num_rows=1, start=20, blocks=range(10 * n, 10 * n + 6)) for n in range(3)]
     plan = make_plan(pack, cache, block_size=BLOCK, device=CPU)
-    assert [look.run for look in plan.looks] == [(0, 21), (40, 21), (80, 21)]
+    assert [call.run for call in plan.calls] == [(0, 21), (40, 21), (80, 21)]
     assert plan.parts is None

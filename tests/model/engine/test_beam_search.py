@@ -1,4 +1,4 @@
-"""Beam search gives what transformers' `generate` gives, in any company and with little room."""
+"""Beam search returns what transformers' `generate` returns, beside other requests and with few blocks."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ import torch
 
 from model.engine.engine import Engine, Segment
 from model.engine.sampling_params import InvalidSampling, SamplingParams
-from tests.model.engine.small_llama import CONFIG, EOS, Bytes, Told, collect, run_out, small_llama, text, video
+from tests.model.engine.small_llama import CONFIG, EOS, Bytes, Received, collect, run_to_end, small_llama, text, video
 
 Prompt = tuple[Segment, ...]
 LLAMA = small_llama()
-ROOMY = replace(CONFIG, max_num_seqs=32)
+WIDE = replace(CONFIG, max_num_seqs=32)
 
 
 def prompt(seed: int) -> Prompt:
@@ -37,80 +37,81 @@ def reference(asked: Prompt, params: SamplingParams, *, eos: int = EOS) -> list[
     return ids[: ids.index(eos) + 1] if eos in ids else ids
 
 
-def answer(engine: Engine, asked: Prompt, params: SamplingParams) -> Told:
+def answer(engine: Engine, asked: Prompt, params: SamplingParams) -> Received:
     engine.add_request("it", asked, params)
-    return run_out(engine)["it"]
+    return run_to_end(engine)["it"]
 
 
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_ids_are_those_of_generate(seed: int, num_beams: int) -> None:
+def test_token_ids_are_those_of_generate(seed: int, num_beams: int) -> None:
     params = SamplingParams(max_tokens=14, num_beams=num_beams)
-    told = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(seed), params)
-    assert told.token_ids == reference(prompt(seed), params)
-    assert told.text == bytes(told.token_ids).decode(errors="replace").strip()
-    assert [output.text for output in told.outputs[:-1]] == []
+    received = answer(Engine(LLAMA, Bytes(), WIDE), prompt(seed), params)
+    assert received.token_ids == reference(prompt(seed), params)
+    assert received.text == bytes(received.token_ids).decode(errors="replace").strip()
+    assert [output.text for output in received.outputs[:-1]] == []
 
 
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 3.0])
-def test_answers_that_end_by_themselves_are_weighed_by_their_length(length_penalty: float) -> None:
-    """Every token of an answer in turn is made the one that ends it, so that answers of many lengths compete."""
+def test_finished_answers_compete_by_score_and_length_penalty(length_penalty: float) -> None:
+    """Each token of an answer in turn becomes the end-of-sequence token, so that answers of many lengths compete."""
     params = SamplingParams(max_tokens=12, num_beams=4, length_penalty=length_penalty)
     lengths = set()
-    for eos in sorted(set(answer(Engine(LLAMA, Bytes(), ROOMY), prompt(1), params).token_ids)):
+    for eos in sorted(set(answer(Engine(LLAMA, Bytes(), WIDE), prompt(1), params).token_ids)):
 
         class Ends(Bytes):
             eos_id = eos
 
-        told = answer(Engine(LLAMA, Ends(), ROOMY), prompt(1), params)
-        assert told.token_ids == reference(prompt(1), params, eos=eos)
-        assert told.finish_reason == ("stop" if told.token_ids[-1] == eos else "length")
-        lengths.add(len(told.token_ids))
+        received = answer(Engine(LLAMA, Ends(), WIDE), prompt(1), params)
+        assert received.token_ids == reference(prompt(1), params, eos=eos)
+        assert received.finish_reason == ("stop" if received.token_ids[-1] == eos else "length")
+        lengths.add(len(received.token_ids))
     assert length_penalty > 1 or len(lengths) > 1
 
 
 def test_a_stop_string_ends_a_beam() -> None:
     params = SamplingParams(max_tokens=14, num_beams=3)
-    free = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(2), params)
+    free = answer(Engine(LLAMA, Bytes(), WIDE), prompt(2), params)
     stop = next(free.text[at] for at in range(3, len(free.text)) if free.text[at] not in free.text[:at])
-    told = answer(Engine(LLAMA, Bytes(), ROOMY), prompt(2), replace(params, stop=(stop,)))
-    assert stop not in told.text
+    received = answer(Engine(LLAMA, Bytes(), WIDE), prompt(2), replace(params, stop=(stop,)))
+    assert stop not in received.text
 
 
 @pytest.mark.parametrize("num_blocks", [24, 31, 80])
-def test_searches_in_a_crowd_and_with_little_room_find_the_same(num_blocks: int) -> None:
-    crowd = Engine(LLAMA, Bytes(), replace(CONFIG, max_num_seqs=7, num_blocks=num_blocks))
+def test_searches_beside_other_requests_and_with_few_blocks_find_the_same(num_blocks: int) -> None:
+    busy = Engine(LLAMA, Bytes(), replace(CONFIG, max_num_seqs=7, num_blocks=num_blocks))
     params = SamplingParams(max_tokens=14, num_beams=3)
     greedy = SamplingParams(max_tokens=20)
     for seed in range(4):
-        crowd.add_request(f"search {seed}", prompt(seed), params)
-        crowd.add_request(f"greedy {seed}", prompt(seed), greedy)
-    told: dict[str, Told] = {}
-    while crowd.has_work:
-        collect(crowd.step(), told)
-        crowd.check()
-    assert crowd.num_held_blocks == 0
-    assert (crowd.num_preemptions > 0) == (num_blocks < 80)
+        busy.add_request(f"search {seed}", prompt(seed), params)
+        busy.add_request(f"greedy {seed}", prompt(seed), greedy)
+    received: dict[str, Received] = {}
+    while busy.has_work:
+        collect(busy.step(), received)
+        busy.check()
+    assert busy.num_held_blocks == 0
+    assert (busy.num_preemptions > 0) == (num_blocks < 80)
     for seed in range(4):
-        assert told[f"search {seed}"].token_ids == reference(prompt(seed), params)
+        assert received[f"search {seed}"].token_ids == reference(prompt(seed), params)
         assert (
-            told[f"greedy {seed}"].token_ids == answer(Engine(LLAMA, Bytes(), CONFIG), prompt(seed), greedy).token_ids
+            received[f"greedy {seed}"].token_ids
+            == answer(Engine(LLAMA, Bytes(), CONFIG), prompt(seed), greedy).token_ids
         )
 
 
-def test_beams_share_what_they_have_in_common() -> None:
-    engine = Engine(LLAMA, Bytes(), ROOMY)
+def test_beams_share_the_blocks_of_their_common_prefix() -> None:
+    engine = Engine(LLAMA, Bytes(), WIDE)
     engine.add_request("it", prompt(0), SamplingParams(max_tokens=14, num_beams=5))
     for _ in range(6):
         engine.step()
         engine.check()
     assert engine.num_running == 5
-    # Twenty tokens of prompt in five blocks, held once; of the answers' five tokens each holds at most two blocks.
+    # The prompt of 20 tokens is in five shared blocks; the five tokens of each answer take at most two blocks.
     assert engine.num_held_blocks <= 5 + 5 * 2
 
 
 def test_an_abort_frees_all_beams_at_the_next_step_and_is_reported_once() -> None:
-    engine = Engine(LLAMA, Bytes(), ROOMY)
+    engine = Engine(LLAMA, Bytes(), WIDE)
     engine.add_request("it", prompt(0), SamplingParams(max_tokens=40, num_beams=4))
     for _ in range(5):
         assert engine.step() == []
@@ -121,15 +122,15 @@ def test_an_abort_frees_all_beams_at_the_next_step_and_is_reported_once() -> Non
     assert not engine.has_work
 
 
-def test_a_search_on_poisoned_features_fails_alone() -> None:
+def test_a_search_on_features_that_are_not_finite_fails_alone() -> None:
     rows = video(9).embeddings.clone()
     rows[0, 0] = torch.nan
-    engine = Engine(LLAMA, Bytes(), ROOMY)
+    engine = Engine(LLAMA, Bytes(), WIDE)
     engine.add_request("bad", (text(3), replace(video(9), embeddings=rows)), SamplingParams(num_beams=3))
     engine.add_request("good", prompt(0), SamplingParams(max_tokens=14, num_beams=3))
-    told = run_out(engine)
-    assert (told["bad"].finish_reason, told["bad"].token_ids) == ("error", [])
-    assert told["good"].token_ids == reference(prompt(0), SamplingParams(max_tokens=14, num_beams=3))
+    received = run_to_end(engine)
+    assert (received["bad"].finish_reason, received["bad"].token_ids) == ("error", [])
+    assert received["good"].token_ids == reference(prompt(0), SamplingParams(max_tokens=14, num_beams=3))
 
 
 def test_beam_search_does_not_sample() -> None:

@@ -1,107 +1,123 @@
-"""Every block is held, kept or blank, whatever happens."""
+"""Every block is in use, cached or empty, and adjacent blocks are allocated where possible."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.block_pool import BlockPool
+from model.engine.block_pool import BlockPool, adjacent_runs
 
 
 def key(number: int) -> bytes:
     return f"contents {number}".encode()
 
 
-def test_contents_are_found_while_held_and_after_until_the_room_is_needed() -> None:
+def test_contents_are_found_until_their_block_is_allocated_again() -> None:
     pool = BlockPool(3)
-    one, two = pool.take(2)
-    pool.name(one, key(1))
-    pool.name(two, key(2))
+    one, two = pool.allocate(2)
+    pool.register(one, key(1))
+    pool.register(two, key(2))
     assert (pool.find(key(1)), pool.find(key(2))) == (one, two)
-    pool.give_back([one, two])
+    pool.free([one, two])
     assert (pool.num_free, pool.find(key(2))) == (3, two)
 
-    pool.share(two)  # used again: no longer the next to go
-    assert pool.take(2) == [one, 2]
+    pool.share(two)  # in use again, so it is not allocated next
+    assert pool.allocate(2) == [one, 2]
     assert (pool.find(key(1)), pool.find(key(2))) == (None, two)
 
 
-def test_the_end_of_a_sequence_is_given_away_before_its_beginning() -> None:
+def test_the_end_of_a_sequence_is_allocated_again_before_its_beginning() -> None:
     pool = BlockPool(4)
-    blocks = pool.take(4)
+    blocks = pool.allocate(4)
     for number, block in enumerate(blocks):
-        pool.name(block, key(number))
-    pool.give_back(blocks)
-    assert pool.take(2) == blocks[2:]
+        pool.register(block, key(number))
+    pool.free(blocks)
+    assert pool.allocate(2) == blocks[2:]
     assert [pool.find(key(number)) for number in range(4)] == [blocks[0], blocks[1], None, None]
 
 
-def test_a_shared_block_is_free_when_the_last_has_let_go() -> None:
+def test_a_shared_block_is_free_when_its_last_holder_frees_it() -> None:
     pool = BlockPool(1)
-    (block,) = pool.take(1)
+    (block,) = pool.allocate(1)
     pool.share(block)
-    pool.give_back([block])
+    pool.free([block])
     assert (pool.num_holders(block), pool.num_free) == (1, 0)
-    pool.give_back([block])
+    pool.free([block])
     assert pool.num_free == 1
 
 
-def test_of_equal_contents_the_first_is_found() -> None:
+def test_of_blocks_with_equal_contents_the_first_is_found() -> None:
     pool = BlockPool(2)
-    one, two = pool.take(2)
-    pool.name(one, key(1))
-    pool.name(two, key(1))
-    pool.give_back([one])
-    pool.give_back([two])
+    one, two = pool.allocate(2)
+    pool.register(one, key(1))
+    pool.register(two, key(1))
+    pool.free([one])
+    pool.free([two])
     pool.check()
     assert pool.find(key(1)) == one
 
 
-def test_what_is_disowned_is_not_found_again() -> None:
+def test_an_unregistered_block_is_not_found_again() -> None:
     pool = BlockPool(2)
-    blocks = pool.take(2)
-    pool.name(blocks[0], key(1))
-    pool.disown(blocks)
+    blocks = pool.allocate(2)
+    pool.register(blocks[0], key(1))
+    pool.unregister(blocks)
     assert pool.find(key(1)) is None
-    pool.give_back(blocks)
+    pool.free(blocks)
     pool.check()
 
 
-def test_who_settles_finds_adjacent_blocks_and_others_keep_out() -> None:
+def test_a_sequence_gets_adjacent_blocks_and_others_avoid_those_reserved_for_it() -> None:
     pool = BlockPool(10)
-    home = pool.settle(4)
-    assert home == range(4)
-    assert pool.take(2, wanted=home) == [0, 1]
-    assert pool.take(3) == [4, 5, 6]
-    assert pool.settle(4) is None
-    assert pool.take(1, wanted=home) == [2]
-    assert pool.take(4) == [3, 7, 8, 9], "a home is no claim where nothing else is left"
-    pool.leave(home)
+    assert pool.allocate(2, reserve=4) == [0, 1]
+    assert pool.allocate(3, reserve=7) == [4, 5, 6], "there are not so many adjacent blocks: any, but not reserved ones"
+    assert pool.allocate(1, after=1) == [2]
+    assert pool.allocate(4) == [3, 7, 8, 9], "reserved blocks are allocated when there are no others"
+    pool.check()
+
+
+def test_blocks_reserved_for_a_sequence_are_free_for_all_when_it_ends() -> None:
+    pool = BlockPool(6)
+    blocks = pool.allocate(2, reserve=4)
+    blocks += pool.allocate(1, after=blocks[-1])
+    pool.free(blocks)
+    assert pool.allocate(6, reserve=6) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_block_table_is_divided_into_runs_of_adjacent_blocks() -> None:
+    blocks = [4, 5, 6, 2, 3, 8]
+    assert list(adjacent_runs(blocks, range(6))) == [range(3), range(3, 5), range(5, 6)]
+    assert list(adjacent_runs(blocks, range(1, 4))) == [range(1, 3), range(3, 4)]
+    assert list(adjacent_runs(blocks, range(0))) == []
 
 
 @given(
     num_blocks=st.integers(1, 12),
-    deeds=st.lists(
-        st.tuples(st.sampled_from(["take", "share", "give", "name", "settle", "disown"]), st.integers(0, 11))
+    actions=st.lists(
+        st.tuples(
+            st.sampled_from(["allocate", "reserve", "extend", "share", "free", "register", "unregister"]),
+            st.integers(0, 11),
+        )
     ),
 )
-def test_no_storm_loses_a_block_or_gives_it_twice(num_blocks: int, deeds: list[tuple[str, int]]) -> None:
+def test_any_actions_lose_no_block_and_allocate_none_twice(num_blocks: int, actions: list[tuple[str, int]]) -> None:
     pool = BlockPool(num_blocks)
     held: list[int] = []
-    for deed, number in deeds:
-        if deed == "take" and number <= pool.num_free:
-            taken = pool.take(number)
-            assert len(taken) == number
-            assert not set(taken) & set(held)
-            held += taken
-        elif deed == "share" and (block := pool.find(key(number))) is not None:
-            pool.share(block)
-            held.append(block)
-        elif deed == "settle":
-            pool.settle(number + 1)
-        elif held and deed == "give":
-            pool.give_back([held.pop(number % len(held))])
-        elif held and deed == "name":
-            pool.name(held[number % len(held)], key(number))
-        elif held and deed == "disown":
-            pool.disown([held[number % len(held)]])
+    for action, number in actions:
+        block = held[number % len(held)] if held else None
+        if action in {"allocate", "reserve", "extend"} and number <= pool.num_free:
+            reserve = number + 2 if action == "reserve" else 0
+            allocated = pool.allocate(number, after=block if action == "extend" else None, reserve=reserve)
+            assert len(allocated) == number
+            assert not set(allocated) & set(held)
+            held += allocated
+        elif action == "share" and (found := pool.find(key(number))) is not None:
+            pool.share(found)
+            held.append(found)
+        elif block is not None and action == "free":
+            held.remove(block)
+            pool.free([block])
+        elif block is not None and action == "register":
+            pool.register(block, key(number))
+        elif block is not None and action == "unregister":
+            pool.unregister([block])
         pool.check()
         assert sorted(held) == sorted(block for block in range(num_blocks) for _ in range(pool.num_holders(block)))

@@ -1,4 +1,4 @@
-"""Sharing, running out of, and losing blocks change nothing but time."""
+"""Sharing blocks, preemption and caching never change an answer."""
 
 from dataclasses import replace
 from random import Random
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from model.engine.engine import Engine, EngineConfig, Segment, TextSegment
 from model.engine.sampling_params import SamplingParams
-from tests.model.engine.small_llama import CONFIG, Bytes, Told, alone, collect, run_out, small_llama, text, video
+from tests.model.engine.small_llama import CONFIG, Bytes, Received, alone, collect, run_to_end, small_llama, text, video
 
 Prompt = tuple[Segment, ...]
 GREEDY = SamplingParams(max_tokens=12)
-NARROW = replace(CONFIG, num_blocks=24)  # exactly one sequence of the longest
+NARROW = replace(CONFIG, num_blocks=24)  # exactly one sequence of the maximum length
 LLAMA = small_llama()
 
 
@@ -25,12 +25,12 @@ def about(clip: int, question: int = 0) -> Prompt:
     return (text(5), video(12, seed=clip), text(6, seed=question))
 
 
-def answer(running: Engine, prompt: Prompt, params: SamplingParams = GREEDY, *, salt: str = "") -> Told:
+def answer(running: Engine, prompt: Prompt, params: SamplingParams = GREEDY, *, salt: str = "") -> Received:
     running.add_request("it", prompt, params, cache_salt=salt)
-    return run_out(running)["it"]
+    return run_to_end(running)["it"]
 
 
-def test_a_known_prefix_is_not_computed_again_and_changes_no_id() -> None:
+def test_a_cached_prefix_is_not_computed_again_and_changes_no_token() -> None:
     warm = engine()
     cold = answer(warm, about(1, question=1))
     assert cold.outputs[0].num_cached_tokens == 0
@@ -42,7 +42,7 @@ def test_a_known_prefix_is_not_computed_again_and_changes_no_id() -> None:
     assert other.token_ids == alone(about(1, question=2), GREEDY).token_ids != cold.token_ids
 
 
-def test_a_prompt_of_full_blocks_leaves_its_last_token_to_compute() -> None:
+def test_of_a_cached_prompt_of_full_blocks_the_last_block_is_computed() -> None:
     warm = engine()
     prompt = (text(16),)
     first = answer(warm, prompt)
@@ -51,12 +51,12 @@ def test_a_prompt_of_full_blocks_leaves_its_last_token_to_compute() -> None:
     assert second.token_ids == first.token_ids
 
 
-def test_the_second_turn_computes_only_its_new_words() -> None:
+def test_the_second_turn_computes_only_its_new_tokens() -> None:
     warm = engine()
     first = answer(warm, about(3), SamplingParams(max_tokens=20))
     history = TextSegment((*text(6).token_ids, *first.token_ids, *text(7, seed=9).token_ids))
     second = answer(warm, (text(5), video(12, seed=3), history))
-    known = 5 + 12 + 6 + 20 - 1  # the last word of the answer was never fed
+    known = 5 + 12 + 6 + 20 - 1  # the last token of the answer was never computed
     assert second.outputs[0].num_cached_tokens == known // 4 * 4
     assert second.token_ids == alone((text(5), video(12, seed=3), history), GREEDY).token_ids
 
@@ -69,7 +69,7 @@ def test_another_video_with_the_same_words_shares_only_what_comes_before_it() ->
     assert other.token_ids == alone(about(2), GREEDY).token_ids
 
 
-def test_text_is_the_same_however_it_is_cut() -> None:
+def test_text_in_other_segments_is_found_in_the_cache() -> None:
     warm = engine()
     whole = text(20)
     answer(warm, (whole,))
@@ -78,7 +78,7 @@ def test_text_is_the_same_however_it_is_cut() -> None:
 
 
 def test_sixteen_sessions_on_one_video_store_it_once() -> None:
-    """Even where they all come in the same step."""
+    """Even if they all arrive in the same step."""
     wide = replace(CONFIG, max_num_batched_tokens=1024, max_prefill_beside_decode=1024)
     shared, apart = engine(wide), engine(wide)
     for number in range(16):
@@ -91,14 +91,14 @@ def test_sixteen_sessions_on_one_video_store_it_once() -> None:
     assert shared.num_running == apart.num_running == 16
     own = apart.num_held_blocks - 16 * 8
     assert shared.num_held_blocks == 8 + own
-    told = run_out(shared)
+    received = run_to_end(shared)
     for number in (0, 7, 15):
         expected = alone((video(32, seed=1), text(3, seed=number)), GREEDY).token_ids
-        assert told[f"{number}"].token_ids == expected[-len(told[f"{number}"].token_ids) :]
+        assert received[f"{number}"].token_ids == expected[-len(received[f"{number}"].token_ids) :]
 
 
 @pytest.mark.parametrize("prompt", [(text(20),), about(1)], ids=["text", "video"])
-def test_what_is_shared_within_a_salt_is_not_there_for_another(prompt: Prompt) -> None:
+def test_blocks_are_shared_only_within_a_salt(prompt: Prompt) -> None:
     warm = engine()
     first = answer(warm, prompt, salt="acme")
     for salt in ("rival", "", "acme "):
@@ -110,15 +110,15 @@ def test_what_is_shared_within_a_salt_is_not_there_for_another(prompt: Prompt) -
     assert again.token_ids == first.token_ids
 
 
-def test_a_search_and_a_preempted_answer_keep_to_their_salt() -> None:
+def test_searches_and_preempted_answers_share_only_within_their_salt() -> None:
     warm = engine(NARROW)
     answer(warm, about(1), SamplingParams(max_tokens=12, num_beams=2), salt="acme")
     assert answer(warm, about(1), salt="rival").outputs[0].num_cached_tokens == 0
     for number in range(5):
         warm.add_request(f"{number}", about(1), SamplingParams(max_tokens=40, seed=number), cache_salt=f"{number}")
-    told = run_out(warm)
+    received = run_to_end(warm)
     assert warm.num_preemptions > 0
-    assert all(each.token_ids == alone(about(1), SamplingParams(max_tokens=40)).token_ids for each in told.values())
+    assert all(each.token_ids == alone(about(1), SamplingParams(max_tokens=40)).token_ids for each in received.values())
 
 
 def test_without_the_prefix_cache_nothing_is_shared() -> None:
@@ -135,21 +135,21 @@ def test_a_preempted_answer_is_the_undisturbed_one(temperature: float) -> None:
     narrow = engine(NARROW)
     for number in range(5):
         narrow.add_request(f"{number}", about(number), params)
-    told = run_out(narrow)
+    received = run_to_end(narrow)
     assert narrow.num_preemptions > 0
     for number in range(5):
-        assert told[f"{number}"].token_ids == alone(about(number), params).token_ids
-        assert told[f"{number}"].text == alone(about(number), params).text
+        assert received[f"{number}"].token_ids == alone(about(number), params).token_ids
+        assert received[f"{number}"].text == alone(about(number), params).text
 
 
 def test_the_longest_sequence_fits_into_the_smallest_cache() -> None:
     prompt = (text(50),)
-    told = answer(engine(NARROW), prompt, SamplingParams(max_tokens=90))
-    assert len(told.token_ids) == 46
-    assert told.token_ids == alone(prompt, SamplingParams(max_tokens=90)).token_ids
+    received = answer(engine(NARROW), prompt, SamplingParams(max_tokens=90))
+    assert len(received.token_ids) == 46
+    assert received.token_ids == alone(prompt, SamplingParams(max_tokens=90)).token_ids
 
 
-def test_blocks_of_a_poisoned_answer_are_never_found() -> None:
+def test_blocks_of_a_failed_answer_are_never_found() -> None:
     rows = video(12).embeddings.clone()
     rows[4, 7] = float("nan")
     broken = replace(video(12), embeddings=rows)
@@ -167,36 +167,36 @@ def test_too_few_blocks_for_one_sequence_are_refused() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), blocks=st.integers(24, 60), caching=st.booleans())
-def test_after_any_storm_every_answer_is_right_and_no_block_is_lost(seed: int, blocks: int, caching: bool) -> None:
+def test_after_any_actions_every_answer_is_right_and_no_block_is_lost(seed: int, blocks: int, caching: bool) -> None:
     random = Random(seed)
     beside = random.choice((1, 5, 64))
-    storm = engine(replace(CONFIG, num_blocks=blocks, prefix_caching=caching, max_prefill_beside_decode=beside))
+    running = engine(replace(CONFIG, num_blocks=blocks, prefix_caching=caching, max_prefill_beside_decode=beside))
     asked: dict[str, tuple[Prompt, SamplingParams]] = {}
-    told: dict[str, Told] = {}
+    received: dict[str, Received] = {}
     for number in range(30):
-        deed = random.random()
-        if deed < 0.45:
+        action = random.random()
+        if action < 0.45:
             more = text(random.randrange(30), seed=random.randrange(2))
             prompt = (*about(random.randrange(3), random.randrange(3)), more)
             params = SamplingParams(
                 max_tokens=random.randint(1, 25), temperature=random.choice((0.0, 0.9)), seed=random.randrange(5)
             )
             asked[f"{number}"] = prompt, params
-            storm.add_request(f"{number}", prompt, params, cache_salt=random.choice(("acme", "rival")))
-        elif deed < 0.55 and asked:
-            storm.abort(random.choice(list(asked)))
+            running.add_request(f"{number}", prompt, params, cache_salt=random.choice(("acme", "rival")))
+        elif action < 0.55 and asked:
+            running.abort(random.choice(list(asked)))
         else:
-            collect(storm.step(), told)
-        storm.check()
-    while storm.has_work:
-        collect(storm.step(), told)
-        storm.check()
-    assert storm.num_held_blocks == 0
+            collect(running.step(), received)
+        running.check()
+    while running.has_work:
+        collect(running.step(), received)
+        running.check()
+    assert running.num_held_blocks == 0
     for request_id, (prompt, params) in asked.items():
-        answered = told[request_id]
+        answered = received[request_id]
         undisturbed = engine()
         undisturbed.add_request("alone", prompt, params)
-        expected = run_out(undisturbed)["alone"].token_ids
+        expected = run_to_end(undisturbed)["alone"].token_ids
         if answered.finish_reason == "abort":
             expected = expected[: len(answered.token_ids)]
         assert answered.token_ids == expected

@@ -1,4 +1,4 @@
-"""The engine's bounds refuse what could not work, before any work."""
+"""Limits that cannot work, and prompts that do not fit, are refused before any work."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_a_prompt_must_leave_room_for_one_token_of_answer() -> None:
 @pytest.mark.parametrize(
     ("max_num_seqs", "max_model_len", "max_num_batched_tokens"), [(0, 10, 10), (1, 1, 10), (4, 10, 3)]
 )
-def test_bounds_that_could_not_work_are_refused(
+def test_limits_that_cannot_work_are_refused(
     max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int
 ) -> None:
     with pytest.raises(ValueError, match="must be at least"):

@@ -1,4 +1,4 @@
-"""What is written to a slot stays there; adjacent slots are seen without a copy."""
+"""Keys and values are read from the slots they were written to; a run of slots is read without a copy."""
 
 import torch
 from transformers import LlamaConfig
@@ -12,7 +12,7 @@ def cache() -> KVCache:
     return KVCache(CONFIG, num_blocks=6, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def test_keys_and_values_lie_in_their_slots() -> None:
+def test_keys_and_values_are_read_from_their_slots() -> None:
     written = torch.randn(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(0))  # keys and values, by layer
     blocks = cache()
     slots = torch.tensor([9, 10, 11, 20, 2])
@@ -32,7 +32,7 @@ def test_a_run_is_a_view() -> None:
     assert (keys[:, 1] == 7).all()
 
 
-def test_a_copied_block_has_all_layers() -> None:
+def test_a_block_is_copied_in_all_layers() -> None:
     blocks = cache()
     written = torch.randn(2, 3, 4, 4)
     for layer in range(2):
@@ -44,7 +44,7 @@ def test_a_copied_block_has_all_layers() -> None:
         assert torch.equal(values, -written[layer])
 
 
-def test_a_block_takes_what_its_tensors_take() -> None:
+def test_bytes_per_block_is_the_size_of_the_tensors() -> None:
     blocks = cache()
     num_bytes = sum(tensor.nbytes for tensor in (blocks._keys, blocks._values))
     assert 6 * bytes_per_block(CONFIG, block_size=4, dtype=torch.float32) == num_bytes

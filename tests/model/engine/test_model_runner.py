@@ -1,11 +1,11 @@
-"""Chunks, packs, neighbours and blocks change nothing about a sequence's logits."""
+"""The logits of a sequence do not depend on chunks, on other sequences of the step, or on which blocks it has."""
 
 import torch
 
 from model.engine.config import EngineConfig
 from model.engine.model_runner import ModelRunner
 from model.engine.sampling_params import SamplingParams
-from model.engine.scheduler import Chunk
+from model.engine.scheduler import Chunk, Schedule
 from model.engine.sequence import Sequence
 from tests.model.engine.small_llama import VOCAB, small_llama, text, video
 
@@ -31,11 +31,15 @@ def runner() -> ModelRunner:
     return made
 
 
+def run(on: ModelRunner, *chunks: Chunk, copies: tuple[tuple[int, int], ...] = ()) -> torch.Tensor:
+    return on.run(Schedule(chunks, copies=copies))
+
+
 def whole() -> torch.Tensor:
-    return runner().run([chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 23)])
+    return run(runner(), chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 23))
 
 
-def test_the_logits_are_those_of_the_untouched_model() -> None:
+def test_the_logits_are_those_of_transformers() -> None:
     each = sequence("a", seed=0, blocks=[])
     plain = small_llama()
     embed = plain.get_input_embeddings()
@@ -45,31 +49,34 @@ def test_the_logits_are_those_of_the_untouched_model() -> None:
     torch.testing.assert_close(whole(), expected)
 
 
-def test_a_prompt_in_chunks_beside_others_in_scattered_blocks_is_the_prompt_in_one() -> None:
+def test_a_prompt_in_chunks_and_scattered_blocks_has_the_logits_of_the_whole_prompt() -> None:
     shared = runner()
     a = sequence("a", seed=0, blocks=[9, 3, 4, 17, 0, 12])
     b = sequence("b", seed=5, blocks=[19, 18, 1, 2, 7, 8])
-    assert shared.run([chunk(b, 0, 3), chunk(a, 0, 1)]).shape == (0, VOCAB)
-    shared.run([chunk(a, 1, 12), chunk(b, 3, 4)])
-    shared.run([chunk(a, 12, 22), chunk(b, 4, 23)])
-    torch.testing.assert_close(shared.run([chunk(a, 22, 23)]), whole())
+    assert run(shared, chunk(b, 0, 3), chunk(a, 0, 1)).shape == (0, VOCAB)
+    run(shared, chunk(a, 1, 12), chunk(b, 3, 4))
+    run(shared, chunk(a, 12, 22), chunk(b, 4, 23))
+    torch.testing.assert_close(run(shared, chunk(a, 22, 23)), whole())
 
 
-def test_blocks_that_are_filled_in_a_step_can_be_used_in_it() -> None:
+def test_blocks_that_one_chunk_fills_can_be_read_by_another_in_the_same_step() -> None:
     shared = runner()
     first = sequence("first", seed=0, blocks=[0, 1, 2, 3, 4, 5])
     second = sequence("second", seed=0, blocks=[0, 1, 2, 10, 11, 12])
-    logits = shared.run([chunk(first, 0, 23, num_shared=3), chunk(second, 12, 23, num_shared=3)])
+    logits = run(shared, chunk(first, 0, 23, num_shared=3), chunk(second, 12, 23, num_shared=3))
     torch.testing.assert_close(logits, whole().expand(2, -1))
 
 
-def test_a_copied_block_is_as_good_as_the_first() -> None:
+def test_blocks_are_copied_before_the_chunks_are_computed() -> None:
     forked = runner()
-    forked.run([chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 22)])
-    forked.copy_blocks([(5, 9)])
-    logits = forked.run([chunk(sequence("b", seed=0, blocks=[0, 1, 2, 3, 4, 9]), 22, 23)])
-    torch.testing.assert_close(logits, whole())
+    run(forked, chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 22))
+    b = sequence("b", seed=0, blocks=[0, 1, 2, 3, 4, 9])
+    torch.testing.assert_close(run(forked, chunk(b, 22, 23), copies=((5, 9),)), whole())
 
 
-def test_a_step_without_chunks_runs_nothing() -> None:
-    assert runner().run([]).shape == (0, VOCAB)
+def test_blocks_are_copied_in_a_step_without_chunks() -> None:
+    forked = runner()
+    run(forked, chunk(sequence("a", seed=0, blocks=[0, 1, 2, 3, 4, 5]), 0, 22))
+    assert run(forked, copies=((5, 9),)).shape == (0, VOCAB)
+    b = sequence("b", seed=0, blocks=[0, 1, 2, 3, 4, 9])
+    torch.testing.assert_close(run(forked, chunk(b, 22, 23)), whole())

@@ -1,13 +1,18 @@
-"""Packed linear layers against plain ones."""
+"""Packed layers give the results of plain ones."""
 
+import copy
 import gc
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from model.engine.packed_linear import PackedLinear, PackedSibling, pack_linears
+from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
+from model.engine.kv_cache import KVCache
+from model.engine.packed_linear import PackedAttention, PackedLinear, PackedMLP, pack_linears
 
 ROWS = (1, 2, 3, 16, 80)
 
@@ -39,7 +44,7 @@ def test_the_product_is_the_plain_one_in_float32(dtype: torch.dtype, bias: bool)
 
 
 @torch.inference_mode()
-def test_the_smallest_bfloat16_weights_are_off_by_float16s_rounding_at_most() -> None:
+def test_the_error_of_the_smallest_bfloat16_weights_is_at_most_the_rounding_of_float16() -> None:
     _needs(torch.bfloat16)
     linear = nn.Linear(64, 64, bias=False).bfloat16()
     linear.weight.copy_(torch.logspace(-9, 0, 64 * 64).reshape(64, 64))
@@ -48,7 +53,7 @@ def test_the_smallest_bfloat16_weights_are_off_by_float16s_rounding_at_most() ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_weight_it_was_made_from_is_let_go(dtype: torch.dtype) -> None:
+def test_the_weight_of_the_plain_layer_is_freed(dtype: torch.dtype) -> None:
     network = nn.Sequential(_linear(dtype), nn.ReLU())
     weight = weakref.ref(network[0].weight)
     if not pack_linears(network):
@@ -60,53 +65,67 @@ def test_the_weight_it_was_made_from_is_let_go(dtype: torch.dtype) -> None:
 
 
 class _Other(nn.Linear):
-    """Only looks like a linear layer."""
+    """A subclass, as quantised layers are."""
 
 
-def test_a_network_with_any_other_kind_of_linear_layer_stays_as_it_is() -> None:
+def test_a_network_with_another_kind_of_linear_layer_is_not_changed() -> None:
     network = nn.Sequential(nn.Linear(8, 8), _Other(8, 8))
     assert not pack_linears(network)
     assert type(network[0]) is nn.Linear
 
 
-def test_a_dtype_without_a_kernel_stays_as_it_is() -> None:
+def test_a_dtype_without_a_kernel_is_not_changed() -> None:
     network = nn.Sequential(nn.Linear(8, 8).double())
     assert not pack_linears(network)
     assert type(network[0]) is nn.Linear
 
 
-class _Block(nn.Module):
-    """Two layers that get the same rows, as in the MLP of a LLaMA, and one that does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.gate_proj, self.up_proj = nn.Linear(32, 48), nn.Linear(32, 48)
-        self.down_proj = nn.Linear(48, 32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+CONFIG = LlamaConfig(
+    hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1
+)
 
 
-@torch.inference_mode()
-def test_layers_that_get_the_same_rows_are_one_product_with_the_same_results() -> None:
-    plain, packed = _Block(), _Block()
-    if not pack_linears(packed):
+def _pack(layer: nn.Module) -> nn.Module:
+    """The packed layer that takes the place of this one in a network."""
+    network = nn.Sequential(layer)
+    if not pack_linears(network):
         pytest.skip("This CPU does not gain by packing.")
-    assert isinstance(packed.gate_proj, PackedSibling) and isinstance(packed.down_proj, PackedLinear)
+    return network[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_an_mlp_with_gate_and_up_in_one_product_has_the_same_results(bias: bool) -> None:
+    torch.manual_seed(4)
+    plain = LlamaMLP(LlamaConfig(**{**CONFIG.to_dict(), "mlp_bias": bias}))
+    packed = _pack(copy.deepcopy(plain))
+    assert isinstance(packed, PackedMLP)
     for num_rows in ROWS:
         x = torch.randn(num_rows, 32)
         torch.testing.assert_close(packed(x), plain(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
-def test_a_sibling_asked_alone_or_with_other_rows_still_tells_of_its_own() -> None:
-    plain, packed = _Block(), _Block()
-    if not pack_linears(packed):
-        pytest.skip("This CPU does not gain by packing.")
-    x, y = torch.randn(3, 32), torch.randn(3, 32)
-    packed.gate_proj(x)
-    torch.testing.assert_close(packed.up_proj(y), plain.up_proj(y), rtol=0, atol=1e-6)
-    x += 1  # the same tensor with other rows in it
-    torch.testing.assert_close(packed.gate_proj(x), plain.gate_proj(x), rtol=0, atol=1e-6)
+def test_attention_with_query_key_and_value_in_one_product_has_the_same_results(bias: bool) -> None:
+    torch.manual_seed(4)
+    register()
+    config = LlamaConfig(**{**CONFIG.to_dict(), "attention_bias": bias})
+    config._attn_implementation = IMPLEMENTATION
+    plain = LlamaAttention(config, layer_idx=0)
+    packed = _pack(copy.deepcopy(plain))
+    assert isinstance(packed, PackedAttention)
+    for num_rows in ROWS:
+        cache = KVCache(config, num_blocks=5, block_size=16, dtype=torch.float32, device=torch.device("cpu"))
+        rows = Rows(first=0, num_rows=num_rows, start=0, blocks=range(5))
+        plan = make_plan([rows], cache, block_size=16, device=torch.device("cpu"))
+        x, angles = torch.randn(1, num_rows, 32), torch.rand(1, num_rows, 8)
+        step = {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "plan": plan}
+        torch.testing.assert_close(packed(**step)[0], plain(**step)[0], rtol=0, atol=1e-6)
+
+
+def test_a_layer_with_an_adapter_is_not_fused() -> None:
+    layer = LlamaMLP(CONFIG)
+    layer.up_proj = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 48))
+    assert type(_pack(layer)) is LlamaMLP
+    assert isinstance(layer.gate_proj, PackedLinear) and isinstance(layer.up_proj[0], PackedLinear)

@@ -1,4 +1,4 @@
-"""The kernel over block tables sees what plain attention sees; without a GPU it is interpreted on the CPU."""
+"""The kernel gives the results of plain attention; without a GPU, Triton interprets it on the CPU."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from model.engine.engine import Engine, EngineConfig
 from model.engine.kv_cache import KVCache
 from model.engine.paged_attention import make_plan
 from model.engine.sampling_params import SamplingParams
-from tests.model.engine.small_llama import Bytes, Told, generate, run_out, small_llama, text, video
+from tests.model.engine.small_llama import Bytes, Received, generate, run_to_end, small_llama, text, video
 from tests.model.engine.test_attention import Layer, plain
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,7 +33,7 @@ chunks = st.lists(st.tuples(st.integers(0, 150), st.sampled_from([1, 1, 2, 7, 40
 
 @settings(max_examples=25, deadline=None)
 @given(chunks=chunks, order=st.randoms(use_true_random=False))
-def test_a_pack_is_each_chunk_by_itself(chunks: list[tuple[int, int]], order: object) -> None:
+def test_a_chunk_in_a_pack_has_the_result_of_the_chunk_alone(chunks: list[tuple[int, int]], order: object) -> None:
     generator = torch.Generator().manual_seed(len(chunks))
     cache = KVCache(LLAMA, num_blocks=BLOCKS, block_size=BLOCK, dtype=torch.float32, device=DEVICE)
     free = list(range(BLOCKS))
@@ -60,7 +60,7 @@ def test_a_pack_is_each_chunk_by_itself(chunks: list[tuple[int, int]], order: ob
         torch.testing.assert_close(found[0, here], expected, atol=2e-5, rtol=1e-4)
 
 
-def test_sizes_of_batches_end_with_the_largest() -> None:
+def test_batch_sizes_end_with_the_largest() -> None:
     assert batch_sizes(1) == [1]
     assert batch_sizes(3) == [1, 2, 3]
     assert batch_sizes(8) == [1, 2, 4, 8]
@@ -69,10 +69,10 @@ def test_sizes_of_batches_end_with_the_largest() -> None:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Without a GPU a capture is the function itself, which writes into the same tensor at each launch; counts them."""
+    """The batch size of every launch. Without a GPU a launch calls the function and copies its result."""
     launches: list[int] = []
 
-    def remember(function: Callable[[], torch.Tensor], **_: object) -> Captured:
+    def fake_capture(function: Callable[[], torch.Tensor], **_: object) -> Captured:
         result = function().clone()
 
         def launch() -> None:
@@ -83,11 +83,11 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     if DEVICE.type == "cpu":
         monkeypatch.setattr(model_runner, "runs_paged", lambda _: True)
-        monkeypatch.setattr(decode_graphs, "capture", remember)
+        monkeypatch.setattr(decode_graphs, "capture", fake_capture)
     return launches
 
 
-def answers(*, cuda_graphs: bool) -> dict[str, Told]:
+def answers(*, cuda_graphs: bool) -> dict[str, Received]:
     config = EngineConfig(
         max_num_seqs=5, max_model_len=96, max_num_batched_tokens=40, block_size=4, cuda_graphs=cuda_graphs
     )
@@ -95,21 +95,21 @@ def answers(*, cuda_graphs: bool) -> dict[str, Told]:
     for number in range(7):
         params = SamplingParams(max_tokens=3 + number, temperature=0.0, ignore_eos=True)
         running.add_request(str(number), (text(2 + 5 * number, seed=number), video(10, seed=number % 2)), params)
-    return run_out(running)
+    return run_to_end(running)
 
 
-def test_an_engine_with_captured_steps_says_what_generate_says(captured: list[int]) -> None:
-    told = answers(cuda_graphs=True)
+def test_an_engine_with_captured_steps_returns_what_generate_returns(captured: list[int]) -> None:
+    received = answers(cuda_graphs=True)
     for number in range(7):
         prompt = (text(2 + 5 * number, seed=number), video(10, seed=number % 2))
-        assert told[str(number)].token_ids == generate(prompt, max_new_tokens=3 + number), number
+        assert received[str(number)].token_ids == generate(prompt, max_new_tokens=3 + number), number
     if DEVICE.type == "cpu":
         assert set(captured) == {1, 2, 4}, "steps that only decode, of several sizes"
 
 
-def test_without_captured_steps_it_says_the_same(captured: list[int]) -> None:
-    told = answers(cuda_graphs=False)
-    assert {name: each.token_ids for name, each in told.items()} == {
+def test_an_engine_without_captured_steps_returns_the_same(captured: list[int]) -> None:
+    received = answers(cuda_graphs=False)
+    assert {name: each.token_ids for name, each in received.items()} == {
         name: each.token_ids for name, each in answers(cuda_graphs=True).items()
     }
-    assert told["6"].token_ids == generate((text(32, seed=6), video(10, seed=0)), max_new_tokens=9)
+    assert received["6"].token_ids == generate((text(32, seed=6), video(10, seed=0)), max_new_tokens=9)

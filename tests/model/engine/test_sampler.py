@@ -1,4 +1,4 @@
-"""The draw is that of the reference's processors, and no batch mate changes it."""
+"""Tokens are drawn from the distribution of transformers' processors, one sequence independently of the others."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ def logits_of(num_seqs: int, *, seed: int = 0) -> torch.Tensor:
     return torch.randn(num_seqs, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def sequence(params: SamplingParams, said: list[int] | None = None) -> Sequence:
+def sequence(params: SamplingParams, output_token_ids: list[int] | None = None) -> Sequence:
     return Sequence(
         request_id="a",
         prompt=(TextSegment((1, 2)),),
         params=params,
         max_output_tokens=99,
-        output_token_ids=said or [],
+        output_token_ids=output_token_ids or [],
     )
 
 
@@ -59,11 +59,11 @@ def reference(logits: torch.Tensor, each: Sequence) -> torch.Tensor:
     processors.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         processors.append(MinPLogitsWarper(params.min_p))
-    said = torch.tensor([each.output_token_ids])
+    output_token_ids = torch.tensor([each.output_token_ids])
     lost = logits.clone()
     for token in set(each.output_token_ids):
         lost[token] -= params.presence_penalty + params.frequency_penalty * each.output_token_ids.count(token)
-    probabilities: torch.Tensor = processors(said, lost[None])[0].softmax(dim=-1)
+    probabilities: torch.Tensor = processors(output_token_ids, lost[None])[0].softmax(dim=-1)
     return probabilities
 
 
@@ -71,7 +71,7 @@ def reference(logits: torch.Tensor, each: Sequence) -> torch.Tensor:
 def test_distributions_are_those_of_transformers_processors_row_by_row(
     few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few of the likeliest tokens are looked at first."""
+    """For any number of likeliest tokens that are sorted first."""
     monkeypatch.setattr(sampler, "_FEW", few)
     sequences = [sequence(p, [3, 9, 9, 40]) for p in MIXED if p.temperature > 1e-3]
     logits = logits_of(len(sequences))
@@ -80,7 +80,7 @@ def test_distributions_are_those_of_transformers_processors_row_by_row(
         torch.testing.assert_close(ours[row].float(), reference(logits[row], each))
 
 
-def test_a_batch_chooses_what_each_would_choose_alone() -> None:
+def test_a_sequence_gets_the_same_token_in_a_batch_and_alone() -> None:
     sequences = [sequence(params, [3, 9]) for params in MIXED]
     logits = logits_of(len(sequences))
     together = sample(logits, sequences)
@@ -99,11 +99,11 @@ def test_draws_follow_the_distribution() -> None:
     logits = logits_of(1)
     expected = distribution(logits, [params])[0]
     num_draws = 4000
-    said = [sequence(params, [0] * position) for position in range(num_draws)]
-    drawn = sample(logits.expand(num_draws, -1), said)
+    output_token_ids = [sequence(params, [0] * position) for position in range(num_draws)]
+    drawn = sample(logits.expand(num_draws, -1), output_token_ids)
     counts = torch.bincount(torch.tensor(drawn), minlength=VOCAB)
     assert int(counts[expected == 0].sum()) == 0
-    # Five standard deviations of each count; the numbers are fixed, so this never flickers.
+    # Five standard deviations of each count; the numbers are fixed, so the test is deterministic.
     spread = (num_draws * expected * (1 - expected)).sqrt()
     assert bool(((counts - num_draws * expected).abs() <= 5 * spread + 1).all())
 
@@ -118,15 +118,15 @@ def test_random_numbers_depend_on_seed_and_position_and_fill_the_unit_interval()
     assert float((correlation - torch.eye(50)).abs().max()) < 0.4
 
 
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-def test_logits_that_are_not_finite_choose_nothing_and_spoil_no_one(poison: float) -> None:
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_give_no_token_and_do_not_change_others(wrong: float) -> None:
     sequences = [sequence(params, [3, 9]) for params in MIXED]
     logits = logits_of(len(sequences))
     sound = sample(logits, sequences)
     for row in range(len(sequences)):
-        poisoned = logits.clone()
-        poisoned[row, 3] = poison
-        assert sample(poisoned, sequences) == [None if r == row else token for r, token in enumerate(sound)]
+        broken = logits.clone()
+        broken[row, 3] = wrong
+        assert sample(broken, sequences) == [None if r == row else token for r, token in enumerate(sound)]
 
 
 def test_of_equal_logits_the_lower_ids_are_kept() -> None:
@@ -135,7 +135,7 @@ def test_of_equal_logits_the_lower_ids_are_kept() -> None:
         assert distribution(level, [params])[0].nonzero().flatten().tolist() == list(range(7))
 
 
-def test_logprobs_are_the_models_own_whatever_is_sampled() -> None:
+def test_logprobs_are_those_of_the_model_without_temperature_and_penalties() -> None:
     asking = SamplingParams(temperature=2.0, top_k=3, repetition_penalty=3.0, logprobs=2, seed=1)
     sequences = [sequence(asking, [3, 9]), sequence(SamplingParams()), sequence(SamplingParams(logprobs=0))]
     logits = logits_of(3)

@@ -1,4 +1,4 @@
-"""A sequence knows its positions, whatever its prompt is made of."""
+"""A sequence returns the contents of any range of positions, whatever segments its prompt has."""
 
 import torch
 
@@ -6,15 +6,15 @@ from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import Sequence, TextSegment, VideoSegment
 
 
-def spelled(sequence: Sequence, start: int, end: int) -> list[int]:
-    """Positions [start, end) as numbers; a video row by its first element."""
+def contents(sequence: Sequence, start: int, end: int) -> list[int]:
+    """The contents of positions [start, end) as numbers; a video row is its first element."""
     numbers: list[int] = []
     for piece in sequence.pieces(start, end):
         numbers += piece[:, 0].int().tolist() if isinstance(piece, torch.Tensor) else piece
     return numbers
 
 
-def test_any_stretch_of_prompt_and_answer_comes_in_order() -> None:
+def test_any_range_of_prompt_and_answer_is_returned_in_order() -> None:
     rows = torch.arange(103, 107)[:, None].expand(4, 8).float()
     sequence = Sequence(
         request_id="a",
@@ -26,4 +26,4 @@ def test_any_stretch_of_prompt_and_answer_comes_in_order() -> None:
     assert (sequence.num_prompt_tokens, sequence.num_tokens) == (9, 12)
     for start in range(12):
         for end in range(start, 13):
-            assert spelled(sequence, start, end) == list(range(100 + start, 100 + end))
+            assert contents(sequence, start, end) == list(range(100 + start, 100 + end))
