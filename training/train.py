@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.families.videochat.network import QFormerConfig, VideoChatConfig, VideoChatNetwork
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece, write_sentencepiece
 from training.corpus import PIXELS, Corpus

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaForCausalLM
 
-from model.networks.eva_vit import EvaViT, VisionConfig
+from model.families.videochat.vision import VisionConfig, VisionEncoder
 from model.networks.llama import build_llama
 from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
@@ -62,7 +62,7 @@ class VideoChatNetwork(VideoNetwork):
         super().__init__()
         width = config.qformer.width
         self.config = config
-        self.visual_encoder = EvaViT(config.vision)
+        self.visual_encoder = VisionEncoder(config.vision)
         self.ln_vision = Float32Norm(config.vision.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_queries, width))
         self.extra_query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_extra_queries, width))

@@ -13,7 +13,7 @@ from model.checkpoints.json_object import read_object
 from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, sort_out
 from model.checkpoints.torch_file import read_torch_file
 from model.families.videochat.network import QFormerConfig, VideoChatConfig
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.weights import WeightsError
 

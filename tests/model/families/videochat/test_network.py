@@ -4,7 +4,7 @@ import torch
 
 from model.families.videochat.network import QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.families.videochat.published import PUBLISHED_7B, PUBLISHED_13B
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.plan import num_parameters
 
