@@ -17,13 +17,13 @@ from torch import nn
 from model.families.videochat.network import QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
-from model.text.sentencepiece import read_sentencepiece, write_sentencepiece
+from model.text.sentencepiece import read_sentencepiece
 from training.corpus import PIXELS, Corpus
 from training.dense import Training, learn_to_look, learn_to_tell, learn_to_understand
 from training.loop import Schedule
 from training.supervision import Heads
 from training.tuning import learn_jointly, learn_to_speak
-from training.vocabulary import learn_pieces
+from training.vocabulary import learn_pieces, tokenizer_file
 from training.world import NUM_SAMPLED
 
 WEIGHTS = Path(__file__).parents[1] / "model" / "tiny" / "weights"
@@ -75,7 +75,7 @@ def train(recipe: Recipe, work: Path, out: Path) -> None:
     corpus.draw()
     vocabulary = work / "tokenizer.model"
     if not vocabulary.exists():
-        vocabulary.write_bytes(write_sentencepiece(learn_pieces(recipe.seed)))
+        vocabulary.write_bytes(tokenizer_file(learn_pieces(recipe.seed)))
     tokenizer = read_sentencepiece(vocabulary)
     config = sizes(tokenizer.vocab_size)
     network, heads = fresh(config, recipe.seed)
