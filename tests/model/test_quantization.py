@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.families.videochat.family import blueprint
-from model.plan import plan
+from model.families.videochat.family import value_counts
+from model.memory_estimate import estimate_memory
 from model.quantization import Quantization, linear_layers, quantize
 from model.weights import WeightsError
 from tests.model.engine.small_llama import small_llama
@@ -67,4 +67,4 @@ def test_embeddings_and_head_are_left_alone() -> None:
 
 @pytest.mark.parametrize(("kind", "gib"), [("int8", 9.5), ("int4", 7.0)])
 def test_the_published_7b_fits_where_the_original_does_not(kind: Quantization, gib: float) -> None:
-    assert plan(blueprint("7b"), torch.float16, kind).weight_bytes / GIB < gib
+    assert estimate_memory(value_counts("7b"), torch.float16, kind).weight_bytes / GIB < gib

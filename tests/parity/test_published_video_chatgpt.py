@@ -107,7 +107,7 @@ def test_a_llama_without_the_tokens_that_llava_added_is_refused_with_the_right_o
     bare = publish_video_chatgpt(tmp_path / "bare")
     said = refusal(wanted, llama=bare / "llava")
     assert "which become 262 with Video-ChatGPT's; video_chatgpt-7B.bin has 265" in said
-    assert "Video-ChatGPT wants LLaVA-Lightning-7B-v1-1" in said
+    assert "Video-ChatGPT needs LLaVA-Lightning-7B-v1-1" in said
 
 
 def test_another_tokenizer_is_refused(files: Path) -> None:
@@ -135,14 +135,14 @@ def test_another_clip_is_refused(files: Path) -> None:
     [
         (VIDEO_FILE, drop("model.mm_projector.bias"), "lacks model.mm_projector.bias. It is not the file published as"),
         (VIDEO_FILE, drop("model.embed"), "lacks model.embed_tokens.weight"),
-        (VIDEO_FILE, add("lora_A.weight"), "7B.bin has a key that belongs nowhere in Video-ChatGPT: lora_A.weight."),
+        (VIDEO_FILE, add("lora_A.weight"), "7B.bin has a key that is not part of Video-ChatGPT: lora_A.weight."),
         (LLAMA_FILE, drop("lm_head"), "parameters that no key covers: language_model.lm_head.weight"),
         (LLAMA_FILE, drop("model.layers.1.mlp.up"), "no key covers: language_model.model.layers.1.mlp.up_proj.weight"),
-        (LLAMA_FILE, add("model.vision_tower.bias"), "llava has a key that belongs nowhere"),
+        (LLAMA_FILE, add("model.vision_tower.bias"), "llava has a key that is not part of"),
         (LLAMA_FILE, add("model.layers.7.bias"), "unknown keys: model.layers.7.bias"),
         (LLAMA_FILE, shrink("model.norm.weight"), "holds a bare delta: apply it to LLaMA"),
         (VISION_FILE, drop("vision_model.pre_layrnorm"), "no key covers: vision_tower.pre_layrnorm"),
-        (VISION_FILE, add("visual.proj"), "clip has a key that belongs nowhere in Video-ChatGPT: visual.proj"),
+        (VISION_FILE, add("visual.proj"), "clip has a key that is not part of Video-ChatGPT: visual.proj"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, said: str) -> None:
@@ -165,7 +165,7 @@ def read_source_keys(folder: Path) -> set[str]:
 def test_a_file_that_is_absent_or_cut_short_is_named_with_what_to_do(files: Path, file: str) -> None:
     whole = (files / file).read_bytes()
     (files / file).write_bytes(whole[: len(whole) // 2])
-    assert f"{Path(file).name} is damaged or was cut short (it has {len(whole) // 2:,} bytes)." in refusal(files)
+    assert f"{Path(file).name} is damaged or truncated (it has {len(whole) // 2:,} bytes)." in refusal(files)
     (files / file).unlink()
     assert ("download it, or name it with --part" if file == VIDEO_FILE else "holds no weights") in refusal(files)
 

@@ -56,7 +56,7 @@ def is_near(got: Tensor, expected: Tensor) -> bool:
 
 
 def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: dict[str, Tensor]) -> None:
-    findings = list(verify_stages(folder, device="cpu", dtype=torch.float32, quantization=None))
+    findings = list(verify_stages(load_family("video-chatgpt", checkpoint=folder), folder))
     stages = {finding.name: finding.tensor for finding in findings if isinstance(finding, Stage)}
     claims = [finding for finding in findings if isinstance(finding, Claim)]
     assert [claim.name for claim in claims] == ["prompt", "input_ids"]

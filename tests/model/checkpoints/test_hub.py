@@ -22,5 +22,5 @@ def test_without_a_network_it_is_said_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_one_is_answered_with_an_example(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no name on the Hub; names look like"):
+    with pytest.raises(WeightsError, match=r"is not a repository name of the Hub; names look like"):
         pull("not a name", tmp_path, revision=None)

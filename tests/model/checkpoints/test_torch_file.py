@@ -60,7 +60,7 @@ def test_the_settings_of_a_training_script_are_no_obstacle(tmp_path: Path, monke
 def test_an_object_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     path, touched = tmp_path / "evil.pth", tmp_path / "touched"
     torch.save({"model": WEIGHTS, "config": Touching(touched)}, path)
-    with pytest.raises(WeightsError, match=r"evil\.pth holds Python objects .* get the file from its authors"):
+    with pytest.raises(WeightsError, match=r"evil\.pth holds Python objects .* get it from its authors"):
         read_torch_file(path)
     assert not touched.exists()
 
@@ -71,12 +71,12 @@ def test_a_file_that_was_cut_short_is_to_be_downloaded_again(tmp_path: Path, kep
     path = tmp_path / "weights.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=is_zip)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=r"weights\.pth is damaged or was cut short .* Download it again"):
+    with pytest.raises(WeightsError, match=r"weights\.pth is damaged or truncated .* Download it again"):
         read_torch_file(path)
 
 
 def test_a_file_that_is_not_there_is_to_be_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"eva_vit_g\.pth is not there\. Download it"):
+    with pytest.raises(WeightsError, match=r"eva_vit_g\.pth does not exist\. Download it"):
         read_torch_file(tmp_path / "eva_vit_g.pth")
 
 

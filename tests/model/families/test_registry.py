@@ -19,7 +19,7 @@ def test_every_file_of_the_folder_is_a_family_and_no_other_name_is() -> None:
 
 @pytest.mark.parametrize("name", ["", "videochat2", "VideoChat", "../videochat", "videochat.load", "--init--"])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownFamily, match=r"there are: .*videochat"):
+    with pytest.raises(UnknownFamily, match=r"Known families: .*videochat"):
         load_family(name)
 
 

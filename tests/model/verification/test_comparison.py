@@ -87,13 +87,13 @@ def test_logits_in_16_bits_count_while_the_answers_are_the_same() -> None:
 
 
 def test_what_a_model_says_in_8_bits_is_judged_by_their_noise_and_in_4_not_at_all() -> None:
-    ids = Stage(name="ids", tensor=torch.tensor([5, 6, 9]), is_choice=True, is_said=True)
+    ids = Stage(name="ids", tensor=torch.tensor([5, 6, 9]), is_choice=True, is_of_language_model=True)
     for error, int8 in ((0.5, "pass"), (0.7, "fail")):  # of 4, the largest
-        logits = Stage(name="logits", tensor=EXPECTED["logits"] + error, follows="ids", is_said=True)
+        logits = Stage(name="logits", tensor=EXPECTED["logits"] + error, follows="ids", is_of_language_model=True)
         assert [row.verdict for row in rows(ids, logits, quantization="int8")[:2]] == ["shown", int8]
         assert [row.verdict for row in rows(ids, logits, quantization="int4")[:2]] == ["shown", "shown"]
         assert [row.verdict for row in rows(ids, logits)[:2]] == ["fail", "fail"]
-    lost = Stage(name="logits", tensor=EXPECTED["logits"] * torch.nan, is_said=True)
+    lost = Stage(name="logits", tensor=EXPECTED["logits"] * torch.nan, is_of_language_model=True)
     assert rows(lost, quantization="int4")[0].verdict == "fail"
 
 

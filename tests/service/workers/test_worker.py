@@ -175,7 +175,7 @@ async def test_of_those_under_whom_workers_die_only_the_cause_is_given_up() -> N
 async def test_a_model_that_cannot_be_loaded_is_given_up_with_its_cause_and_tried_ever_more_rarely() -> None:
     async with pool_of("encode,generate", checkpoint="/nowhere") as pool:
         first = set(pool.pids)
-        with pytest.raises(WorkersCannotStart, match=r"/nowhere/config\.json is not there") as cause:
+        with pytest.raises(WorkersCannotStart, match=r"/nowhere/config\.json does not exist") as cause:
             await asyncio.wait_for(pool.started(), PATIENCE)
         assert not pool.ready
         assert any(problem.endswith(f"does not start: {cause.value}") for problem in pool.problems)

@@ -129,7 +129,7 @@ def reference(tmp_path: Path) -> Path:
 
 
 def stages(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    findings = verify_stages(folder, device="cpu", dtype=dtype, quantization=None)
+    findings = verify_stages(load_family("video-chatgpt", checkpoint=folder, dtype=dtype), folder)
     return {finding.name: finding.tensor for finding in findings if isinstance(finding, Stage)}
 
 
@@ -142,8 +142,8 @@ def test_stages_are_computed_where_nothing_says_what_they_should_be(reference: P
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"input_ids": torch.tensor([[1, 5]])}, "no place for a video"),
-        ({"input_ids": torch.tensor([[1, 260, 259, 261]])}, "no place for a video of this many tokens"),
+        ({"input_ids": torch.tensor([[1, 5]])}, "no slot for a video"),
+        ({"input_ids": torch.tensor([[1, 260, 259, 261]])}, "no slot for a video of this many tokens"),
         ({}, "lacks input_ids"),
     ],
 )

@@ -9,8 +9,8 @@ from model.families.video_chatgpt.network import (
     VideoChatGPTNetwork,
 )
 from model.families.video_chatgpt.published import PUBLISHED_7B
+from model.memory_estimate import num_parameters
 from model.networks.llama import DecoderConfig
-from model.plan import num_parameters
 from model.video.spec import MAX_FRAME_COUNT
 
 SMALL = VideoChatGPTConfig(
