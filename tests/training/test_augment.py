@@ -5,11 +5,11 @@ from random import Random
 import numpy as np
 import torch
 
-from tests.training.scenes import SCENE, THING
+from tests.training.some_scenes import SCENE, THING
 from training.augment import normalised, relight, turn, vary
 from training.corpus import PIXELS, Labels, label, sampled_frames
 from training.drawing import draw_frame
-from training.world import LIVES, MOTIONS, NUM_SAMPLED
+from training.scenes import LIVES, MOTIONS, NUM_SAMPLED
 
 NUM_CLIPS = 32
 

@@ -8,9 +8,9 @@ import pytest
 
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
-from tests.training.scenes import SCENE
+from tests.training.some_scenes import SCENE
 from training.clips import ENCODERS, SAMPLES, SIDES, Format, draw_format, write_scene
-from training.world import Scene
+from training.scenes import Scene
 
 SAMPLE_FOLDER = Path(__file__).parents[2] / "service" / "web" / "samples"
 

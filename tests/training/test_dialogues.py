@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.corpus import scene_of
-from training.dialogues import ELSEWHERE, KINDS, Exchange, Kind, ask, draw_dialogue
+from training.dialogues import KINDS, UNKNOWN, Exchange, Kind, ask, draw_dialogue
 
 
 def thing_in(answer: str) -> str:
@@ -51,7 +51,7 @@ def answers(kind: Kind, *, words: tuple[str, ...] = (), scene=SCENE) -> set[str]
         ("appears", ("circle",), {"The red circle is there from the start."}),
         ("vanishes", ("star",), {"The blue star stays until the end."}),
         ("absent", ("green",), {f"There is no {thing}." for thing in ("green object", "green circle", "green star")}),
-        ("off_topic", (), {ELSEWHERE}),
+        ("off_topic", (), {UNKNOWN}),
     ],
 )
 def test_what_the_scene_says_is_answered(kind: Kind, words: tuple[str, ...], expected: set[str]) -> None:
@@ -122,5 +122,5 @@ def test_questions_come_in_many_wordings_and_all_kinds() -> None:
 
 def test_any_question_about_another_clip_has_the_one_answer() -> None:
     exchanges = draw_dialogue(Random(1), None, 20)
-    assert {exchange.answer for exchange in exchanges} == {ELSEWHERE}
-    assert not Exchange(kind="other_clip", question="?", answer=ELSEWHERE).is_right("The circle is red.")
+    assert {exchange.answer for exchange in exchanges} == {UNKNOWN}
+    assert not Exchange(kind="other_clip", question="?", answer=UNKNOWN).is_right("The circle is red.")

@@ -8,12 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.text.tokenizer import Tokenizer
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.dialogues import Exchange, Kind, ask
-from training.pointing import LOOKING, astray, glances, looking
+from training.pointing import SUPERVISED_HEADS, attention_loss, attention_targets, recorded_projections
 from training.prompts import Example, clip_of, conversation_about, example
+from training.scenes import COLOUR_NAMES, Scene
 from training.vocabulary import learn_pieces
-from training.world import COLOUR_NAMES, Scene
 
 SMALL = replace(THING, shape="square", colour="white", size="small", motion="up", centre=(0.2, 0.4))
 CROWD = replace(SCENE, things=(LATE, THING, SMALL))
@@ -36,11 +36,11 @@ def dialogue(tokenizer: Tokenizer, scene: Scene, kind: Kind, *, answer: str) -> 
 def looks(tokenizer: Tokenizer, scene: Scene, kind: Kind, answer: str) -> list[tuple[str, str]]:
     """For each token of the last answer, the token and the colours that are looked at before it is said."""
     one, exchanges = dialogue(tokenizer, scene, kind, answer=answer)
-    begin = len(one.said) - one.said[::-1].index(False)
+    begin = len(one.is_answer) - one.is_answer[::-1].index(False)
     return [
-        (tokenizer.token_bytes(one.after[each.place + 1]).decode(), " ".join(COLOUR_NAMES[c] for c in each.colours))
-        for each in glances(tokenizer, one, exchanges)
-        if each.place + 1 >= begin and not each.times
+        (tokenizer.token_bytes(one.after[each.position + 1]).decode(), " ".join(COLOUR_NAMES[c] for c in each.colours))
+        for each in attention_targets(tokenizer, one, exchanges)
+        if each.position + 1 >= begin and not each.times
     ]
 
 
@@ -72,16 +72,16 @@ def test_a_list_looks_at_each_of_its_things_in_turn(tokenizer: Tokenizer) -> Non
 
 def test_a_time_is_copied_from_its_place_in_the_prompt(tokenizer: Tokenizer) -> None:
     one, exchanges = dialogue(tokenizer, SCENE, "appears", answer="The blue star appears at")
-    copied = [each for each in glances(tokenizer, one, exchanges) if each.times]
-    said = "".join(tokenizer.token_bytes(one.after[each.place + 1]).decode() for each in copied)
+    copied = [each for each in attention_targets(tokenizer, one, exchanges) if each.times]
+    said = "".join(tokenizer.token_bytes(one.after[each.position + 1]).decode() for each in copied)
     assert f"appears at{said} seconds" in exchanges[-1].answer
     for each in copied:
-        assert all(one.after[place] == one.after[each.place + 1] for place in each.times)
-        assert max(each.times) < one.said.index(True)
+        assert all(one.after[place] == one.after[each.position + 1] for place in each.times)
+        assert max(each.times) < one.is_answer.index(True)
 
 
 def test_a_look_costs_nothing_where_it_is_right_and_much_where_it_is_wrong() -> None:
-    layer, head = LOOKING["things"]
+    layer, head = SUPERVISED_HEADS["things"]
     config = LlamaConfig(
         vocab_size=20, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
     )
@@ -89,10 +89,10 @@ def test_a_look_costs_nothing_where_it_is_right_and_much_where_it_is_wrong() -> 
     llama = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, 20, (2, 9))
     llama.set_attn_implementation("eager")
-    with torch.no_grad(), looking(llama) as seen:
+    with torch.no_grad(), recorded_projections(llama) as seen:
         weights = llama(ids, output_attentions=True).attentions[layer][:, head]  # [B, L, L]
     for row, place, at in ((0, 5, 2), (1, 8, 8), (1, 3, 0)):
-        cost = astray(llama, seen, (layer, head), torch.tensor([[row, place, at, 1]]))
+        cost = attention_loss(llama, seen, (layer, head), torch.tensor([[row, place, at, 1]]))
         torch.testing.assert_close(cost, -weights[row, place, at].log())
-    both = astray(llama, seen, (layer, head), torch.tensor([[0, 5, 1, 2], [0, 5, 3, 2]]))
+    both = attention_loss(llama, seen, (layer, head), torch.tensor([[0, 5, 1, 2], [0, 5, 3, 2]]))
     torch.testing.assert_close(both, -weights[0, 5, [1, 3]].log().mean())

@@ -8,7 +8,7 @@ from model.families.videochat.family import VideoChatTemplate
 from model.family import tokenize_segments
 from model.text.conversation import Conversation, VideoSlot
 from model.text.tokenizer import SPACE, Tokenizer
-from tests.training.scenes import SCENE
+from tests.training.some_scenes import SCENE
 from training.dialogues import draw_dialogue
 from training.prompts import clip_of, conversation_about, example
 from training.vocabulary import MAX_SECOND, learn_pieces
@@ -24,7 +24,7 @@ def test_what_the_model_says_is_the_answers_each_with_its_separator(tokenizer: T
     exchanges = draw_dialogue(Random(2), SCENE, 6)
     clip = clip_of(SCENE, seconds=0, fps=1) if num_clips else None
     found = example(tokenizer, conversation_about(clip, exchanges, system="Be brief."))
-    said = [token for token, speaks in zip(found.after, found.said, strict=True) if speaks]
+    said = [token for token, speaks in zip(found.after, found.is_answer, strict=True) if speaks]
     assert tokenizer.decode(said) == " ".join(f"{exchange.answer}###" for exchange in exchanges)
     assert bool(found.before) == bool(num_clips)
 

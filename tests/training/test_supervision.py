@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from model.families.videochat.network import VideoChatNetwork
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.corpus import label
+from training.scenes import COLOUR_NAMES, LIVES, MOTIONS, SHAPES
 from training.supervision import (
     NUM_COLOURS,
     UNCOUNTED,
@@ -18,12 +19,11 @@ from training.supervision import (
     first_event,
     look,
     patch_owner,
+    recorded_outputs,
     tell,
     understand,
-    watched,
 )
 from training.train import fresh, sizes
-from training.world import COLOUR_NAMES, LIVES, MOTIONS, SHAPES
 
 LABELS = label([SCENE, None])
 
@@ -93,7 +93,7 @@ def test_shifted_products_are_the_convolution_and_its_gradient(untrained: tuple[
 
 def test_every_part_of_the_encoder_is_asked_for_something(untrained: tuple[VideoChatNetwork, Heads]) -> None:
     network, heads = untrained
-    with watched(network) as seen:
+    with recorded_outputs(network) as seen:
         features = network.encode(torch.randn(2, 8, 3, 64, 64))
         scores = (*understand(heads, LABELS, seen).losses.values(), *tell(heads, LABELS, features).losses.values())
         torch.autograd.backward(torch.stack(scores).sum())

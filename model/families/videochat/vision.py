@@ -50,7 +50,7 @@ class VisionEncoder(EvaViT):
         first_global = len(self.blocks) - len(self.gmhra)
         frames = pixel_values
         for number, tokens in enumerate(self.tokens_by_block(pixel_values.flatten(0, 1))):
-            frames = tokens.unflatten(0, (num_clips, num_frames))  # [B, T, 1 + patches, C]
+            frames = tokens.reshape(num_clips, num_frames, *tokens.shape[1:])  # [B, T, 1 + patches, C]
             if number >= first_global:
                 token = self.gmhra[number - first_global](token, frames)
         return torch.cat((frames.flatten(1, 2), token), dim=1)

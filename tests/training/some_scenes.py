@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from training.world import COLOURS, RADII, Background, Scene, Thing
+from training.scenes import COLOURS, RADII, Background, Scene, Thing
 
 DARK = Background(colours=((20, 20, 24), (20, 20, 24)), angle=0.0, grain=0.0)
 THING = Thing(

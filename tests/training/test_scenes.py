@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from random import Random
 
-from tests.training.scenes import LATE, SCENE
-from training.world import EVENTS, MAX_THINGS, NUM_SAMPLED, RADII, REACH, SECONDS, draw_scene
+from tests.training.some_scenes import LATE, SCENE
+from training.scenes import EVENTS, MAX_THINGS, NUM_SAMPLED, RADII, REACH, SECONDS, draw_scene
 
 SCENES = [draw_scene(Random(number)) for number in range(150)]
 
