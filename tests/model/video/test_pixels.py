@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.video.pixels import PixelSpec, crop_corner, nearest_places, normalize, resize, resized_size
+from model.video.pixels import PixelSpec, crop_corner, nearest_indices, normalize, resize, resized_size
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
 from tests.published import clip, golden
@@ -72,11 +72,11 @@ def test_the_nearest_pixels_are_those_that_torch_takes() -> None:
         row = torch.arange(length, dtype=torch.float32).reshape(1, 1, 1, length)
         for size in (56, 224, 336):
             expected = torch.nn.functional.interpolate(row, (1, size)).flatten()
-            assert nearest_places(length, size).tolist() == expected.tolist(), (length, size)
+            assert nearest_indices(length, size).tolist() == expected.tolist(), (length, size)
 
 
 def test_a_picture_of_nearest_pixels_is_smoothed_nowhere() -> None:
     picture = np.arange(90 * 160 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 160, 3)
     square = resize(picture, PixelSpec(size=40, fit="nearest"))
-    np.testing.assert_array_equal(square[:, :, 1], picture[nearest_places(90, 40)][:, ::4, 1])
+    np.testing.assert_array_equal(square[:, :, 1], picture[nearest_indices(90, 40)][:, ::4, 1])
     np.testing.assert_array_equal(resize(square, PixelSpec(size=40, fit="nearest")), square)
