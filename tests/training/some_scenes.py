@@ -1,4 +1,4 @@
-"""Scenes put together by hand, for tests that know what is in them."""
+"""Scenes with known content for tests."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The evaluation counts what is right, and nothing else."""
+"""The evaluation counts right answers."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_only_the_right_answer_counts() -> None:
     assert found["held out"]["all"]["share"] == pytest.approx(1 / 3, abs=1e-4)
 
 
-def test_unseen_formats_are_none_of_the_world_s() -> None:
+def test_unseen_formats_are_not_used_in_training() -> None:
     for codec, width, height, fps in UNSEEN_FORMATS:
         assert codec in ENCODERS.keys() - {"h264", "vp9", "mpeg4"}
         assert fps not in FPS

@@ -1,4 +1,4 @@
-"""The whole VideoChat network, in sizes that a test can train."""
+"""The VideoChat network, in sizes that a test can train."""
 
 import torch
 

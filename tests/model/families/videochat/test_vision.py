@@ -1,4 +1,4 @@
-"""The vision transformer with its global token."""
+"""The vision encoder with its global token."""
 
 import torch
 
@@ -8,7 +8,7 @@ CONFIG = VisionConfig(image_size=12, patch_size=4, width=40, depth=3, num_heads=
 
 
 def encoder(config: VisionConfig = CONFIG) -> VisionEncoder:
-    """An encoder as if trained: no parameter at its initial zero."""
+    """An encoder as if trained: no parameter is zero."""
     torch.manual_seed(1)
     made = VisionEncoder(config)
     with torch.no_grad():
@@ -17,7 +17,7 @@ def encoder(config: VisionConfig = CONFIG) -> VisionEncoder:
     return made.eval()
 
 
-def test_mlp_widths_are_cut_in_the_trunk_and_rounded_in_the_global_blocks() -> None:
+def test_mlp_widths_are_truncated_in_the_trunk_and_rounded_in_the_global_blocks() -> None:
     # 4.3637 * 40 = 174.548
     assert (CONFIG.mlp_width, CONFIG.global_mlp_width) == (174, 175)
     made = VisionEncoder(CONFIG).state_dict()
@@ -35,7 +35,7 @@ def test_any_number_of_frames_becomes_their_tokens_and_one_global_token() -> Non
 
 
 @torch.no_grad()
-def test_frames_meet_in_the_global_token_alone() -> None:
+def test_frames_affect_each_other_in_the_global_token_only() -> None:
     made = encoder()
     pixel_values = torch.randn(1, 3, 3, 12, 12)
     changed = pixel_values.clone()
