@@ -273,8 +273,8 @@ class _Dialogue:
 
     def _ambiguous(self, _: "_Before") -> Exchange | None:
         asked = self.random.choice(ASKED)
-        told: tuple[Attribute, ...] = ("size", "shape")
-        free = [attribute for attribute in told if attribute != ASKED_ATTRIBUTE.get(asked)]
+        given: tuple[Attribute, ...] = ("size", "shape")
+        free = [attribute for attribute in given if attribute != ASKED_ATTRIBUTE.get(asked)]
         sets = [chosen for size in range(1, len(free) + 1) for chosen in combinations(free, size)]
         several = [(like, chosen) for like in self.things for chosen in sets if len(self._matching(like, chosen)) > 1]
         if not several:

@@ -45,21 +45,21 @@ def attention_targets(tokenizer: Tokenizer, one: Example, exchanges: Sequence[Ex
     sampled = list(NUMBER.finditer(text, 0, starts[one.is_answer.index(True)]))[: len(COLOUR_NAMES)]
     for exchange, (first, end) in zip(exchanges, _answers(one.is_answer), strict=True):
         begin = starts[first] + 1  # after the space
-        for place in range(first, end - 1):
-            at = max(0, starts[place] + 1 - begin)
-            yield AttentionTarget(place - 1, colours=_colours_at(exchange, at))
+        for position in range(first, end - 1):
+            at = max(0, starts[position] + 1 - begin)
+            yield AttentionTarget(position - 1, colours=_colours_at(exchange, at))
         for number in NUMBER.finditer(text, begin, starts[end - 1]):
             same = [time for time in sampled if time[0] == number[0]]
-            for place in range(first, end - 1):
-                if number.start() <= starts[place] + (text[starts[place]] == " ") < number.end():
+            for position in range(first, end - 1):
+                if number.start() <= starts[position] + (text[starts[position]] == " ") < number.end():
                     wanted = tuple(
                         other
                         for time in same
                         for other in _positions(starts, text, time)
-                        if one.after[other] == one.after[place]
+                        if one.after[other] == one.after[position]
                     )
                     assert wanted, "a time in an answer is a time of the prompt"
-                    yield AttentionTarget(place - 1, times=wanted)
+                    yield AttentionTarget(position - 1, times=wanted)
 
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[int]]:
@@ -73,14 +73,14 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[int]]:
 
 def _answers(is_answer: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """Yield the first index and the end of every answer."""
-    edges = [place for place, (one, other) in enumerate(pairwise((False, *is_answer, False))) if one != other]
+    edges = [position for position, (one, other) in enumerate(pairwise((False, *is_answer, False))) if one != other]
     yield from zip(edges[::2], edges[1::2], strict=True)
 
 
 def _positions(starts: Sequence[int], text: str, found: re.Match[str]) -> Iterator[int]:
-    for place, start in enumerate(starts[:-1]):
+    for position, start in enumerate(starts[:-1]):
         if found.start() <= start + (text[start : start + 1] == " ") < found.end():
-            yield place
+            yield position
 
 
 def _colours_at(exchange: Exchange, at: int) -> tuple[int, ...]:
@@ -136,6 +136,6 @@ def attention_loss(
     q, k = (turned[:, 0] for turned in apply_rotary_pos_emb(q, k, cos, sin))
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     scores = (q @ k.transpose(1, 2) / size**0.5).masked_fill(later, float("-inf"))
-    row, place, at, shared = wanted.unbind(1)
-    there = functional.log_softmax(scores, dim=-1)[row, place, at]
+    row, position, at, shared = wanted.unbind(1)
+    there = functional.log_softmax(scores, dim=-1)[row, position, at]
     return -(there / shared).sum() / (1 / shared).sum()

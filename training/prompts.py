@@ -60,12 +60,14 @@ def example(tokenizer: Tokenizer, conversation: Conversation) -> Example:
     colon = tokenizer.encode("Assistant:")[-1]
     separator = tokenizer.encode("a" + SEPARATOR)[-1]
     is_answer, speaking = [], False
-    for place, token in enumerate(after):
+    for position, token in enumerate(after):
         is_answer.append(speaking)
         if speaking:
             speaking = token != separator
         else:
-            speaking = place > 0 and token == colon and tokenizer.token_bytes(after[place - 1]).endswith(b"Assistant")
+            speaking = (
+                position > 0 and token == colon and tokenizer.token_bytes(after[position - 1]).endswith(b"Assistant")
+            )
     return Example(before, after, tuple(is_answer))
 
 

@@ -177,11 +177,11 @@ def edge_directions(pictures: Tensor, grid: int) -> Tensor:
     across = functional.pad(grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], (1, 1, 1, 1))
     down = functional.pad(grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1], (1, 1, 1, 1))
     strength = torch.hypot(across, down)
-    place = torch.atan2(down, across) % torch.pi / torch.pi * NUM_DIRECTIONS
-    below = place.floor()
+    bin_position = torch.atan2(down, across) % torch.pi / torch.pi * NUM_DIRECTIONS
+    below = bin_position.floor()
     bins = grey.new_zeros(len(grey), NUM_DIRECTIONS, *grey.shape[2:])
-    bins.scatter_add_(1, below.long() % NUM_DIRECTIONS, strength * (1 - place + below))
-    bins.scatter_add_(1, (below.long() + 1) % NUM_DIRECTIONS, strength * (place - below))
+    bins.scatter_add_(1, below.long() % NUM_DIRECTIONS, strength * (1 - bin_position + below))
+    bins.scatter_add_(1, (below.long() + 1) % NUM_DIRECTIONS, strength * (bin_position - below))
     side = grey.shape[-1] // grid
     return functional.avg_pool2d(bins, side).flatten(2).transpose(1, 2) * side
 
@@ -258,8 +258,8 @@ def _patches(heads: Heads, labels: Labels, seen: EncoderOutputs) -> Score:
 
 def patch_owner(labels: Labels, grid: int) -> tuple[Tensor, Tensor]:
     """Return the thing that each patch shows [N, frames, patches], -1 for none, and the offset of its centre."""
-    places = (torch.arange(grid) + 0.5) / grid
-    patches = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1).reshape(-1, 2)  # [patches, (x, y)]
+    centres = (torch.arange(grid) + 0.5) / grid
+    patches = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 2)  # [patches, (x, y)]
     offset = labels.centre[:, :, :, None] - patches  # [N, things, frames, patches, 2]
     distance = offset.norm(dim=-1).masked_fill(~labels.visible[..., None], 9.0)
     nearest = distance.min(dim=1)

@@ -83,9 +83,9 @@ def speak(network: VideoChatNetwork, batch: Batch, features: Tensor) -> tuple[Te
     video = network.project(features)  # [B, queries, hidden]
     gap = video.shape[1]
     rows, is_answer, wanted = [], [], []
-    for row, place in enumerate(batch.video_at):
+    for row, position in enumerate(batch.video_at):
         # Without a video, the row is padded at its end, where there is no answer.
-        at = embedded.shape[1] if place is None else place
+        at = embedded.shape[1] if position is None else position
         rows.append(torch.cat((embedded[row, :at], video[row], embedded[row, at:])))
         nothing = batch.is_answer.new_zeros(gap)
         is_answer.append(torch.cat((batch.is_answer[row, :at], nothing, batch.is_answer[row, at:])))
