@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from model.families.videochat.gmhra import GlobalAttention, GlobalTokenBlock
 from model.families.videochat.network import VideoChatNetwork
-from model.networks.eva_vit import Attention, Block, EvaViT
+from model.families.videochat.vision import VisionEncoder
+from model.networks.eva_vit import Attention, Block
 
 
 def plain_tokens(network: VideoChatNetwork, pixel_values: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def plain_tokens(network: VideoChatNetwork, pixel_values: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
-def _trunk_and_token(vision: EvaViT, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+def _trunk_and_token(vision: VisionEncoder, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """The patch and class tokens of all frames [B, L, C], and the global token [B, 1, C]."""
     num_clips, num_frames = pixel_values.shape[:2]
     x = _embed(vision, pixel_values)  # [B*T, 1 + patches, C]
@@ -36,7 +37,7 @@ def _trunk_and_token(vision: EvaViT, pixel_values: Tensor) -> tuple[Tensor, Tens
     return x.reshape(num_clips, -1, x.shape[-1]), token
 
 
-def _embed(vision: EvaViT, pixel_values: Tensor) -> Tensor:
+def _embed(vision: VisionEncoder, pixel_values: Tensor) -> Tensor:
     proj = vision.patch_embed.proj
     kernel, size = proj.weight.unsqueeze(2), vision.config.patch_size
     volume = functional.conv3d(pixel_values.transpose(1, 2), kernel, proj.bias, stride=(1, size, size))

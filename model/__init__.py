@@ -1,5 +1,5 @@
-"""The tensors: networks, families and the engine. Usable offline; never imports `service`.
+"""Networks, families and the engine. Can be used offline, and never imports `service`.
 
-`video`, `pixels`, `conversation`, `features` and `engine.sampling_params` import no torch, so that the API process
-and the decode child may use them.
+`video`, `text.conversation`, `features` and `engine.sampling_params` import no torch, so that the API process and the
+decode child can use them.
 """

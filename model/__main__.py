@@ -1,4 +1,4 @@
-"""`python -m model VIDEO QUESTION …` asks about a video file without a server; later questions know earlier ones."""
+"""`python -m model VIDEO QUESTION …` asks questions about a video file, in one conversation, without a server."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ from model.weights import WeightsError
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
     parser.add_argument("video", type=Path)
     parser.add_argument("question", nargs="+")
@@ -26,12 +26,12 @@ def main() -> None:
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
     arguments = parser.parse_args()
     try:
-        _talk(arguments)
+        _answer(arguments)
     except (WeightsError, TokenizerError, UnknownFamily, VideoError, PromptTooLong, OSError) as error:
         sys.exit(f"reeltalk: {error}")
 
 
-def _talk(arguments: argparse.Namespace) -> None:
+def _answer(arguments: argparse.Namespace) -> None:
     family = load_family(
         arguments.family,
         checkpoint=arguments.checkpoint,
@@ -44,12 +44,12 @@ def _talk(arguments: argparse.Namespace) -> None:
     for question in arguments.question:
         turns.append(Turn(role="user", text=question))
         offline.add("answer", Conversation(clips=(clip,), turns=tuple(turns)), [features])
-        said = ""
+        answer = ""
         for output in offline.outputs():
             print(output.text, end="", flush=True)
-            said += output.text
+            answer += output.text
         print()
-        turns.append(Turn(role="assistant", text=said))
+        turns.append(Turn(role="assistant", text=answer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clips through a family's encoder, many at once: a bad one fails alone, whoever shares its batch."""
+"""Encodes several clips in one batch; a clip that cannot be encoded does not fail the others."""
 
 import traceback
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from model.video.pixels import normalize
 Frames = npt.NDArray[np.uint8]
 """One clip, [T, S, S, 3]."""
 Features = npt.NDArray[np.float16]
-"""Of one clip, [num_tokens, width]."""
+"""The features of one clip, [num_tokens, width]."""
 
 
 def encode_clips(family: Family, clips: Sequence[Frames]) -> list[Features | None]:
-    """Features of clips of one shape, in one call of the encoder; None for a clip that cannot be encoded.
+    """Encode clips of one shape in one call of the encoder; the result is None for a clip that cannot be encoded.
 
-    A clip's features are those it would have alone, but for the order in which the processor adds numbers: matrix
-    products of other sizes are cut into other tiles.
+    A clip's features are the same as in a batch of one, up to the order of additions: matrix products of other sizes
+    are split into other tiles.
     """
     try:
         features = _encode(family, clips)
-    except Exception:  # noqa: BLE001  whatever it was: those who are innocent of it are to have their features
+    except Exception:  # noqa: BLE001  retry each clip alone, so that one bad clip cannot fail the batch
         if len(clips) == 1:
             traceback.print_exc()
             return [None]
@@ -33,7 +33,7 @@ def encode_clips(family: Family, clips: Sequence[Frames]) -> list[Features | Non
 
 
 def _encode(family: Family, clips: Sequence[Frames]) -> Features:
-    """Features [B, num_tokens, width]."""
+    """Return features [B, num_tokens, width]."""
     pixel_values = np.stack([normalize(clip, family.pixel_spec) for clip in clips])  # [B, T, 3, S, S]
     with torch.inference_mode():
         features: Features = family.encode(torch.from_numpy(pixel_values)).to("cpu", torch.float16).numpy()

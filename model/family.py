@@ -1,4 +1,4 @@
-"""A loaded model of a family, whichever it is, and how a conversation becomes its prompt."""
+"""A loaded model of any family, and how it turns a conversation into a prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM
 
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
+from model.memory_estimate import num_parameters
 from model.networks.video_network import ConfigT, NetworkT, VideoNetwork
-from model.plan import num_parameters
 from model.quantization import Quantization, quantize
 from model.role import Role
 from model.text.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
@@ -22,10 +22,10 @@ from model.weights import KeyMap, WeightsError, load_strict
 
 
 class Family:
-    """One loaded video-chat model on one device, and what it wants to be fed.
+    """One loaded video-chat model on one device, with the inputs that it expects.
 
     Raises:
-        WeightsError: the tokenizer and the language model do not belong together.
+        WeightsError: the tokenizer has more pieces than the language model has embeddings.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Family:
         """Describe a network that is ready for inference.
 
         Args:
-            network: see `assemble`; of one role, it is good for that alone.
-            tokenizer: the language model's.
-            name: the family, as the registry knows it, e.g. `videochat`.
-            checkpoint_digest: SHA-256 of every weight and size, hex; part of the fingerprint of cached features.
-            frame_spec: which frames of a clip it sees.
-            pixel_spec: how they become pixels.
-            template: how it writes conversations down.
-            default_sampling: as its published demo has it.
+            network: from `assemble`; one that was assembled for a role can do only what that role does.
+            tokenizer: of the language model.
+            name: the family's name in the registry, e.g. `videochat`.
+            checkpoint_digest: SHA-256 of all weights and sizes, hex; part of the fingerprint of cached features.
+            frame_spec: which frames of a clip the model takes.
+            pixel_spec: how frames become pixel values.
+            template: how the family writes a prompt.
+            default_sampling: the settings of the published demo.
         """
         sizes = network.config
         if tokenizer.vocab_size > sizes.decoder.vocab_size:
@@ -61,49 +61,48 @@ class Family:
         self.template, self.default_sampling = template, default_sampling
         self.language_model: LlamaForCausalLM = network.decoder
         self.dtype = next(network.parameters()).dtype
-        """What the encoder computes in."""
+        """The dtype that the encoder computes in."""
         self.feature_shape = sizes.feature_shape
-        """[tokens, width] of one clip's features, however many frames it has."""
+        """[tokens, width] of one clip's features, for any number of frames."""
         self.num_video_tokens = sizes.feature_shape[0]
-        """Positions one clip takes in a prompt."""
+        """Positions of one clip in a prompt."""
         self.max_model_len = sizes.decoder.max_positions
         self.num_parameters = num_parameters(network)
-        """Of the encoder, the projection and the language model together, whatever was loaded of them."""
+        """Parameters of the encoder, the projection and the language model together, loaded or not."""
         self.device = torch.device("cpu")
-        """Where it is."""
 
-    def place(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
-        """Move what a role needs to a device, the language model's weights in fewer bits if so wanted.
+    def move_to(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
+        """Move the modules that a role needs to a device, and quantise the language model's weights on request.
 
         Raises:
             WeightsError: the library that quantises is not installed.
         """
         if quantization is not None and role != "encode":
             quantize(self.language_model, quantization, device=device)
-        self.network.place(device, role=role)
+        self.network.move_to(device, role=role)
         self.device = torch.device(device)
         return self
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape], before the projection; T up to 100.
+        """Encode normalised frames [B, T, 3, H, W], with T up to 100, into features [B, *feature_shape].
 
-        Sees no prompt, so that its result can be cached under the video alone.
+        Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """
         with torch.no_grad():
             return self.network.encode(pixel_values.to(self.device, self.dtype))
 
     def project(self, features: Tensor) -> Tensor:
-        """Features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
+        """Project features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
         with torch.no_grad():
             return self.network.project(features.to(self.device, self.dtype))
 
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
-        """The rendered prompt in token ids, segment by segment; video slots stay in their places."""
+        """Return the rendered prompt as token ids, segment by segment, with the video slots in between."""
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
 
 
 def blank(build: Callable[[ConfigT], NetworkT], config: ConfigT) -> NetworkT:
-    """A network on the meta device: no memory, and no initial values that a checkpoint would replace at once."""
+    """Build a network on the meta device, which takes no memory and computes no initial values."""
     with torch.device("meta"):
         return build(config)
 
@@ -111,15 +110,15 @@ def blank(build: Callable[[ConfigT], NetworkT], config: ConfigT) -> NetworkT:
 def assemble(
     network: NetworkT, tensors: Mapping[str, Tensor], *, key_map: KeyMap, dtype: torch.dtype, role: Role = "all"
 ) -> NetworkT:
-    """Fill a blank network for inference, on the CPU; tensors that are in `dtype` already stay as they are.
+    """Fill a blank network for inference, on the CPU; tensors that are already in `dtype` are not copied.
 
-    What the role does not need stays on the meta device. The tensors must be complete for any role: the digest that
-    names features is the whole checkpoint's.
+    Modules that the role does not need stay on the meta device. The tensors must be complete for every role, because
+    the digest that names features covers the whole checkpoint.
 
     Raises:
         WeightsError: the tensors do not cover every parameter exactly once.
     """
-    network.to(dtype)  # of what stays blank, the dtype is all there is
+    network.to(dtype)  # gives the modules that stay blank their dtype
     wanted = None if role == "all" else lambda name: network.serves(name, role)
     load_strict(network, tensors, key_map=key_map, dtype=dtype, wanted=wanted)
     network.restore_buffers()
@@ -128,9 +127,9 @@ def assemble(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedClip:
-    """One clip as the encoder left it: features [*feature_shape], in any dtype, on any device.
+    """The features of one clip, [*feature_shape], in any dtype on any device.
 
-    `identity` names their content (fingerprint and content hash), for the prefix cache.
+    `identity` names their content (fingerprint and content hash) for the prefix cache.
     """
 
     features: torch.Tensor
@@ -138,12 +137,12 @@ class EncodedClip:
 
 
 def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Part]) -> tuple[tuple[int, ...] | VideoSlot, ...]:
-    """Each text by itself, with its own dummy prefix; begin-of-sequence before the first one alone.
+    """Tokenize each text with its own dummy prefix; the begin-of-sequence id goes before the first segment only.
 
     Raises:
         TokenizerError: the vocabulary lacks a special token.
     """
-    return tuple(_tokenized(tokenizer, segment, bos=place == 0) for place, segment in enumerate(segments))
+    return tuple(_tokenized(tokenizer, segment, bos=index == 0) for index, segment in enumerate(segments))
 
 
 def _tokenized(tokenizer: Tokenizer, segment: Part, *, bos: bool) -> tuple[int, ...] | VideoSlot:
@@ -159,7 +158,7 @@ def _tokenized(tokenizer: Tokenizer, segment: Part, *, bos: bool) -> tuple[int, 
 def build_prompt(
     family: Family, conversation: Conversation, clips: Sequence[EncodedClip]
 ) -> tuple[TextSegment | VideoSegment, ...]:
-    """The prompt as the engine takes it; `clips[i]` are the features of `conversation.clips[i]`."""
+    """Build the engine's prompt; `clips[i]` holds the features of `conversation.clips[i]`."""
     assert len(clips) == len(conversation.clips), "every clip is encoded"
     return tuple(
         VideoSegment(family.project(clips[part.clip].features), clips[part.clip].identity)
@@ -170,7 +169,7 @@ def build_prompt(
 
 
 def count_prompt_tokens(family: Family, conversation: Conversation) -> int:
-    """Positions the prompt takes, video tokens included; needs no features."""
+    """Return the positions of the prompt, video tokens included; needs no features."""
     return sum(
         family.num_video_tokens if isinstance(part, VideoSlot) else len(part) for part in family.tokenize(conversation)
     )

@@ -1,6 +1,6 @@
-"""Cached features as bytes: the fingerprint that says how they were made, and a blob that checks itself.
+"""Serialises features for the cache: a fingerprint of how they were made, and a blob with a checksum.
 
-numpy only. Knows neither Redis nor torch: a worker packs, whoever reads the cache verifies.
+Uses numpy only, neither Redis nor torch. A worker packs features; every reader of the cache verifies them.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ _TENSOR = "features"
 
 
 class CorruptFeatures(ValueError):
-    """A cached blob is damaged, or is not what its key promises; treat it as a miss."""
+    """A cached blob is damaged or does not match its key; treat it as a cache miss."""
 
 
 class NonFiniteFeatures(ValueError):
-    """An encoder gave infinities or NaNs; they must not reach the cache."""
+    """An encoder returned infinities or NaNs, which must not be cached."""
 
 
 def fingerprint(
@@ -38,18 +38,18 @@ def fingerprint(
     preprocessing_version: int,
     dtype: str,
 ) -> str:
-    """SHA-256, hex, of everything but the video itself that features depend on.
+    """Return the SHA-256, hex, of everything that features depend on except the video itself.
 
-    Every field and part of a field is framed by its length, so that no two ways can run into the same bytes;
-    equal numbers are equal whether written 1 or 1.0.
+    Every field and part of a field is preceded by its length, so that different inputs never give the same bytes.
+    Equal numbers give equal bytes, whether they are written 1 or 1.0.
     """
-    made = (family, checkpoint_digest, frame_spec, pixel_spec, preprocessing_version, dtype)
-    return hashlib.sha256(_framed(made)).hexdigest()
+    inputs = (family, checkpoint_digest, frame_spec, pixel_spec, preprocessing_version, dtype)
+    return hashlib.sha256(_framed(inputs)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedFeatures:
-    """A verified blob, and the frames that its features are of: their numbers and their seconds."""
+    """A verified blob, and the indices and seconds of the frames that its features were computed from."""
 
     blob: bytes
     frame_indices: tuple[int, ...]
@@ -57,7 +57,7 @@ class PackedFeatures:
 
     @classmethod
     def checked(cls, blob: bytes, *, key: str, shape: tuple[int, ...]) -> "PackedFeatures":
-        """What `blob` holds, if it is whole and was packed under `key`; the features themselves stay bytes.
+        """Verify that `blob` is intact and was packed under `key`; the features are not unpacked.
 
         Raises:
             CorruptFeatures: as `verify`.
@@ -73,9 +73,9 @@ def pack(
     frame_indices: Sequence[int] = (),
     timestamps: Sequence[float] = (),
 ) -> bytes:
-    """Features, float16 [num_tokens, width], as a blob to be cached under `key`: SHA-256, then safetensors.
+    """Pack features, float16 [num_tokens, width], into a blob for `key`: a SHA-256, then a safetensors file.
 
-    The numbers and seconds of the frames they are of travel with them.
+    The blob also holds the indices and seconds of the frames.
 
     Raises:
         NonFiniteFeatures: a value is infinite or not a number.
@@ -89,12 +89,13 @@ def pack(
 
 
 def verify(blob: bytes, *, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Pass if `blob` is whole and holds float16 features of `shape` that were packed under `key`.
+    """Verify that `blob` is intact and holds float16 features of `shape` that were packed under `key`.
 
-    Returns the frames they are of: `indices` and `timestamps`.
+    Returns:
+        The frames of the features: `indices` and `timestamps`.
 
     Raises:
-        CorruptFeatures: it is not.
+        CorruptFeatures: it is damaged or does not match.
     """
     body = memoryview(blob)[CHECKSUM_BYTES:]
     if hashlib.sha256(body).digest() != blob[:CHECKSUM_BYTES]:
@@ -105,14 +106,14 @@ def verify(blob: bytes, *, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
         raise CorruptFeatures("The cached features belong to another key.")
     described = header.get(_TENSOR)
     if not isinstance(described, dict) or described.get("dtype") != "F16" or len(header) != 2:
-        raise CorruptFeatures("The cached blob holds something else than features in float16.")
+        raise CorruptFeatures("The cached blob does not hold features in float16.")
     if described.get("shape") != list(shape):
         raise CorruptFeatures("The cached features have another shape.")
     return _frames(metadata.get("frames"))
 
 
 def unpack(blob: bytes, *, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
-    """The features of a verified `blob`: float16 of `shape`, writable.
+    """Verify `blob` and return its features: float16 of `shape`, writable.
 
     Raises:
         CorruptFeatures: as `verify`.
@@ -121,7 +122,7 @@ def unpack(blob: bytes, *, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.f
     try:
         features: npt.NDArray[np.float16] = load(blob[CHECKSUM_BYTES:])[_TENSOR]
     except (SafetensorError, KeyError) as error:
-        raise CorruptFeatures("The cached blob is no safetensors file.") from error
+        raise CorruptFeatures("The cached blob is not a safetensors file.") from error
     return features
 
 
@@ -130,26 +131,26 @@ def _frames(text: object) -> dict[str, Any]:
         frames = json.loads(text) if isinstance(text, str) else None
     except ValueError:
         frames = None
-    said = frames if isinstance(frames, dict) else {}
-    if said.keys() != {"indices", "timestamps"} or not all(isinstance(listed, list) for listed in said.values()):
-        raise CorruptFeatures("The cached features do not say which frames they are of.")
-    return said
+    found = frames if isinstance(frames, dict) else {}
+    if found.keys() != {"indices", "timestamps"} or not all(isinstance(listed, list) for listed in found.values()):
+        raise CorruptFeatures("The cached features do not name their frames.")
+    return found
 
 
 def _header(body: memoryview) -> dict[str, Any]:
-    """safetensors: eight bytes of length, little endian, then a JSON object; the tensors' bytes follow."""
+    """Parse the header of a safetensors file: a length in eight bytes, little endian, then a JSON object."""
     length = int.from_bytes(body[:8], "little")
     try:
         header = json.loads(bytes(body[8 : 8 + length]))
     except ValueError as error:
-        raise CorruptFeatures("The cached blob is no safetensors file.") from error
+        raise CorruptFeatures("The cached blob is not a safetensors file.") from error
     if not isinstance(header, dict):
-        raise CorruptFeatures("The cached blob is no safetensors file.")
+        raise CorruptFeatures("The cached blob is not a safetensors file.")
     return header
 
 
 def _framed(value: object) -> bytes:
-    """One value, its type and its length; injective over texts, numbers, None, tuples and records of them."""
+    """Encode a value with its type and length; injective over texts, numbers, None, tuples and dataclasses of them."""
     match value:
         case None:
             kind, body = b"-", b""
@@ -162,7 +163,7 @@ def _framed(value: object) -> bytes:
         case _ if is_dataclass(value) and not isinstance(value, type):
             kind, body = b"d", b"".join(_framed_fields(value))
         case _:
-            raise TypeError(f"{type(value).__name__} has no place in a fingerprint")
+            raise TypeError(f"{type(value).__name__} cannot be part of a fingerprint")
     return kind + len(body).to_bytes(8, "big") + body
 
 

@@ -1,4 +1,4 @@
-"""How many blocks of keys and values one of several processes on a device may have."""
+"""Limits the KV cache of one of several processes on a device to its share of the memory."""
 
 from dataclasses import replace
 
@@ -9,15 +9,15 @@ from model.engine.config import EngineConfig
 from model.engine.kv_cache import bytes_per_block, cache_dtype, free_bytes
 
 _USABLE = 0.9
-"""Of a GPU's memory; the rest is for activations."""
+"""Fraction of a GPU's memory for weights and KV cache; the rest is for activations."""
 
 
 def within_share(config: EngineConfig, language_model: LlamaForCausalLM, *, share: float) -> EngineConfig:
-    """The configuration with the blocks that fit into a share of the device; the engine's own choice where all is ours.
+    """Return the configuration with the blocks that fit into a share of the device; unchanged for a share of 1.
 
-    A share of a GPU is of all its memory, the weights included: what is free depends on who came first, and a process
-    that begins again beside others is to get what it had. On the CPU it is of what is free, since the pages of a cache
-    are taken when they are first written to.
+    On a GPU the share is of all memory, weights included: free memory depends on which process started first, and a
+    process that restarts beside others must get the same number of blocks. On the CPU the share is of free memory,
+    because the pages of a cache are allocated when they are first written.
 
     Raises:
         ValueError: the longest sequence does not fit.
@@ -36,5 +36,5 @@ def within_share(config: EngineConfig, language_model: LlamaForCausalLM, *, shar
 
 
 def left_of_share(*, free: int, total: int, own: int, share: float) -> int:
-    """Bytes that a process may still take of its share of a GPU, of which it has taken `own`; no more than `free`."""
+    """Return the bytes left of a process's share of a GPU, of which it uses `own` already; at most `free`."""
     return min(free, int(total * _USABLE * share) - own)

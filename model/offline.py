@@ -1,4 +1,4 @@
-"""A model without a server: a video file to features, a conversation to text. What the service does, in one process."""
+"""Runs a model without a server: encodes video files and answers conversations in one process."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ from model.video.spec import FrameSpec, VideoLimits
 def watch(
     family: Family, path: Path, limits: VideoLimits | None = None, *, frames: FrameSpec | None = None
 ) -> tuple[Clip, EncodedClip]:
-    """A video file as the model sees it: decoded, sampled as `frames` says or else the family, encoded.
+    """Decode, sample and encode a video file; `frames` replaces the family's own frame spec.
 
-    The features are those the service would cache, in half precision; their identity is the file's SHA-256, with
-    the frames where they are not the family's own.
+    The features are in half precision, as in the service's cache. Their identity is the file's SHA-256, with the
+    frame spec if it is not the family's own.
 
     Raises:
-        VideoError: the file cannot be read as a video, or exceeds the limits.
+        VideoError: the file cannot be decoded, or exceeds the limits.
     """
     with open_video(path, limits or VideoLimits()) as video:
         spec = frames or family.frame_spec
@@ -40,7 +40,7 @@ def watch(
 
 
 class Offline:
-    """A family and an engine for its language model."""
+    """A loaded family, and an engine for its language model."""
 
     def __init__(self, family: Family, *, max_num_seqs: int = 16) -> None:
         self.family = family
@@ -54,16 +54,16 @@ class Offline:
         clips: Sequence[EncodedClip],
         params: SamplingParams | None = None,
     ) -> None:
-        """Queue a conversation's next answer; the template's stop strings end it, whatever `params` say.
+        """Queue a conversation's next answer. The template's stop strings apply in addition to those of `params`.
 
         Raises:
-            PromptTooLong: the conversation leaves no room for an answer.
+            PromptTooLong: the prompt leaves no positions for an answer.
         """
         params = params or self.family.default_sampling
         params = replace(params, stop=tuple(dict.fromkeys((*self.family.template.stop, *params.stop))))
         self.engine.add_request(request_id, build_prompt(self.family, conversation, clips), params)
 
     def outputs(self) -> Iterator[Output]:
-        """What the steps tell until nothing is left to do."""
+        """Run the engine until it has no work left, and yield the outputs of its steps."""
         while self.engine.has_work:
             yield from self.engine.step()

@@ -1,7 +1,7 @@
-"""Weights of a LLaMA in 8 or 4 bits; activations, embeddings and the head stay as they are.
+"""Quantises the linear layers of a LLaMA to 8 or 4 bits; activations, embeddings and the head are not quantised.
 
-int8 is torchao's, with one scale a row; int4 is the 4-bit NormalFloat of bitsandbytes (NF4, QLoRA), with one scale
-for 64 weights. Both are extras, imported when asked for, and compute on the CPU as well as on a GPU.
+int8 uses torchao, with one scale per row; int4 is the 4-bit NormalFloat of bitsandbytes (NF4, QLoRA), with one scale
+per 64 weights. Both libraries are optional, imported on use, and compute on the CPU as well as on a GPU.
 """
 
 import ctypes
@@ -19,44 +19,44 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 INT4_GROUP = 64
-"""Weights that share a scale, float32."""
+"""Weights that share one float32 scale."""
 
 
 def quantize(network: "LlamaForCausalLM", kind: Quantization, *, device: torch.device | str) -> None:
-    """Quantise every linear layer of the decoder's blocks in place, one after the other, each on `device`.
+    """Quantise every linear layer of the decoder's blocks in place, one by one, each on `device`.
 
-    At no time are more than the quantised layers and one other in the memory of `device`. What is not quantised
-    stays where it is.
+    The memory of `device` never holds more than the quantised layers and one unquantised layer. Modules that are not
+    quantised are not moved.
 
     Raises:
         WeightsError: the library is not installed.
     """
     replace = {"int8": _to_int8, "int4": _to_int4}[kind]()
-    places = [
+    layers = [
         (parent, name)
         for parent in network.model.layers.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear)
     ]
-    for parent, name in places:  # no list or loop holds a layer, so that one that is replaced is gone
+    for parent, name in layers:  # holds no reference to a layer, so that a replaced one is freed
         setattr(parent, name, replace(getattr(parent, name), torch.device(device)))
-    _give_back_free_memory()
+    _trim_heap()
 
 
-def _give_back_free_memory() -> None:
-    """Let go of what was needed for a moment: glibc keeps it, in holes between the layers, a GiB of the 7B in int4."""
+def _trim_heap() -> None:
+    """Return freed memory to the system: glibc keeps it between the layers, 1 GiB for the 7B model in int4."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def linear_layers(network: "LlamaForCausalLM") -> list[nn.Linear]:
-    """What `quantize` replaces."""
+    """Return the layers that `quantize` replaces."""
     return [module for module in network.model.layers.modules() if isinstance(module, nn.Linear)]
 
 
 def quantized_bytes(kind: Quantization, shape: tuple[int, int], *, scale_bytes: int) -> int:
-    """What a linear layer of `shape` takes: its weights, and a scale for each row (int8) or each group (int4)."""
+    """Return the bytes of a linear layer of `shape`: its weights, and a scale per row (int8) or per group (int4)."""
     num_rows, num_columns = shape
     num_weights = num_rows * num_columns
     return num_weights + num_rows * scale_bytes if kind == "int8" else num_weights // 2 + num_weights // INT4_GROUP * 4

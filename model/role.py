@@ -1,6 +1,6 @@
-"""What a process needs of a model: all of it, what sees, or what speaks. No torch."""
+"""The part of a model that a process loads: all of it, the encoder, or the language model. Imports no torch."""
 
 from typing import Literal
 
 Role = Literal["all", "encode", "generate"]
-"""`encode` loads what features are made with, `generate` the projection and the language model."""
+"""`encode` loads the modules that compute features; `generate` loads the projection and the language model."""

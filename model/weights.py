@@ -1,7 +1,7 @@
-"""Weights: strict loading through a key map, the digest that names a checkpoint, and seeded stand-ins.
+"""Loads weights strictly through a key map, computes the digest of a checkpoint, and makes seeded test weights.
 
-Every parameter must be covered exactly once. A loader that lets a key slip leaves modules silently at their
-initial values (VideoChat's global token would be a no-op), so nothing here is lenient.
+Every parameter must be covered exactly once. A lenient loader would silently leave modules at their initial values,
+with which VideoChat's global token, for example, does nothing.
 """
 
 import hashlib
@@ -24,26 +24,26 @@ _DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
     **{"U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
-"""safetensors' names."""
+"""safetensors' names of dtypes."""
 
 
 class WeightsError(ValueError):
-    """A checkpoint does not fit the network it is meant for; the message names the keys."""
+    """A checkpoint does not fit its network; the message names the keys."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyMap:
-    """How a published checkpoint calls the parameters of ours."""
+    """Maps the names of a published checkpoint to the parameters of our network."""
 
     renames: tuple[tuple[str, str], ...] = ()
-    """Regular expressions and their replacements, applied one after the other to every key."""
+    """Regular expressions and their replacements, applied in order to every key."""
     ignored: tuple[str, ...] = ()
-    """Published keys (regular expressions, whole key) that hold nothing to load, such as buffers."""
+    """Published keys (regular expressions, whole key) that are not loaded, such as buffers."""
     squeezed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Parameters of ours that may be published with an axis more: the number of axes then, the extra one."""
+    """Our parameters that may be published with an extra axis: the number of axes then, and which one is extra."""
 
     def target(self, key: str) -> str | None:
-        """What the published `key` is called here; None where it is ignored."""
+        """Return our name of the published `key`; None if it is ignored."""
         if any(re.fullmatch(pattern, key) for pattern in self.ignored):
             return None
         for pattern, replacement in self.renames:
@@ -51,23 +51,23 @@ class KeyMap:
         return key
 
     def shaped(self, target: str, tensor: Tensor) -> Tensor:
-        """The published `tensor` without the axis that ours has not."""
+        """Return the published `tensor` without the axis that our parameter lacks."""
         num_axes, extra = self.squeezed.get(target, (0, 0))
         return tensor.squeeze(extra) if tensor.ndim == num_axes else tensor
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU, mapped and read when first used.
+    """Return every tensor of a safetensors file, on the CPU, mapped and read on first use.
 
-    A tensor's pages leave memory with it, also while others of the file are in use: what is quantised or moved to
-    a GPU tensor by tensor is never in memory twice.
+    The pages of a tensor are released with it, even while other tensors of the file are in use. So a model that is
+    quantised or moved to a GPU tensor by tensor is never in memory twice.
 
     Raises:
-        WeightsError: the file is absent or no safetensors file.
+        WeightsError: the file is absent or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt"):
-            pass  # header and length are sound
+            pass  # checks header and length
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
@@ -75,12 +75,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         first = 8 + header_bytes
         return {name: _mapped(mapping, first, entry) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, SafetensorError, KeyError) as error:
-        size = f"it has {path.stat().st_size:,} bytes" if path.is_file() else "it is not there"
-        raise WeightsError(f"{path.name} is damaged or was cut short ({size}). Get it again.") from error
+        size = f"it has {path.stat().st_size:,} bytes" if path.is_file() else "it does not exist"
+        raise WeightsError(f"{path.name} is damaged or truncated ({size}). Get it again.") from error
 
 
 def _mapped(mapping: mmap.mmap, first: int, entry: Mapping[str, Any]) -> Tensor:
-    """One tensor of a mapped file, of which the tensors' bytes begin at `first`; `entry` is the header's."""
+    """Return one tensor of a mapped file; `first` is where the tensors' bytes begin, `entry` is from the header."""
     dtype, (begin, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
     if begin == end:
         return torch.empty(entry["shape"], dtype=dtype)
@@ -90,7 +90,7 @@ def _mapped(mapping: mmap.mmap, first: int, entry: Mapping[str, Any]) -> Tensor:
 
 
 def _release_pages(mapping: mmap.mmap, begin: int, end: int) -> None:
-    """Let go of the pages that lie wholly in [begin, end); they can be read from the file again."""
+    """Release the pages that lie entirely in [begin, end); they can be read from the file again."""
     begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
@@ -104,14 +104,14 @@ def load_strict(
     dtype: torch.dtype | None = None,
     wanted: Callable[[str], bool] | None = None,
 ) -> None:
-    """Put published tensors in the place of the module's parameters (also of one built on the meta device).
+    """Assign published tensors to the module's parameters; the module may be on the meta device.
 
     Args:
-        module: what is to be filled; its parameters and persistent buffers must all be covered.
+        module: the module to fill; all its parameters and persistent buffers must be covered.
         tensors: published key to tensor.
-        key_map: what the published keys are called in `module`.
-        dtype: cast to, where the checkpoint differs; None keeps the checkpoint's.
-        wanted: the parameters to load, by name, where not all are needed; the others must be covered all the same.
+        key_map: maps the published keys to names in `module`.
+        dtype: cast to it if the checkpoint differs; None keeps the checkpoint's.
+        wanted: whether to load the parameter of this name; parameters that are not loaded must be covered too.
 
     Raises:
         WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
@@ -126,12 +126,12 @@ def load_strict(
 
 
 def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) -> dict[str, tuple[str, Tensor]]:
-    """Which published key covers each parameter of the module, and its tensor in the module's shape.
+    """Return the published key that covers each parameter of the module, and its tensor in the module's shape.
 
     Args:
-        module: on any device, the meta device too; it is left alone.
+        module: on any device, including the meta device; it is not changed.
         tensors: published key to tensor.
-        key_map: what the published keys are called in `module`.
+        key_map: maps the published keys to names in `module`.
 
     Raises:
         WeightsError: a key is unknown, covered twice or missing, or a shape differs.
@@ -157,24 +157,24 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
 
 
 class CheckpointDigest:
-    """SHA-256 of a checkpoint's sizes and of its tensors, which are added one by one in the order of names."""
+    """SHA-256 of a checkpoint's sizes and tensors; add the tensors one by one in the order of their names."""
 
     def __init__(self, sizes: Mapping[str, Any]) -> None:
         self._digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """One tensor: name, dtype, shape, bytes."""
+        """Add the name, dtype, shape and bytes of one tensor."""
         tensor = tensor.detach().cpu().contiguous()
         self._digest.update(f"\n{json.dumps(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
         self._digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
     def hexdigest(self) -> str:
-        """Of what was added so far, hex."""
+        """Return the digest of everything added so far, hex."""
         return self._digest.hexdigest()
 
 
 def checkpoint_digest(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
-    """SHA-256, hex, of every tensor (name, dtype, shape, bytes) in the order of names, and of the sizes."""
+    """Return the SHA-256, hex, of the sizes and of every tensor (name, dtype, shape, bytes) in the order of names."""
     digest = CheckpointDigest(sizes)
     for name in sorted(tensors):
         digest.add(name, tensors[name])
@@ -182,11 +182,11 @@ def checkpoint_digest(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -
 
 
 def seeded(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
-    """Random float32 values for every parameter of `module`: none zero, and the same on every machine.
+    """Draw random float32 values for every parameter of `module`: none zero, and the same on every machine.
 
-    Uniform, because torch draws uniform numbers from integers, exactly; normal ones differ in the last bit
-    between CPUs. Each parameter has a generator of its own, named after it, so that their order does not
-    matter. Matrices keep the variance of what passes them; norms stay near 1; other vectors are small.
+    The distribution is uniform, because torch makes uniform numbers exactly from integers; normal numbers differ in
+    the last bit between CPUs. Each parameter has its own generator, seeded by its name, so the order of parameters
+    does not matter. Matrices preserve the variance of their inputs, norms are near 1, and other vectors are small.
     """
     return {name: _drawn(f"{seed}:{name}", parameter) for name, parameter in module.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""Variants of a clip whose story is known: mirrored, upside down, backwards, in other light, with noise."""
+"""Augments clips whose content is known: mirrored, upside down, backwards, brighter or darker, blurred, noisy."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from training.corpus import PIXELS, Labels
-from training.world import LIVES, MOTIONS, NUM_SAMPLED, Scene, Thing
+from training.scenes import LIVES, MOTIONS, NUM_SAMPLED, Scene, Thing
 
 MIRRORED = torch.tensor([MOTIONS.index(motion) for motion in ("right", "left", "up", "down", "still")])
 UPSIDE_DOWN = torch.tensor([MOTIONS.index(motion) for motion in ("left", "right", "down", "up", "still")])
@@ -18,13 +18,13 @@ BACKWARDS_LIFE = torch.tensor([LIVES.index(life) for life in ("always", "vanishe
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """uint8 [N, T, S, S, 3] to what the encoder takes [N, T, 3, S, S]."""
+    """Convert uint8 [N, T, S, S, 3] to the encoder's input [N, T, 3, S, S]."""
     scaled = frames.permute(0, 1, 4, 2, 3).float() / 255
     return (scaled - torch.tensor(PIXELS.mean)[:, None, None]) / torch.tensor(PIXELS.std)[:, None, None]
 
 
 def vary(frames: Tensor, labels: Labels, generator: Generator) -> tuple[Tensor, Labels]:
-    """Every clip uint8 [N, T, S, S, 3] mirrored, turned upside down and played backwards by the toss of a coin."""
+    """Mirror, turn upside down and reverse each clip uint8 [N, T, S, S, 3], each with probability one half."""
 
     def toss() -> Tensor:
         return torch.rand(len(frames), generator=generator) < 0.5
@@ -48,14 +48,14 @@ def vary(frames: Tensor, labels: Labels, generator: Generator) -> tuple[Tensor, 
 
 
 def turn(frames: Tensor, scenes: Sequence[Scene | None], random: Random) -> tuple[Tensor, list[Scene | None]]:
-    """Clips uint8 [N, T, S, S, 3] and what they show, some of them mirrored, some upside down, some both."""
-    turned, told = frames.clone(), list(scenes)
+    """Mirror and turn some of the clips uint8 [N, T, S, S, 3] at random; return them with their changed scenes."""
+    turned, shown = frames.clone(), list(scenes)
     for row, scene in enumerate(scenes):
         for axis, motions in ((0, MIRRORED), (1, UPSIDE_DOWN)):
             if random.random() < 0.5:
                 turned[row] = turned[row].flip(2 - axis)
-                told[row] = scene and _turned(told[row] or scene, axis, motions)
-    return turned, told
+                shown[row] = scene and _turned(shown[row] or scene, axis, motions)
+    return turned, shown
 
 
 def _turned(scene: Scene, axis: int, motions: Tensor) -> Scene:
@@ -68,7 +68,7 @@ def _turned(scene: Scene, axis: int, motions: Tensor) -> Scene:
 
 
 def relight(pixels: Tensor, generator: Generator) -> Tensor:
-    """Clips [N, T, 3, S, S], normalised, with some of them brighter or darker, blurred, or noisy."""
+    """Make some of the normalised clips [N, T, 3, S, S] brighter or darker, blurred, or noisy."""
     count = len(pixels)
 
     def some(share: float) -> Tensor:

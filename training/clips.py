@@ -1,4 +1,4 @@
-"""Writes pictures of the default model's world as real video files.
+"""Writes scenes of drawn shapes as real video files.
 
 `python -m training.clips FOLDER` writes the sample clips that ship with the package.
 """
@@ -15,7 +15,7 @@ import av
 from av.video.stream import VideoStream
 
 from training.drawing import Picture, draw_frame
-from training.world import (
+from training.scenes import (
     COLOURS,
     RADII,
     Background,
@@ -36,13 +36,13 @@ ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "mpeg2": ("mpeg2video", ".ts", {"qscale": "5"}),
     "vp8": ("libvpx", ".webm", {"crf": "20", "b": "1M", "cpu-used": "8", "deadline": "realtime"}),
 }
-"""Encoder, file name's end and options of every codec that clips are written in."""
+"""Encoder, file suffix and options of each codec."""
 SIDES = (128, 640)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """How a clip is stored: a key of `ENCODERS`, and pixels (even numbers)."""
+    """The format of a clip: a key of `ENCODERS`, and its size in pixels (even numbers)."""
 
     codec: str
     width: int
@@ -50,25 +50,25 @@ class Format:
 
     @property
     def suffix(self) -> str:
-        """What the names of such files end in."""
+        """The suffix of such files."""
         return ENCODERS[self.codec][1]
 
 
 def draw_format(random: Random) -> Format:
-    """Any format of the world: H.264, VP9 or MPEG-4, 128 to 640 pixels each side."""
+    """Draw a format as in training: H.264, VP9 or MPEG-4, 128 to 640 pixels per side."""
     codec = random.choice(("h264", "vp9", "mpeg4"))
     width, height = (2 * round(SIDES[0] / 2 * (SIDES[1] / SIDES[0]) ** random.random()) for _ in range(2))
     return Format(codec=codec, width=width, height=height)
 
 
 def write_scene(scene: Scene, form: Format, path: Path) -> Path:
-    """The scene as a video file."""
+    """Write a scene to a video file, and return its path."""
     pictures = (draw_frame(scene, frame, width=form.width, height=form.height) for frame in range(scene.num_frames))
     return write_pictures(pictures, form, path, fps=scene.fps)
 
 
 def write_pictures(pictures: Iterable[Picture], form: Format, path: Path, *, fps: float) -> Path:
-    """Pictures uint8 [height, width, 3] as a video file."""
+    """Write pictures uint8 [height, width, 3] to a video file, and return its path."""
     encoder, _, options = ENCODERS[form.codec]
     with av.open(path, "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=options)

@@ -1,7 +1,7 @@
-"""The clips that the default model learns from: what each shows, as the frames that it would see of a file.
+"""Draws the training clips, and computes their labels.
 
-Clips are drawn once, straight at the encoder's size, and kept in shards; a shard that is there is not drawn again.
-Labels are computed from the scenes, which a seed and a number name.
+A clip is drawn as the frames that the model would sample from a file. Clips are drawn once, at the encoder's size, and
+saved in shards; shards that exist are not drawn again. Scenes and labels follow from a seed and a clip number.
 """
 
 import io
@@ -22,31 +22,31 @@ from model.video.pixels import PixelSpec, resize
 from model.video.spec import FRAME_RULES
 from training.distractors import draw_distractor
 from training.drawing import Picture, draw_frame
-from training.world import COLOUR_NAMES, LIVES, MAX_THINGS, MOTIONS, NUM_SAMPLED, SHAPES, SIZES, Scene, draw_scene
+from training.scenes import COLOUR_NAMES, LIVES, MAX_THINGS, MOTIONS, NUM_SAMPLED, SHAPES, SIZES, Scene, draw_scene
 
 PIXELS = PixelSpec(size=64)
 SHARD = 500
 """Clips in one file."""
 DISTRACTORS = 0.12
-"""Share of clips that are not of the world."""
+"""Share of clips without known shapes."""
 DRAWN_SIDES = (64, 96, 128, 192)
-"""Pictures are drawn at one of these sizes, compressed, and brought to the encoder's, as a file's would be."""
+"""Sizes to draw pictures at, before they are compressed and resized to the encoder's size, like those of a file."""
 
 
 def scene_of(seed: int, number: int) -> Scene | None:
-    """What a clip of the corpus shows; None where it is a distractor."""
+    """Return the scene of a clip of the corpus; None if it is a distractor."""
     random = Random(f"{seed}:{number}")
     return None if random.random() < DISTRACTORS else draw_scene(random)
 
 
 def sampled_frames(scene: Scene) -> list[int]:
-    """The frames of a clip that the model sees."""
+    """Return the indices of the frames that the model samples from a clip."""
     return FRAME_RULES["videochat"](scene.num_frames, NUM_SAMPLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What clips show, thing by thing (axis 1); -1 and zeros where a clip has fewer things."""
+    """The things in clips (axis 1); -1 and zeros where a clip has fewer things."""
 
     colour: Tensor  # [N, things]
     shape: Tensor
@@ -54,7 +54,7 @@ class Labels:
     motion: Tensor
     life: Tensor
     event: Tensor
-    """The first sampled frame after it appeared or vanished; -1 where it is there all the time."""
+    """The first sampled frame after the thing appeared or vanished; -1 if it is always visible."""
     radius: Tensor  # [N, things] of the stage
     centre: Tensor  # [N, things, frames, 2] of the stage
     visible: Tensor  # [N, things, frames]
@@ -67,7 +67,7 @@ class Labels:
 
 
 def label(scenes: list[Scene | None]) -> Labels:
-    """The labels of every scene, in order."""
+    """Return the labels of every scene, in order."""
     count = len(scenes)
     kinds = np.full((6, count, MAX_THINGS), -1, np.int64)
     radius = np.zeros((count, MAX_THINGS), np.float32)
@@ -93,7 +93,7 @@ def label(scenes: list[Scene | None]) -> Labels:
 
 
 def draw_clip(seed: int, number: int) -> Picture:
-    """The frames [frames, side, side, 3] that the model sees of a clip of the corpus."""
+    """Draw the sampled frames [frames, side, side, 3] of a clip of the corpus."""
     random = Random(f"{seed}:{number}:look")
     side = random.choice(DRAWN_SIDES)
     quality = random.choice((None, random.randint(30, 95)))
@@ -106,7 +106,7 @@ def draw_clip(seed: int, number: int) -> Picture:
 
 
 def _compressed(picture: Picture, quality: int | None) -> Picture:
-    """A picture with the blocks and the coarse colours of a compressed one."""
+    """Return a picture with the artefacts of compression."""
     if quality is None:
         return picture
     file = io.BytesIO()
@@ -116,14 +116,14 @@ def _compressed(picture: Picture, quality: int | None) -> Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """So many clips of one seed, in a folder."""
+    """`count` clips of one seed, in a folder."""
 
     folder: Path
     seed: int
     count: int
 
     def draw(self) -> None:
-        """Draw the shards that are missing, on every core, with a progress bar."""
+        """Draw the missing shards, on all cores, with a progress bar."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [first for first in range(0, self.count, SHARD) if not self._shard(first).exists()]
         with (
@@ -134,11 +134,11 @@ class Corpus:
                 bar.update(SHARD)
 
     def scenes(self) -> list[Scene | None]:
-        """What every clip shows."""
+        """Return the scene of every clip."""
         return [scene_of(self.seed, number) for number in range(self.count)]
 
     def frames(self) -> npt.NDArray[np.uint8]:
-        """Every clip [N, frames, side, side, 3]."""
+        """Read every clip [N, frames, side, side, 3]."""
         out = np.empty((self.count, NUM_SAMPLED, PIXELS.size, PIXELS.size, 3), np.uint8)
         for first in range(0, self.count, SHARD):
             out[first : first + SHARD] = np.load(self._shard(first))

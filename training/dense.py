@@ -1,4 +1,4 @@
-"""Stage 1: the encoder learns to see, every part of it under the eyes of a head that is thrown away."""
+"""Stages 1 to 3: train the encoder, with heads on every part of it that are discarded after training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +14,29 @@ from model.text.tokenizer import Tokenizer
 from training.augment import normalised, relight, vary
 from training.corpus import Corpus, Labels, label
 from training.loop import Schedule, learn
-from training.supervision import Heads, Score, Seen, fast_convolutions, look, tell, understand, watched
-from training.world import NUM_SAMPLED
+from training.scenes import NUM_SAMPLED
+from training.supervision import (
+    EncoderOutputs,
+    Heads,
+    Score,
+    fast_convolutions,
+    look,
+    recorded_outputs,
+    tell,
+    understand,
+)
 
 WEIGHTS = {"patch": 0.7, "frame": 0.7, "keys": 1.5, "token.motion": 2.0, "token.event": 0.3, "slot.motion": 2.0}
-BLINKERED = 0.5
-"""Share of the last stage in which every other step hides the patches from the queries."""
+HIDDEN_PATCHES = 0.5
+"""Until this share of the steps of stage `tell`, every other step hides the patches from the queries."""
 SHOWN = ("patch.shape", "keys.1", "token.motion", "token.life", "token.event", "slot.motion", "slot.life", "slot.event")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Who learns, from which clips, and where the states of the stages are kept.
+    """The network and heads being trained, the corpus, and the folder with the states of the stages.
 
-    Tokens and features are computed when a stage that is not finished asks for them; the stages before it must be.
+    Tokens and features are computed on first use, when all stages before it must have finished.
     """
 
     network: VideoChatNetwork
@@ -38,7 +47,7 @@ class Training:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """What the encoder makes of every clip, each in one light: float16 [N, L, C]; kept in the folder."""
+        """The encoder's tokens of every clip, relit once: float16 [N, L, C]; saved in the folder."""
         path = self.folder / f"tokens-{self.corpus.seed}.pt"
         if path.exists():
             kept: Tensor = torch.load(path, weights_only=True)
@@ -55,7 +64,7 @@ class Training:
 
     @cached_property
     def features(self) -> Tensor:
-        """What the queries make of those tokens: float16 [N, queries, C]."""
+        """The features of those tokens: float16 [N, queries, C]."""
         with torch.no_grad():
             return torch.cat([self.network.query(part.float()).half() for part in torch.split(self.tokens, 64)])
 
@@ -64,20 +73,20 @@ def learn_to_look(training: Training, schedule: Schedule) -> None:
     """Train the trunk of the encoder, and the heads, on single frames."""
     network, heads = training.network, training.heads
 
-    def read(frames: Tensor, labels: Labels, seen: Seen, generator: Generator) -> Score:
+    def score_clips(frames: Tensor, labels: Labels, seen: EncoderOutputs, generator: Generator) -> Score:
         which = int(torch.randint(frames.shape[1], (), generator=generator))
         pixels = relight(normalised(frames[:, which : which + 1]), generator)
         network.see(pixels)
         return look(heads, _at(labels, which), pixels, seen)
 
-    _learn("look", training, schedule, read)
+    _learn("look", training, schedule, score_clips)
 
 
 def learn_to_understand(training: Training, schedule: Schedule) -> None:
-    """Train the encoder from the first block that the global token sees, and the heads, on whole clips."""
+    """Train the encoder from the first block that feeds the global token, and the heads, on whole clips."""
     network, heads = training.network, training.heads
 
-    def read(frames: Tensor, labels: Labels, seen: Seen, generator: Generator) -> Score:
+    def score_clips(frames: Tensor, labels: Labels, seen: EncoderOutputs, generator: Generator) -> Score:
         network.see(relight(normalised(frames), generator))
         return understand(heads, labels, seen)
 
@@ -86,12 +95,12 @@ def learn_to_understand(training: Training, schedule: Schedule) -> None:
     for part in (trunk.blocks[-len(trunk.gmhra) :], trunk.gmhra, network.ln_vision):
         part.requires_grad_(True)
     trunk.gmhra_cls_token.requires_grad_(True)
-    _learn("understand", training, schedule, read)
+    _learn("understand", training, schedule, score_clips)
     network.requires_grad_(True)
 
 
 def learn_to_tell(training: Training, schedule: Schedule) -> None:
-    """Train the queries and the Q-Former, and the heads, on what the encoder, left as it is, makes of the clips."""
+    """Train the queries, the Q-Former and the heads on the tokens of the frozen encoder."""
     network, heads = training.network, training.heads
     labels = label(training.corpus.scenes())
     averages: dict[str, float] = {}
@@ -100,11 +109,11 @@ def learn_to_tell(training: Training, schedule: Schedule) -> None:
         generator = Generator().manual_seed(training.corpus.seed * 1_000_003 + number)
         rows = torch.randint(len(labels), (schedule.batch,), generator=generator)
         shown = training.tokens[rows].float()
-        # The global token is one of hundreds that the queries attend to. They find it sooner where now and then
-        # nothing but it and the frames' class tokens is left.
-        blinkered = number < schedule.steps * BLINKERED and number % 2 == 0
-        score = tell(heads, labels[rows], network.query(_without_patches(shown) if blinkered else shown))
-        if not blinkered:
+        # The global token is one of hundreds that the queries attend to. They learn to use it sooner if some steps
+        # leave only the global token and the frames' class tokens.
+        hides_patches = number < schedule.steps * HIDDEN_PATCHES and number % 2 == 0
+        score = tell(heads, labels[rows], network.query(_without_patches(shown) if hides_patches else shown))
+        if not hides_patches:
             _average(averages, score)
         return _weighed(score), averages
 
@@ -112,14 +121,14 @@ def learn_to_tell(training: Training, schedule: Schedule) -> None:
 
 
 def _without_patches(tokens: Tensor) -> Tensor:
-    """The class tokens of the frames, and the global token."""
+    """Return the class tokens of the frames, and the global token."""
     return torch.cat((tokens[:, : -1 : (tokens.shape[1] - 1) // NUM_SAMPLED], tokens[:, -1:]), dim=1)
 
 
-Read = Callable[[Tensor, Labels, Seen, Generator], Score]
+ScoreClips = Callable[[Tensor, Labels, EncoderOutputs, Generator], Score]
 
 
-def _learn(name: str, training: Training, schedule: Schedule, read: Read) -> None:
+def _learn(name: str, training: Training, schedule: Schedule, score_clips: ScoreClips) -> None:
     corpus = training.corpus
     frames, labels = torch.from_numpy(corpus.frames()), label(corpus.scenes())
     averages: dict[str, float] = {}
@@ -129,17 +138,17 @@ def _learn(name: str, training: Training, schedule: Schedule, read: Read) -> Non
         rows = torch.randint(len(labels), (schedule.batch,), generator=generator)
         clips, wanted = vary(frames[rows], labels[rows], generator)
         seen.clear()
-        score = read(clips, wanted, seen, generator)
+        score = score_clips(clips, wanted, seen, generator)
         _average(averages, score)
         return _weighed(score), averages
 
     learned = _named(training, ("visual_encoder", "ln_vision", "qformer"))
-    with fast_convolutions(training.network), watched(training.network) as seen:
+    with fast_convolutions(training.network), recorded_outputs(training.network) as seen:
         learn(name, learned, step, schedule, training.folder)
 
 
 def _named(training: Training, parts: Sequence[str]) -> nn.Module:
-    """Parts of the network, its queries and the heads, as one module under the network's own names."""
+    """Return parts of the network, its queries and the heads as one module, under the network's names."""
     network = training.network
     learned = nn.ModuleDict({part: network.get_submodule(part) for part in parts})
     learned["heads"] = training.heads
@@ -161,7 +170,7 @@ def _weighed(score: Score) -> Tensor:
 
 
 def _at(labels: Labels, frame: int) -> Labels:
-    """The labels of one frame of every clip."""
+    """Return the labels of one frame of every clip."""
     return replace(
         labels, centre=labels.centre[:, :, frame : frame + 1], visible=labels.visible[:, :, frame : frame + 1]
     )

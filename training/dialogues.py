@@ -1,7 +1,7 @@
-"""What can be asked about a scene of the default model's world, in many wordings, and the one right answer to each.
+"""Generates questions about a scene, in many wordings, with the one right answer to each.
 
-Every answer names its thing by colour and shape, so that the next question may say "it". What is not of this world,
-clip or question, has the same answer always: `ELSEWHERE`.
+Every answer names its thing by colour and shape, so that the next question can say "it". Other clips and questions
+always have the same answer, `UNKNOWN`.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from training.corpus import sampled_frames
+from training.scenes import COLOUR_NAMES, MOTIONS, SHAPES, SIZES, ColourName, Scene, Thing, draw_scene, in_order
 from training.wordings import (
     CLAUSES,
     FOLLOW_UPS,
@@ -24,9 +25,8 @@ from training.wordings import (
     WHICH_MOVES,
     WHICH_STILL,
 )
-from training.world import COLOUR_NAMES, MOTIONS, SHAPES, SIZES, ColourName, Scene, Thing, draw_scene, in_order
 
-ELSEWHERE = "I only know clips of drawn shapes."
+UNKNOWN = "I only know clips of drawn shapes."
 
 Kind = Literal[
     "colour",
@@ -48,7 +48,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Asked = Literal["colour", "shape", "size", "direction", "appears", "vanishes"]
-"""What can be asked of a single thing."""
+"""Questions about a single thing."""
 ASKED: tuple[Asked, ...] = get_args(Asked)
 Attribute = Literal["size", "colour", "shape", "motion"]
 NUMBERS = ("no", "one", "two", "three")
@@ -64,79 +64,79 @@ class Exchange:
     question: str
     answer: str
     moments: tuple[float, ...] = ()
-    """When what the answer gives the seconds of really happened, in the order of its numbers."""
+    """The exact times of the events whose seconds the answer gives, in the order of its numbers."""
     interval: float = 0.0
     """Seconds between two sampled frames."""
     about: tuple[ColourName, ...] = ()
-    """The colours of the things that fit what the question says."""
+    """The colours of the things that the question is about."""
 
-    def is_right(self, said: str) -> bool:
-        """Whether an answer is the right one: word for word, and seconds within one sampling interval."""
+    def is_right(self, given: str) -> bool:
+        """Return whether an answer is right: word for word, with seconds within one sampling interval."""
         if not self.moments:
-            return said == self.answer
-        times = [float(number) for number in NUMBER.findall(said)]
-        return NUMBER.sub("", said) == NUMBER.sub("", self.answer) and all(
+            return given == self.answer
+        times = [float(number) for number in NUMBER.findall(given)]
+        return NUMBER.sub("", given) == NUMBER.sub("", self.answer) and all(
             abs(time - moment) <= self.interval + 0.05 for time, moment in zip(times, self.moments, strict=True)
         )
 
 
 def sampled_seconds(scene: Scene) -> list[str]:
-    """The times of the sampled frames as the prompt gives them."""
+    """Return the times of the sampled frames as the prompt gives them."""
     return [str(float(np.round(np.float64(frame / scene.fps), 1))) for frame in sampled_frames(scene)]
 
 
 def draw_dialogue(random: Random, scene: Scene | None, turns: int) -> list[Exchange]:
-    """So many questions about a clip, one after the other, and their answers; None is a clip of anything else."""
+    """Generate `turns` questions about a clip with their answers; None is a clip without known shapes."""
     if scene is None:
-        strange = _Dialogue(random, draw_scene(random))
+        other = _Dialogue(random, draw_scene(random))
         return [
-            Exchange(kind="other_clip", question=exchange.question, answer=ELSEWHERE)
-            for exchange in (strange.next() for _ in range(turns))
+            Exchange(kind="other_clip", question=exchange.question, answer=UNKNOWN)
+            for exchange in (other.next() for _ in range(turns))
         ]
     dialogue = _Dialogue(random, scene)
     return [dialogue.next() for _ in range(turns)]
 
 
 def ask(random: Random, scene: Scene, kind: Kind) -> list[Exchange] | None:
-    """A short dialogue whose last question is of the kind asked for; None where the scene has no such question."""
+    """Generate a short dialogue whose last question is of a kind; None if the scene has no such question."""
     dialogue = _Dialogue(random, scene)
     if kind == "follow_up":
         dialogue.next_of(random.choice(ASKED))
     exchange = dialogue.next_of(kind)
-    return dialogue.said if exchange else None
+    return dialogue.exchanges if exchange else None
 
 
 class _Dialogue:
-    """A dialogue about one scene, and the thing that was spoken of last."""
+    """A dialogue about one scene, and the thing that the last answer was about."""
 
     def __init__(self, random: Random, scene: Scene) -> None:
         self.random = random
         self.scene = scene
         self.things = in_order(scene.things)
         self.seconds = sampled_seconds(scene)
-        self.said: list[Exchange] = []
+        self.exchanges: list[Exchange] = []
         self.focus: Thing | None = None
         self.topic: Asked | None = None
 
     def next(self) -> Exchange:
-        """Any question that the scene, and what was said before, allows."""
+        """Generate any question that the scene and the dialogue so far allow."""
         while True:
             kind = self.random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
             if exchange := self.next_of(kind):
                 return exchange
 
     def next_of(self, kind: Kind) -> Exchange | None:
-        """A question of one kind, where there is one."""
+        """Generate a question of one kind; None if there is none."""
         before = self.focus, self.topic
         self.focus = self.topic = None
         exchange = ASKERS[kind](self, before) if kind not in ASKED else self._about_one(kind, before)
         if exchange:
-            self.said.append(exchange)
+            self.exchanges.append(exchange)
         else:
             self.focus, self.topic = before
         return exchange
 
-    # One thing, named by what is not asked for.
+    # Questions about one thing, which is named by its other attributes.
 
     def _about_one(self, kind: Asked, _: "_Before") -> Exchange | None:
         thing = self.random.choice(self.things)
@@ -156,13 +156,13 @@ class _Dialogue:
     def _answer(self, asked: Asked, thing: Thing) -> tuple[str, tuple[float, ...]]:
         if asked in ("appears", "vanishes"):
             return self._moment_answer(asked, thing)
-        said = {
+        answers = {
             "colour": f"The {thing.shape} is {thing.colour}.",
             "shape": f"The {thing.colour} object is a {thing.shape}.",
             "size": f"The {_name(thing)} is {thing.size}.",
             "direction": f"The {_name(thing)} {MOVES[thing.motion]}.",
         }
-        return said[asked], ()
+        return answers[asked], ()
 
     def _moment_answer(self, asked: Asked, thing: Thing) -> tuple[str, tuple[float, ...]]:
         if thing.life == asked:
@@ -172,12 +172,12 @@ class _Dialogue:
         return f"The {_name(thing)} {always[asked]}.", ()
 
     def _event(self, thing: Thing) -> str:
-        """The time of the first sampled frame after a thing has appeared or vanished, as the prompt gives it."""
+        """Return the time of the first sampled frame after a thing appeared or vanished, as the prompt gives it."""
         there = [thing.visible_at(self.scene.moment(frame)) for frame in sampled_frames(self.scene)]
         return self.seconds[there.index(thing.life == "appears")]
 
     def _references(self, thing: Thing, *, hidden: Attribute | None) -> list[tuple[Attribute, ...]]:
-        """Sets of attributes that no other thing of the scene shares; the empty one where it is alone."""
+        """Return sets of attributes that no other thing of the scene shares; the empty set if the thing is alone."""
         free = [attribute for attribute in ATTRIBUTES if attribute != hidden]
         sets = [chosen for size in range(len(free) + 1) for chosen in combinations(free, size)]
         alone = [chosen for chosen in sets if self._matching(thing, chosen) == [thing]]
@@ -197,7 +197,7 @@ class _Dialogue:
         clause = [self.random.choice(CLAUSES[thing.motion])] if "motion" in attributes else []
         return " ".join(("the", *words, noun, *clause))
 
-    # The rest of what can be asked.
+    # Other questions.
 
     def _count(self, _: "_Before") -> Exchange:
         if self.random.random() < 0.65:
@@ -273,8 +273,8 @@ class _Dialogue:
 
     def _ambiguous(self, _: "_Before") -> Exchange | None:
         asked = self.random.choice(ASKED)
-        told: tuple[Attribute, ...] = ("size", "shape")
-        free = [attribute for attribute in told if attribute != ASKED_ATTRIBUTE.get(asked)]
+        given: tuple[Attribute, ...] = ("size", "shape")
+        free = [attribute for attribute in given if attribute != ASKED_ATTRIBUTE.get(asked)]
         sets = [chosen for size in range(1, len(free) + 1) for chosen in combinations(free, size)]
         several = [(like, chosen) for like in self.things for chosen in sets if len(self._matching(like, chosen)) > 1]
         if not several:
@@ -303,8 +303,8 @@ class _Dialogue:
         if self.random.random() < 0.2:
             letters = string.ascii_lowercase + "     "
             question = "".join(self.random.choices(letters, k=self.random.randint(2, 40)))
-            return self._exchange("off_topic", self._in_any_style(question.strip() or "?"), ELSEWHERE)
-        return self._exchange("off_topic", self._in_any_style(self.random.choice(OFF_TOPIC)), ELSEWHERE)
+            return self._exchange("off_topic", self._in_any_style(question.strip() or "?"), UNKNOWN)
+        return self._exchange("off_topic", self._in_any_style(self.random.choice(OFF_TOPIC)), UNKNOWN)
 
     def _exchange(
         self, kind: Kind, question: str, answer: str, moments: tuple[float, ...] = (), *, about: Sequence[Thing] = ()
@@ -313,7 +313,7 @@ class _Dialogue:
         colours = tuple(thing.colour for thing in about)
         return Exchange(kind=kind, question=question, answer=answer, moments=moments, interval=interval, about=colours)
 
-    # Words.
+    # Wordings.
 
     def _some(self, among: Sequence[Attribute], *, hidden: Attribute | None = None) -> list[Attribute]:
         free = [attribute for attribute in among if attribute != hidden]
@@ -321,7 +321,7 @@ class _Dialogue:
         return [attribute for attribute in among if attribute in chosen]
 
     def _changed(self, thing: "Thing | _Wanted", attribute: Attribute) -> "_Wanted":
-        """A thing that differs in one attribute, and may not be there."""
+        """Return a thing that differs in one attribute, and may not exist in the scene."""
         values: dict[Attribute, str] = {
             "size": thing.size,
             "colour": thing.colour,
@@ -335,7 +335,7 @@ class _Dialogue:
         return self._in_any_style(self.random.choice(templates).replace("{x}", phrase))
 
     def _in_any_style(self, question: str) -> str:
-        """The question as people type it: with or without capitals, question mark, and a polite word."""
+        """Vary a question as people type it: capitals, question mark, polite words."""
         random = self.random
         if random.random() < 0.3:
             question = question.replace("colour", "color")
@@ -359,7 +359,7 @@ class _Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """The attributes of a thing that somebody asks for."""
+    """The attributes of a thing in a question."""
 
     size: str
     colour: str
@@ -415,7 +415,7 @@ WEIGHTS: dict[Kind, float] = {
     "follow_up": 18,
     "off_topic": 3,
 }
-"""How often each kind of question is drawn."""
+"""Relative frequency of each kind of question."""
 ASKERS: dict[str, Callable[[_Dialogue, _Before], Exchange | None]] = {
     "count": _Dialogue._count,
     "exists": _Dialogue._exists,

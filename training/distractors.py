@@ -1,6 +1,6 @@
-"""Draws what is not of the default model's world, so that it learns to say so: textures, noise, text, nothing at all.
+"""Draws clips without known shapes, which the model must learn to recognise: textures, noise, text, plain colours.
 
-No photograph is among them; heaps of overlapping leaves and clouds with the spectrum of natural pictures stand in.
+There are no photographs among them. Overlapping blobs, and clouds with the spectrum of natural images, replace them.
 """
 
 import math
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from training.drawing import Picture
-from training.world import Rgb
+from training.scenes import Rgb
 
 SPARE = 1.4
-"""A canvas is so much longer and wider than the picture that moves over it."""
+"""Size of a canvas relative to the picture that is cut from it."""
 
 
 def draw_distractor(random: Random, *, num_frames: int, width: int, height: int) -> Iterator[Picture]:
-    """The pictures [height, width, 3] of one clip, in order."""
+    """Draw the pictures [height, width, 3] of one clip, in order."""
     kind = random.choices(tuple(KINDS), (5, 3, 2, 3, 3, 2))[0]
     return KINDS[kind](random, num_frames, width, height)
 
@@ -37,7 +37,7 @@ def _leaves(random: Random, num_frames: int, width: int, height: int) -> Iterato
 
 
 def _heap(random: Random, width: int, height: int) -> Picture:
-    """Overlapping blobs of any size and colour, from the back to the front."""
+    """Draw overlapping blobs of any size and colour, from back to front."""
     around = [random.randrange(256) for _ in range(3)]
     spread = random.uniform(15, 120)
 
@@ -61,7 +61,7 @@ def _heap(random: Random, width: int, height: int) -> Picture:
 
 
 def _walker(random: Random) -> Callable[[Picture, float], Picture]:
-    """A figure of a few limbs that crosses the picture."""
+    """Return a function that paints a walking figure over a picture."""
     skin = tuple(random.randrange(256) for _ in range(3))
     clothes = tuple(random.randrange(256) for _ in range(3))
     start, way, size = random.uniform(0.1, 0.9), random.uniform(-0.5, 0.5), random.uniform(0.15, 0.4)
@@ -90,7 +90,7 @@ def _clouds(random: Random, num_frames: int, width: int, height: int) -> Iterato
 
 
 def _cloud(random: Random, width: int, height: int) -> npt.NDArray[np.float32]:
-    """Noise [height, width, 3], 0..255, whose amplitude falls with the frequency as in natural pictures."""
+    """Draw noise [height, width, 3], 0..255, whose amplitude falls with the frequency as in natural images."""
     generator = np.random.default_rng(random.getrandbits(32))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1
@@ -129,7 +129,7 @@ def _text(random: Random, num_frames: int, width: int, height: int) -> Iterator[
 
 
 def _plain(random: Random, num_frames: int, width: int, height: int) -> Iterator[Picture]:
-    """One colour, dark more often than not, that may fade into another one or flicker."""
+    """Draw one colour, mostly dark, that may fade into another or flicker."""
     top = random.choice((0, 0, 70, 70, 255))
     first, second = (np.asarray([random.randint(0, top) for _ in range(3)], np.float32) for _ in range(2))
     if random.random() < 0.6:
@@ -159,10 +159,10 @@ def _stripes(random: Random, num_frames: int, width: int, height: int) -> Iterat
 
 
 def _pan(random: Random, canvas: Picture, num_frames: int, width: int, height: int) -> Iterator[tuple[float, Picture]]:
-    """Pictures cut from a canvas along a straight way, or always the same one; with each, how far the clip is."""
-    room = canvas.shape[1] - width, canvas.shape[0] - height
-    start = [random.uniform(0, space) for space in room]
-    end = start if random.random() < 0.3 else [random.uniform(0, space) for space in room]
+    """Cut pictures from a canvas along a straight path, or always at the same position; yield (progress, picture)."""
+    spare = canvas.shape[1] - width, canvas.shape[0] - height
+    start = [random.uniform(0, space) for space in spare]
+    end = start if random.random() < 0.3 else [random.uniform(0, space) for space in spare]
     for number in range(num_frames):
         share = number / num_frames
         left, top = (round(a + (b - a) * share) for a, b in zip(start, end, strict=True))
@@ -177,4 +177,4 @@ KINDS: dict[str, Callable[[Random, int, int, int], Iterator[Picture]]] = {
     "plain": _plain,
     "stripes": _stripes,
 }
-"""Every kind of distractor by its name."""
+"""Functions that draw each kind of distractor."""

@@ -1,4 +1,4 @@
-"""Draws scenes of the default model's world, at any size of picture."""
+"""Draws the frames of a scene, at any picture size."""
 
 import math
 
@@ -6,16 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from training.world import STRETCH, Background, Scene, Thing
+from training.scenes import STRETCH, Background, Scene, Thing
 
 Picture = npt.NDArray[np.uint8]
 SUPERSAMPLING = 4
 STAR_WAIST = 0.42
-"""Distance of a star's inner corners, as a share of the outer ones'."""
+"""Distance of a star's inner corners from its centre, relative to its outer corners."""
 
 
 def draw_frame(scene: Scene, frame: int, *, width: int, height: int) -> Picture:
-    """The picture [height, width, 3] that a frame of the clip shows; the stage is the square in its middle."""
+    """Draw one frame [height, width, 3] of the clip; the stage is the square in its middle."""
     canvas = Image.fromarray(_draw_background(scene.background, width, height))
     moment = scene.moment(frame)
     for thing in scene.things:
@@ -40,7 +40,7 @@ def _draw_background(background: Background, width: int, height: int) -> Picture
 
 
 def _draw_thing(canvas: Image.Image, thing: Thing, centre: tuple[float, float]) -> None:
-    """Paint it over the canvas, its edge smoothed; only a window around it is drawn in fine pixels."""
+    """Paint a thing with smooth edges; only a window around it is supersampled."""
     stage = min(canvas.size)
     x = centre[0] * stage + (canvas.width - stage) / 2
     y = centre[1] * stage + (canvas.height - stage) / 2
@@ -63,7 +63,7 @@ def _draw_thing(canvas: Image.Image, thing: Thing, centre: tuple[float, float]) 
 
 
 def _corners(thing: Thing) -> list[tuple[float, float]]:
-    """(distance from the centre in units of the stretch, angle from upright) of a polygon's corners."""
+    """Return (distance from the centre relative to the stretch, angle from upright) of a polygon's corners."""
     match thing.shape:
         case "square":
             return [(math.sqrt(2), thing.turn + math.pi * (0.25 + 0.5 * number)) for number in range(4)]

@@ -1,4 +1,4 @@
-"""Asks the default model about fresh clips, through real files, and counts the right answers.
+"""Asks the default model about new clips in real files, and counts the right answers.
 
 `python -m training.evaluate` prints a table, with 95 % confidence intervals, and one line of JSON.
 """
@@ -23,22 +23,22 @@ from model.text.conversation import Clip, Conversation, Turn
 from training.clips import Format, draw_format, write_pictures, write_scene
 from training.dialogues import KINDS, Exchange, ask, draw_dialogue
 from training.distractors import draw_distractor
-from training.world import Scene, draw_scene
+from training.scenes import Scene, draw_scene
 
 SEED = 20261122
-"""Far from every seed that the model was trained on."""
+"""Different from the seeds that the model was trained on."""
 UNSEEN_FORMATS = (
     ("mpeg2", 720, 406, 30000 / 1001),
     ("vp8", 96, 150, 7.5),
     ("mpeg2", 160, 720, 24000 / 1001),
     ("vp8", 1024, 576, 48.0),
 )
-"""Codecs, sizes and frame rates outside of the world: nothing of the kind was drawn for training."""
+"""Codecs, sizes and frame rates that were not used in training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One clip, what is asked about it, one after the other, and the group it is counted in."""
+    """One clip, the questions of one dialogue about it, and the group that it is counted in."""
 
     group: str
     clip: Clip
@@ -47,32 +47,32 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """One question, what the model said, and whether that is right."""
+class JudgedAnswer:
+    """One question, the model's answer, and whether it is right."""
 
     group: str
     exchange: Exchange
-    said: str
+    given: str
 
     @property
-    def right(self) -> bool:
-        """Whether the answer is the right one."""
-        return self.exchange.is_right(self.said)
+    def is_right(self) -> bool:
+        """Whether the answer is right."""
+        return self.exchange.is_right(self.given)
 
 
 def answer_all(family: Family, asked: Sequence[tuple[Conversation, EncodedClip]], *, batch: int = 16) -> list[str]:
-    """What the model says to every conversation, `batch` of them at a time."""
+    """Return the model's answer to every conversation, `batch` of them at a time."""
     offline = Offline(family, max_num_seqs=batch)
-    said: dict[str, str] = defaultdict(str)
+    given: dict[str, str] = defaultdict(str)
     for number, (conversation, clip) in enumerate(asked):
         offline.add(str(number), conversation, [clip])
     for output in offline.outputs():
-        said[output.request_id] += output.text
-    return [said[str(number)].strip() for number in range(len(asked))]
+        given[output.request_id] += output.text
+    return [given[str(number)].strip() for number in range(len(asked))]
 
 
-def judge(family: Family, cases: Sequence[Case]) -> Iterator[Verdict]:
-    """Hold every dialogue, the model's own answers standing in its history."""
+def judge(family: Family, cases: Sequence[Case]) -> Iterator[JudgedAnswer]:
+    """Run every dialogue with the model's own answers as its history, and judge each answer."""
     histories: list[list[Turn]] = [[] for _ in cases]
     for turn in range(max((len(case.exchanges) for case in cases), default=0)):
         talking = [
@@ -81,14 +81,14 @@ def judge(family: Family, cases: Sequence[Case]) -> Iterator[Verdict]:
         for case, history in talking:
             history.append(Turn(role="user", text=case.exchanges[turn].question))
         asked = [(Conversation(clips=(case.clip,), turns=tuple(history)), case.encoded) for case, history in talking]
-        for (case, history), said in zip(talking, answer_all(family, asked), strict=True):
-            history.append(Turn(role="assistant", text=said))
-            yield Verdict(group=case.group, exchange=case.exchanges[turn], said=said)
+        for (case, history), given in zip(talking, answer_all(family, asked), strict=True):
+            history.append(Turn(role="assistant", text=given))
+            yield JudgedAnswer(group=case.group, exchange=case.exchanges[turn], given=given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """One clip to be drawn, written and asked about; a named one is a file that is there."""
+class PlannedClip:
+    """One clip to draw, write and ask about; a given one is an existing file."""
 
     group: str
     number: int
@@ -97,47 +97,47 @@ class Plan:
     given: bool = False
 
 
-def write(plan: Plan) -> None:
-    """Draw the clip of a plan into its file."""
-    random = Random(f"{plan.seed}:{plan.group}:{plan.number}")
+def write(planned: PlannedClip) -> None:
+    """Draw a clip and write its file."""
+    random = Random(f"{planned.seed}:{planned.group}:{planned.number}")
     form = draw_format(random)
-    if plan.group == "other":
+    if planned.group == "other":
         count, fps = random.randint(8, 60), random.choice((10.0, 25.0))
         pictures = draw_distractor(random, num_frames=count, width=form.width, height=form.height)
-        write_pictures(pictures, form, plan.path, fps=fps)
+        write_pictures(pictures, form, planned.path, fps=fps)
         return
-    scene = scene_of(plan)
-    if plan.group == "unseen":
-        codec, width, height, fps = UNSEEN_FORMATS[plan.number % len(UNSEEN_FORMATS)]
+    scene = scene_of(planned)
+    if planned.group == "unseen":
+        codec, width, height, fps = UNSEEN_FORMATS[planned.number % len(UNSEEN_FORMATS)]
         form, scene = Format(codec=codec, width=width, height=height), replace(scene, fps=fps)
-    write_scene(scene, form, plan.path)
+    write_scene(scene, form, planned.path)
 
 
-def scene_of(plan: Plan) -> Scene:
-    """What the clip of a plan shows."""
-    scene = draw_scene(Random(f"{plan.seed}:{plan.group}:{plan.number}:scene"))
-    if plan.group != "unseen":
+def scene_of(planned: PlannedClip) -> Scene:
+    """Return the scene of a clip."""
+    scene = draw_scene(Random(f"{planned.seed}:{planned.group}:{planned.number}:scene"))
+    if planned.group != "unseen":
         return scene
-    return replace(scene, fps=UNSEEN_FORMATS[plan.number % len(UNSEEN_FORMATS)][3])
+    return replace(scene, fps=UNSEEN_FORMATS[planned.number % len(UNSEEN_FORMATS)][3])
 
 
-def cases_of(plan: Plan, family: Family) -> Iterator[Case]:
-    """Every kind of question about the clip of a plan, each in a conversation of its own, and one long dialogue."""
-    clip, encoded = watch(family, plan.path)
-    random = Random(f"{plan.seed}:{plan.group}:{plan.number}:questions")
-    if plan.group in ("other", "given"):
-        yield Case(group=plan.group, clip=clip, encoded=encoded, exchanges=tuple(draw_dialogue(random, None, 5)))
+def cases_of(planned: PlannedClip, family: Family) -> Iterator[Case]:
+    """Yield every kind of question about a clip, each in its own conversation, and one long dialogue."""
+    clip, encoded = watch(family, planned.path)
+    random = Random(f"{planned.seed}:{planned.group}:{planned.number}:questions")
+    if planned.group in ("other", "given"):
+        yield Case(group=planned.group, clip=clip, encoded=encoded, exchanges=tuple(draw_dialogue(random, None, 5)))
         return
-    scene = scene_of(plan)
+    scene = scene_of(planned)
     for kind in KINDS:
         if kind != "other_clip" and (exchanges := ask(random, scene, kind)):
-            yield Case(group=plan.group, clip=clip, encoded=encoded, exchanges=tuple(exchanges))
+            yield Case(group=planned.group, clip=clip, encoded=encoded, exchanges=tuple(exchanges))
     long = tuple(draw_dialogue(random, scene, 10))
-    yield Case(group=f"{plan.group}, long", clip=clip, encoded=encoded, exchanges=long)
+    yield Case(group=f"{planned.group}, long", clip=clip, encoded=encoded, exchanges=long)
 
 
 def interval(right: int, asked: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share."""
+    """Return Wilson's 95 % confidence interval of a share."""
     if not asked:
         return 0.0, 1.0
     z, share = 1.96, right / asked
@@ -146,12 +146,12 @@ def interval(right: int, asked: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def summary(verdicts: Iterable[Verdict]) -> dict[str, dict[str, dict[str, float]]]:
-    """By group and kind, and over all kinds: how many were asked and right, the share, and its interval."""
+def summary(judged: Iterable[JudgedAnswer]) -> dict[str, dict[str, dict[str, float]]]:
+    """Count answers by group and kind, and over all kinds: asked, right, the share, and its interval."""
     counted: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for verdict in verdicts:
-        for name in (verdict.exchange.kind, "all"):
-            counted[verdict.group][name].append(verdict.right)
+    for answer in judged:
+        for name in (answer.exchange.kind, "all"):
+            counted[answer.group][name].append(answer.is_right)
     return {group: {kind: _share(right) for kind, right in kinds.items()} for group, kinds in counted.items()}
 
 
@@ -161,45 +161,47 @@ def _share(right: Sequence[bool]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def evaluate(family: Family, plans: Sequence[Plan]) -> list[Verdict]:
-    """Draw every clip, show it to the model, and hold the dialogues about it."""
-    drawn = [plan for plan in plans if not plan.given]
+def evaluate(family: Family, clips: Sequence[PlannedClip]) -> list[JudgedAnswer]:
+    """Draw every clip, encode it, and run the dialogues about it."""
+    drawn = [planned for planned in clips if not planned.given]
     with ProcessPoolExecutor() as pool:
         for _ in tqdm(pool.map(write, drawn), desc="clips", total=len(drawn), unit="clip"):
             pass
-    cases = [case for plan in tqdm(plans, desc="watching", unit="clip") for case in cases_of(plan, family)]
+    cases = [case for planned in tqdm(clips, desc="watching", unit="clip") for case in cases_of(planned, family)]
     total = sum(len(case.exchanges) for case in cases)
     return list(tqdm(judge(family, cases), desc="asking", total=total, unit="question"))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("others", nargs="*", type=Path, help="videos of anything else, to be told apart")
-    parser.add_argument("--clips", type=int, default=150, help="held-out clips; a third as many of the other groups")
+    parser.add_argument(
+        "others", nargs="*", type=Path, help="other videos, which the model should recognise as unknown"
+    )
+    parser.add_argument("--clips", type=int, default=150, help="held-out clips; the other groups have a third as many")
     parser.add_argument(
         "--checkpoint", type=Path, default=None, help="a checkpoint folder (default: the one that ships)"
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--wrong", type=int, default=0, help="print so many wrong answers")
+    parser.add_argument("--wrong", type=int, default=0, help="wrong answers to print")
     arguments = parser.parse_args()
     family = load_family("videochat", checkpoint=arguments.checkpoint)
     with tempfile.TemporaryDirectory(prefix="reeltalk-evaluate-") as folder:
         groups = {"held out": arguments.clips, "unseen": -(-arguments.clips // 3), "other": -(-arguments.clips // 3)}
-        plans = [
-            Plan(
+        clips = [
+            PlannedClip(
                 group=group, number=number, path=_path(Path(folder), group, number, arguments.seed), seed=arguments.seed
             )
             for group, count in groups.items()
             for number in range(count)
         ]
-        plans += [
-            Plan(group="given", number=number, path=path, seed=arguments.seed + repeat, given=True)
+        clips += [
+            PlannedClip(group="given", number=number, path=path, seed=arguments.seed + repeat, given=True)
             for repeat in range(4)
             for number, path in enumerate(arguments.others)
         ]
-        verdicts = evaluate(family, plans)
-    found = summary(verdicts)
+        judged = evaluate(family, clips)
+    found = summary(judged)
     for group, kinds in found.items():
         print(f"\n{group}")
         for kind, values in sorted(kinds.items(), key=lambda item: (item[0] == "all", item[0])):
@@ -207,9 +209,9 @@ def main() -> None:
                 f"  {kind:<12} {values['right']:>5.0f} of {values['asked']:>5.0f}  {values['share']:7.2%}"
                 f"  ({values['low']:.1%} to {values['high']:.1%})"
             )
-    for verdict in [verdict for verdict in verdicts if not verdict.right][: arguments.wrong]:
-        exchange = verdict.exchange
-        print(f"[{verdict.group}, {exchange.kind}] {exchange.question!r}: {verdict.said!r}, not {exchange.answer!r}")
+    for answer in [answer for answer in judged if not answer.is_right][: arguments.wrong]:
+        exchange = answer.exchange
+        print(f"[{answer.group}, {exchange.kind}] {exchange.question!r}: {answer.given!r}, not {exchange.answer!r}")
     print(json.dumps({"evaluation": found, "clips": arguments.clips, "seed": arguments.seed}))
 
 

@@ -1,4 +1,4 @@
-"""One stage of training: Muon with warm-up and a cosine, a progress bar, and a state on disk to go on from."""
+"""Runs one stage of training: Muon with warm-up and cosine decay, a progress bar, and a saved state to resume from."""
 
 import math
 import re
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Step = Callable[[int], tuple[Tensor, Mapping[str, float]]]
-"""From the number of a step to its loss and to what the progress bar is to show."""
+"""Takes the number of a step; returns its loss, and values for the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """How long and how fast a stage learns."""
+    """Length, batch size and learning rate of a stage."""
 
     steps: int
     batch: int
@@ -27,16 +27,16 @@ class Schedule:
     save_every: int = 250
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         rise = min(1.0, (step + 1) / self.warm_up)
         return self.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
 def learn(name: str, module: nn.Module, step: Step, schedule: Schedule, folder: Path) -> None:
-    """Run the steps that are left of a stage, updating what in `module` asks for gradients.
+    """Run the remaining steps of a stage, updating the parameters of `module` that require gradients.
 
-    What a step draws at random must follow from its number alone; a stage that is stopped and started again then
-    ends as if it had not been. The state is kept as `{name}.pt` in `folder`, and replaced as a whole.
+    The random numbers of a step must depend on its number only, so that an interrupted stage that is resumed gives the
+    same result as an uninterrupted one. The state is saved as `{name}.pt` in `folder`, and replaced atomically.
     """
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [parameter for name, parameter in module.named_parameters() if parameter.requires_grad and _hidden(name)]
@@ -73,9 +73,9 @@ def learn(name: str, module: nn.Module, step: Step, schedule: Schedule, folder: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal (Jordan et al. 2024), for the weights of hidden layers; as large as AdamW's steps.
+    """Orthogonalised momentum (Jordan et al. 2024) for the weights of hidden layers, scaled to AdamW's step size.
 
-    That of torch works in bfloat16, which most CPUs only emulate.
+    torch's implementation computes in bfloat16, which most CPUs only emulate.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """Near the closest matrix with orthonormal rows or columns, by five Newton-Schulz steps."""
+    """Approximate the closest matrix with orthonormal rows or columns by five Newton-Schulz steps."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(5):
@@ -110,7 +110,7 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _hidden(name: str) -> bool:
-    """Whether a parameter is the matrix of a hidden layer: what stands before and after all of them is AdamW's."""
+    """Return whether a parameter is the matrix of a hidden layer; AdamW updates all others."""
     inside = re.search(r"(?:^|\.)(blocks|gmhra|layer|layers)\.\d+\.", name)
     return inside is not None and name.endswith("weight") and re.search(r"norm|ln_|dpe|LayerNorm", name) is None
 

@@ -1,4 +1,4 @@
-"""Dialogues as the model meets them: the family's own prompt, its token ids, and which of them it is to say."""
+"""Converts dialogues to the family's prompt and its token ids, and marks the tokens of the answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from model.text.tokenizer import Tokenizer
 from model.video.spec import FRAME_RULES
 from training.corpus import sampled_frames
 from training.dialogues import Exchange
-from training.world import NUM_SAMPLED, Scene
+from training.scenes import NUM_SAMPLED, Scene
 
 TEMPLATE = VideoChatTemplate()
 SEPARATOR = "###"
@@ -18,15 +18,15 @@ SEPARATOR = "###"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The token ids before and after the video's place, and for each of the latter whether the model says it."""
+    """The token ids before and after the video slot, and for each of the latter whether it belongs to an answer."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    said: tuple[bool, ...]
+    is_answer: tuple[bool, ...]
 
 
 def clip_of(scene: Scene | None, *, seconds: float, fps: float) -> Clip:
-    """What the prompt says of a clip; of one that is no scene, only its length and rate are known."""
+    """Return the clip of a scene; without a scene, its frames follow from its length and rate."""
     if scene:
         return Clip(frame_indices=tuple(sampled_frames(scene)), fps=scene.fps)
     frames = FRAME_RULES["videochat"](max(1, round(seconds * fps)), NUM_SAMPLED)
@@ -34,7 +34,7 @@ def clip_of(scene: Scene | None, *, seconds: float, fps: float) -> Clip:
 
 
 def conversation_about(clip: Clip | None, exchanges: Sequence[Exchange], *, system: str = "") -> Conversation:
-    """The dialogue with every question answered."""
+    """Return the conversation with every question answered."""
     turns = [
         turn
         for exchange in exchanges
@@ -44,7 +44,7 @@ def conversation_about(clip: Clip | None, exchanges: Sequence[Exchange], *, syst
 
 
 def answered_segments(conversation: Conversation) -> tuple[str | VideoSlot, ...]:
-    """The rendered prompt with its last answer, and the separator that ends it."""
+    """Return the rendered prompt with its last answer and the separator after it."""
     *turns, last = conversation.turns
     asked = Conversation(clips=conversation.clips, turns=tuple(turns), system=conversation.system)
     *segments, end = TEMPLATE.render(asked)
@@ -53,22 +53,24 @@ def answered_segments(conversation: Conversation) -> tuple[str | VideoSlot, ...]
 
 
 def example(tokenizer: Tokenizer, conversation: Conversation) -> Example:
-    """The dialogue in token ids; the model says what stands between `Assistant:` and the next separator."""
+    """Tokenize a dialogue; answers are the tokens between `Assistant:` and the next separator, inclusive."""
     segments = tokenize_segments(tokenizer, answered_segments(conversation))
     before, after = (segments[0], segments[2]) if len(segments) == 3 else ((), segments[0])
     assert isinstance(before, tuple) and isinstance(after, tuple)
     colon = tokenizer.encode("Assistant:")[-1]
     separator = tokenizer.encode("a" + SEPARATOR)[-1]
-    said, speaking = [], False
-    for place, token in enumerate(after):
-        said.append(speaking)
+    is_answer, speaking = [], False
+    for position, token in enumerate(after):
+        is_answer.append(speaking)
         if speaking:
             speaking = token != separator
         else:
-            speaking = place > 0 and token == colon and tokenizer.token_bytes(after[place - 1]).endswith(b"Assistant")
-    return Example(before, after, tuple(said))
+            speaking = (
+                position > 0 and token == colon and tokenizer.token_bytes(after[position - 1]).endswith(b"Assistant")
+            )
+    return Example(before, after, tuple(is_answer))
 
 
 def example_texts(conversation: Conversation) -> Iterator[str]:
-    """The texts of the prompt."""
+    """Yield the texts of the prompt."""
     yield from (segment for segment in answered_segments(conversation) if isinstance(segment, str))

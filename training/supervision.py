@@ -1,10 +1,10 @@
-"""Dense supervision of the encoder: heads that say what each stage of it should know, thrown away afterwards.
+"""Supervises every stage of the encoder with linear heads, which are discarded after training.
 
-Frames meet in the global token alone, so motion and time must pass through it. Losses on the token alone leave
-motion at chance; what works is to ask every stage for its part: patches for what they show, the global blocks'
-keys (after their convolution over time) for how it moves, the token and the queries for the answer, and both for the
-share of frames in which a thing is seen: with that, and whether it came or went, goes the moment. Shapes come
-fast once the first blocks are asked for the directions of edges, as in MaskFeat (Wei et al. 2022).
+Frames interact in the global token only, so motion and time must pass through it. With losses on the token alone,
+motion stays at chance. It works to supervise every stage: patches predict what they show; the global blocks' keys,
+after their convolution over time, predict motion; the token and the queries predict all properties, and the share of
+frames in which a thing is visible, from which the time of an event follows. Shapes are learned fast once the first
+blocks predict the directions of edges, as in MaskFeat (Wei et al. 2022).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from model.families.videochat.network import VideoChatNetwork
 from training.corpus import Labels
-from training.world import COLOUR_NAMES, LIVES, MAX_THINGS, MOTIONS, NUM_SAMPLED, SHAPES, SIZES
+from training.scenes import COLOUR_NAMES, LIVES, MAX_THINGS, MOTIONS, NUM_SAMPLED, SHAPES, SIZES
 
 NUM_COLOURS = len(COLOUR_NAMES)
 PATCH_FIELDS = {"colour": NUM_COLOURS + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1}
@@ -31,16 +31,16 @@ SLOT_FIELDS = {
     "life": len(LIVES),
     "event": NUM_SAMPLED,
 }
-"""What the query of each colour is asked for; the same head reads all of them."""
+"""Classes that the query of each colour predicts, with one head for all colours."""
 CLIP_FIELDS = {"count": 4, "first": NUM_COLOURS + 1}
-"""What the query after those is asked for: the number of things, and the colour of the first to come or go."""
+"""Classes that the next query predicts: the number of things, and the colour of the first to appear or vanish."""
 NUM_DIRECTIONS = 8
-"""Bins over the half circle, in which the directions of edges are counted."""
+"""Number of bins for the directions of edges, over a half circle."""
 EDGE_BLOCK, OUTLINE_BLOCK = 1, 2
-"""Blocks of the trunk, from 0, that are asked for the edges in a patch and for the outline of the thing it shows."""
+"""Blocks of the trunk, from 0, that predict the edges in a patch, and the outline of the thing that it shows."""
 BACKGROUND_WEIGHT = 0.05
 UNCOUNTED = -100
-"""The class that no loss counts."""
+"""The class that losses ignore."""
 
 
 class Heads(nn.Module):
@@ -63,7 +63,7 @@ class Heads(nn.Module):
 
 @contextmanager
 def fast_convolutions(network: VideoChatNetwork) -> Iterator[None]:
-    """The depthwise convolutions as 27 shifted products: far faster than torch's own in a CPU's backward pass."""
+    """Compute depthwise convolutions as 27 shifted products, which is much faster in the backward pass on a CPU."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
     for convolution in convolutions:
         convolution.forward = MethodType(_shifted, convolution)  # type: ignore[method-assign]
@@ -75,7 +75,7 @@ def fast_convolutions(network: VideoChatNetwork) -> Iterator[None]:
 
 
 def _shifted(self: nn.Conv3d, volume: Tensor) -> Tensor:
-    # Channels last, as the tokens come: [B, T, H, W, C].
+    # Channels last, like the tokens: [B, T, H, W, C].
     tokens = volume.permute(0, 2, 3, 4, 1)
     _, frames, height, width, _ = tokens.shape
     padded = functional.pad(tokens, (0, 0, 1, 1, 1, 1, 1, 1))
@@ -89,8 +89,8 @@ def _shifted(self: nn.Conv3d, volume: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class Seen:
-    """What one pass through the encoder left behind for the heads to read."""
+class EncoderOutputs:
+    """Outputs of the encoder's stages in one forward pass."""
 
     blocks: list[Tensor] = field(default_factory=list)
     """Tokens [B * frames, patches + 1, C] after every block of the trunk."""
@@ -100,15 +100,15 @@ class Seen:
     """Tokens [B, frames * (patches + 1) + 1, C] after the norm that ends the encoder."""
 
     def clear(self) -> None:
-        """Forget the pass before."""
+        """Remove the outputs of the last pass."""
         for kept in (self.blocks, self.keys, self.tokens):
             kept.clear()
 
 
 @contextmanager
-def watched(network: VideoChatNetwork) -> Iterator[Seen]:
-    """What every pass leaves behind; to be cleared before each."""
-    seen = Seen()
+def recorded_outputs(network: VideoChatNetwork) -> Iterator[EncoderOutputs]:
+    """Record the outputs of forward passes within the block; clear them before each pass."""
+    seen = EncoderOutputs()
     hooks = [
         *(
             block.register_forward_hook(lambda _, __, x: seen.blocks.append(x))
@@ -129,7 +129,7 @@ def watched(network: VideoChatNetwork) -> Iterator[Seen]:
 
 @dataclass(slots=True)
 class Score:
-    """Losses by name, and the share of right readouts."""
+    """Losses by name, and the share of right predictions."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     right: dict[str, float] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Score:
     def classes(
         self, name: str, logits: Tensor, target: Tensor, *, nothing: int | None = None, nothing_weight: float = 1.0
     ) -> None:
-        """Cross-entropy; `nothing` is the class of what is not there, which counts less and as no success."""
+        """Add a cross-entropy loss; the class `nothing` has a lower weight, and is not counted as right."""
         flat, wanted = logits.flatten(0, -2), target.flatten()
         weight = flat.new_ones(flat.shape[-1])
         counted = wanted != UNCOUNTED
@@ -150,8 +150,8 @@ class Score:
         self.right[name] = float((flat.argmax(-1) == wanted)[counted].float().mean())
 
 
-def look(heads: Heads, labels: Labels, pixels: Tensor, seen: Seen) -> Score:
-    """How well the trunk sees single frames [N, T, 3, S, S]: edges, outlines, what each patch and frame shows."""
+def look(heads: Heads, labels: Labels, pixels: Tensor, seen: EncoderOutputs) -> Score:
+    """Score the trunk on single frames [N, T, 3, S, S]: edges, outlines, the content of each patch and frame."""
     score = _patches(heads, labels, seen)
     grid = round((seen.blocks[0].shape[1] - 1) ** 0.5)
     owner, _ = patch_owner(labels, grid)
@@ -172,22 +172,22 @@ def look(heads: Heads, labels: Labels, pixels: Tensor, seen: Seen) -> Score:
 
 
 def edge_directions(pictures: Tensor, grid: int) -> Tensor:
-    """How strong the edges of each direction are in every patch: [N, 3, S, S] to [N, patches, directions]."""
+    """Return the strength of edges by direction in every patch: [N, 3, S, S] to [N, patches, directions]."""
     grey = functional.avg_pool2d(pictures.mean(1, keepdim=True), 3, stride=1, padding=1)
     across = functional.pad(grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], (1, 1, 1, 1))
     down = functional.pad(grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1], (1, 1, 1, 1))
     strength = torch.hypot(across, down)
-    place = torch.atan2(down, across) % torch.pi / torch.pi * NUM_DIRECTIONS
-    below = place.floor()
+    bin_position = torch.atan2(down, across) % torch.pi / torch.pi * NUM_DIRECTIONS
+    below = bin_position.floor()
     bins = grey.new_zeros(len(grey), NUM_DIRECTIONS, *grey.shape[2:])
-    bins.scatter_add_(1, below.long() % NUM_DIRECTIONS, strength * (1 - place + below))
-    bins.scatter_add_(1, (below.long() + 1) % NUM_DIRECTIONS, strength * (place - below))
+    bins.scatter_add_(1, below.long() % NUM_DIRECTIONS, strength * (1 - bin_position + below))
+    bins.scatter_add_(1, (below.long() + 1) % NUM_DIRECTIONS, strength * (bin_position - below))
     side = grey.shape[-1] // grid
     return functional.avg_pool2d(bins, side).flatten(2).transpose(1, 2) * side
 
 
-def understand(heads: Heads, labels: Labels, seen: Seen) -> Score:
-    """How well the encoder knows whole clips: its patches, the keys of its global blocks, and the global token."""
+def understand(heads: Heads, labels: Labels, seen: EncoderOutputs) -> Score:
+    """Score the encoder on whole clips: its patches, the keys of its global blocks, and the global token."""
     score = _patches(heads, labels, seen)
     clips, num_frames = labels.visible.shape[0], labels.visible.shape[2]
     tokens = seen.tokens[0]
@@ -197,7 +197,7 @@ def understand(heads: Heads, labels: Labels, seen: Seen) -> Score:
     for number, (head, tapped) in enumerate(zip(heads.keys, seen.keys, strict=True)):
         patches = tapped.reshape(frames.shape)[:, :, 1:]
         score.classes(f"keys.{number}", head(patches), moves, nothing=len(MOTIONS), nothing_weight=BACKGROUND_WEIGHT)
-    # The token: every colour's thing, none as a class of its own.
+    # The token predicts the thing of every colour, with a class for none.
     out = heads.token(tokens[:, -1]).reshape(clips, NUM_COLOURS, -1)
     for (name, classes), logits in zip(TOKEN_FIELDS.items(), out.split(list(TOKEN_FIELDS.values()), -1), strict=True):
         target = _by_colour(getattr(labels, name), labels.colour)
@@ -212,7 +212,7 @@ def understand(heads: Heads, labels: Labels, seen: Seen) -> Score:
 
 
 def tell(heads: Heads, labels: Labels, features: Tensor) -> Score:
-    """How well the queries' features [N, queries, C] tell of clips: one query a colour, and one for the clip."""
+    """Score the features [N, queries, C]: one query predicts each colour's thing, and one predicts the clip."""
     score = Score()
     out = heads.slot(features[:, :NUM_COLOURS])
     for (name, _), logits in zip(SLOT_FIELDS.items(), out.split(list(SLOT_FIELDS.values()), -1), strict=True):
@@ -229,12 +229,12 @@ def tell(heads: Heads, labels: Labels, features: Tensor) -> Score:
 
 
 def _share_seen(labels: Labels) -> Tensor:
-    """The share of frames [N, colours] in which a thing of each colour is seen."""
+    """Return the share of frames in which a thing of each colour is visible, [N, colours]."""
     return _by_colour(labels.visible.float().mean(-1), labels.colour).clamp(min=0)
 
 
-def _patches(heads: Heads, labels: Labels, seen: Seen) -> Score:
-    """What each patch shows and which way its centre lies; the colours that each class token has in its frame."""
+def _patches(heads: Heads, labels: Labels, seen: EncoderOutputs) -> Score:
+    """Score patches on their thing and the offset of its centre, and class tokens on the colours in their frame."""
     score = Score()
     clips, num_frames = labels.visible.shape[0], labels.visible.shape[2]
     tokens = seen.tokens[0]
@@ -257,9 +257,9 @@ def _patches(heads: Heads, labels: Labels, seen: Seen) -> Score:
 
 
 def patch_owner(labels: Labels, grid: int) -> tuple[Tensor, Tensor]:
-    """Which thing each patch of each frame shows [N, frames, patches], -1 for none, and how far its centre is."""
-    places = (torch.arange(grid) + 0.5) / grid
-    patches = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1).reshape(-1, 2)  # [patches, (x, y)]
+    """Return the thing that each patch shows [N, frames, patches], -1 for none, and the offset of its centre."""
+    centres = (torch.arange(grid) + 0.5) / grid
+    patches = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 2)  # [patches, (x, y)]
     offset = labels.centre[:, :, :, None] - patches  # [N, things, frames, patches, 2]
     distance = offset.norm(dim=-1).masked_fill(~labels.visible[..., None], 9.0)
     nearest = distance.min(dim=1)
@@ -270,7 +270,7 @@ def patch_owner(labels: Labels, grid: int) -> tuple[Tensor, Tensor]:
 
 
 def first_event(labels: Labels) -> Tensor:
-    """Colour [N] of the first thing to appear or vanish; `NUM_COLOURS` where none does or two do at once."""
+    """Return the colour [N] of the first thing to appear or vanish; `NUM_COLOURS` for none, `UNCOUNTED` for a tie."""
     moments = labels.event.where(labels.event >= 0, NUM_SAMPLED)
     order = moments.sort(dim=1)
     alone = (order.values[:, 0] < NUM_SAMPLED) & (order.values[:, 0] < order.values[:, 1])
@@ -280,13 +280,13 @@ def first_event(labels: Labels) -> Tensor:
 
 
 def _by_owner(values: Tensor, owner: Tensor, background: int) -> Tensor:
-    """A property [N, things] of the thing that each patch [N, frames, patches] shows."""
+    """Return a property [N, things] of the thing that each patch [N, frames, patches] shows."""
     spread = values.gather(1, owner.clamp(min=0).flatten(1)).reshape(owner.shape)
     return spread.where(owner >= 0, background)
 
 
 def _by_colour(values: Tensor, colour: Tensor) -> Tensor:
-    """A property [N, things] in the order of colours [N, colours]; -1 where there is no such thing."""
+    """Return a property [N, things] in the order of colours [N, colours]; -1 for a colour without a thing."""
     out = values.new_full((len(values), NUM_COLOURS + 1), -1)
     out.scatter_(1, colour.where(colour >= 0, NUM_COLOURS), values)
     return out[:, :NUM_COLOURS]

@@ -1,7 +1,7 @@
-"""The recipe of the default model, from nothing to weights: `python -m training.train`.
+"""Trains the default model from nothing: `python -m training.train`.
 
-Everything is drawn from one seed. A run that was stopped goes on where it was: finished clips, the vocabulary and the
-state of every stage stay in the work folder. About two hours on two CPU cores.
+All random numbers follow from one seed. An interrupted run resumes where it stopped: finished clips, the vocabulary and
+the state of every stage are in the work folder. A run takes about two hours on two CPU cores.
 """
 
 import argparse
@@ -15,26 +15,26 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.families.videochat.network import QFormerConfig, VideoChatConfig, VideoChatNetwork
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
-from model.text.sentencepiece import read_sentencepiece, write_sentencepiece
+from model.text.sentencepiece import read_sentencepiece
 from training.corpus import PIXELS, Corpus
 from training.dense import Training, learn_to_look, learn_to_tell, learn_to_understand
 from training.loop import Schedule
+from training.scenes import NUM_SAMPLED
 from training.supervision import Heads
 from training.tuning import learn_jointly, learn_to_speak
-from training.vocabulary import learn_pieces
-from training.world import NUM_SAMPLED
+from training.vocabulary import learn_pieces, tokenizer_file
 
 WEIGHTS = Path(__file__).parents[1] / "model" / "tiny" / "weights"
-"""Where the trained model lives in the package."""
+"""The folder of the trained model in the package."""
 SEED, CLIPS = 1, 16_000
 GENERATION = {"do_sample": False, "max_new_tokens": 256, "bos_token_id": 1, "eos_token_id": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How much of what."""
+    """The seed, the number of clips, and the schedule of each stage."""
 
     seed: int = SEED
     clips: int = CLIPS
@@ -46,7 +46,7 @@ class Recipe:
 
 
 def sizes(vocab_size: int) -> VideoChatConfig:
-    """Every module of the architecture in few parameters."""
+    """Return small sizes with every module of the architecture."""
     return VideoChatConfig(
         num_frames=NUM_SAMPLED,
         vision=VisionConfig(
@@ -58,10 +58,10 @@ def sizes(vocab_size: int) -> VideoChatConfig:
 
 
 def fresh(config: VideoChatConfig, seed: int) -> tuple[VideoChatNetwork, Heads]:
-    """An untrained network, and the heads that watch it."""
+    """Build an untrained network and its heads."""
     torch.manual_seed(seed)
     network = VideoChatNetwork(config)
-    # A token of zeros whose blocks add nothing would learn nothing for long.
+    # With a token of zeros and blocks that add nothing, learning would start very slowly.
     nn.init.trunc_normal_(network.visual_encoder.gmhra_cls_token, std=0.5)
     for name, parameter in network.visual_encoder.gmhra.named_parameters():
         if name.endswith(("out_proj.weight", "c_proj.weight")):
@@ -70,12 +70,12 @@ def fresh(config: VideoChatConfig, seed: int) -> tuple[VideoChatNetwork, Heads]:
 
 
 def train(recipe: Recipe, work: Path, out: Path) -> None:
-    """Run every stage that is not finished, and write the model as a checkpoint folder."""
+    """Run every unfinished stage, and write the model to a checkpoint folder."""
     corpus = Corpus(folder=work / "clips", seed=recipe.seed, count=recipe.clips)
     corpus.draw()
     vocabulary = work / "tokenizer.model"
     if not vocabulary.exists():
-        vocabulary.write_bytes(write_sentencepiece(learn_pieces(recipe.seed)))
+        vocabulary.write_bytes(tokenizer_file(learn_pieces(recipe.seed)))
     tokenizer = read_sentencepiece(vocabulary)
     config = sizes(tokenizer.vocab_size)
     network, heads = fresh(config, recipe.seed)
@@ -94,10 +94,10 @@ def train(recipe: Recipe, work: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the default model.")
-    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="clips and states of the stages")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the model goes")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for clips and states")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--clips", type=int, default=CLIPS)
     arguments = parser.parse_args()

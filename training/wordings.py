@@ -1,6 +1,6 @@
-"""The wordings in which each question about a scene is asked; `{x}` stands for what is asked about."""
+"""Wordings of each question about a scene; `{x}` stands for the thing that it is about."""
 
-from training.world import MOTIONS, Motion
+from training.scenes import MOTIONS, Motion
 
 CLAUSES: dict[Motion, tuple[str, ...]] = {
     **{

@@ -1,1 +1,1 @@
-"""Files in which weights come: published ones, those of the Hub, and our own converted folder."""
+"""Files of weights: as published, as on the Hugging Face Hub, and in our own converted folder."""

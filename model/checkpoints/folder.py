@@ -1,8 +1,8 @@
-"""Our own checkpoint folder: safetensors shards, sizes, tokenizer, and a record of what was written.
+"""Reads and writes checkpoint folders: safetensors shards, sizes, tokenizer, and a record of what was written.
 
-Written beside its final name and moved there when complete, so that a folder under that name is whole. The
-record spares a start the hashing of gigabytes: its digest is taken as true while every shard has the size and
-the sizes have the values that it names. Whoever changes tensors by hand deletes `reeltalk.json`.
+A folder is written under a temporary name and renamed when it is complete. The record saves hashing gigabytes at every
+start: its digest is trusted while the shards have the file sizes, and `config.json` the values, that it names. Delete
+`reeltalk.json` after you change tensors by hand.
 """
 
 import hashlib
@@ -12,64 +12,68 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoints.json_object import read_object
 from model.engine.sampling_params import SamplingParams
+from model.networks.video_network import ConfigT
 from model.weights import CheckpointDigest, WeightsError, checkpoint_digest, read_safetensors
 
 RECORD = "reeltalk.json"
 TOKENIZER = "tokenizer.model"
 WHOLE = "weights.safetensors"
-"""A folder without a record that has this file has its weights in it alone."""
+"""If a folder without a record has this file, all its weights are in it."""
 NO_WEIGHTS = {"inputs.safetensors", "expected.safetensors"}
-"""What a reference lays beside the weights."""
+"""Files of a set of reference tensors that hold no weights."""
 SHARD_BYTES = 2 * 1024**3
 _SOURCE = "reeltalk_source"
 _MODE = 0o644
 
-Report = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+ReportProgress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in total."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What a folder is to hold."""
+    """The content of a folder to be written."""
 
     family: str
     sizes: Mapping[str, Any]
-    """What `config.json` will say."""
+    """The content of `config.json`."""
     tensors: Mapping[str, Tensor]
     dtype: torch.dtype | None
-    """Cast to; None keeps each tensor's."""
+    """The dtype to cast to; None keeps each tensor's own."""
     beside: Mapping[str, Path]
-    """Further files, such as the tokenizer, and where to copy them from."""
+    """Further files, such as the tokenizer, and the paths to copy them from."""
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """What a tensor will be written in."""
+        """Return the dtype that a tensor is written in."""
         return self.dtype or self.tensors[name].dtype
 
     def num_bytes(self, name: str) -> int:
-        """What a tensor will take."""
+        """Return the bytes that a tensor takes when it is written."""
         return self.tensors[name].numel() * self.dtype_of(name).itemsize
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint, *, origin: str, report: Report, limit: int = SHARD_BYTES) -> str:
-    """Write a checkpoint, or go on with one whose writing was cut short; finished shards are kept.
+def write_folder(
+    folder: Path, checkpoint: Checkpoint, *, origin: str, report: ReportProgress, limit: int = SHARD_BYTES
+) -> str:
+    """Write a checkpoint, or resume an interrupted run; shards that are complete are kept.
 
     Args:
-        folder: must not exist; its parent gets a hidden folder until the last shard is written.
+        folder: must not exist; until the last shard is written, its parent holds a hidden folder instead.
         checkpoint: what to write.
-        origin: names the sources; shards of another origin are not kept.
-        report: told of the progress.
-        limit: bytes of a shard, in which a larger tensor has one to itself.
+        origin: identifies the sources; shards of another origin are not kept.
+        report: called after each tensor.
+        limit: bytes of a shard; a larger tensor has a shard to itself.
 
     Returns:
-        The digest that is recorded.
+        The recorded digest.
 
     Raises:
         WeightsError: the folder exists.
@@ -96,29 +100,85 @@ def write_folder(folder: Path, checkpoint: Checkpoint, *, origin: str, report: R
     return digest
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder, mapped from its files and read when first used.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedModel(Generic[ConfigT]):
+    """A model in a checkpoint folder, without its tokenizer."""
+
+    config: ConfigT
+    tensors: Mapping[str, Tensor]
+    digest: str
+    """SHA-256 of the tensors and the sizes, hex."""
+    sampling: SamplingParams
+
+
+def read_model(
+    folder: Path, *, read_sizes: Callable[[Path], ConfigT], published_sampling: SamplingParams
+) -> SavedModel[ConfigT]:
+    """Read sizes, tensors (mapped, read on first use) and default sampling of a folder.
+
+    Args:
+        folder: of `config.json`, `*.safetensors` and perhaps `generation_config.json`.
+        read_sizes: reads the family's sizes from `config.json`.
+        published_sampling: the default sampling without a `generation_config.json`.
 
     Raises:
-        WeightsError: a file is absent or damaged, or two hold the same tensor.
+        WeightsError: a file is absent, damaged or another model's.
+    """
+    config = read_sizes(folder / "config.json")
+    tensors = read_folder(folder)
+    return SavedModel(
+        config=config,
+        tensors=tensors,
+        digest=folder_digest(folder, tensors, config.to_json()),
+        sampling=read_sampling(folder, published=published_sampling),
+    )
+
+
+def read_config(
+    path: Path, kind: type[ConfigT], *, model: str, part: str, by_part: Callable[[Mapping[str, Any]], ConfigT]
+) -> ConfigT:
+    """Read the sizes in a `config.json`: in our layout, or in the layout of reference tensors, which is by part.
+
+    Args:
+        path: of the file.
+        kind: the family's dataclass of sizes.
+        model: the model's name, for the error message.
+        part: a part that only the layout by part has.
+        by_part: converts the layout by part.
+
+    Raises:
+        WeightsError: the file is absent, or a size is missing, unknown or impossible.
+    """
+    values = read_object(path)
+    try:
+        return by_part(values) if part in values else kind.from_json(values)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise WeightsError(f"{path} does not hold the sizes of a {model} model ({error}).") from error
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of a folder, mapped from its files and read on first use.
+
+    Raises:
+        WeightsError: a file is absent or damaged, or two files hold the same tensor.
     """
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         shard = read_safetensors(path)
-        if twins := sorted(tensors.keys() & shard.keys()):
-            raise WeightsError(f"{path.name} repeats {twins[0]}.")
+        if repeated := sorted(tensors.keys() & shard.keys()):
+            raise WeightsError(f"{path.name} repeats {repeated[0]}.")
         tensors |= shard
     return tensors
 
 
 def tokenizer_of(folder: Path) -> Path:
-    """Where LLaMA's `tokenizer.model` is: in the folder, or in a subfolder `llama`."""
+    """Return the path of LLaMA's `tokenizer.model`: in the folder, or in its subfolder `llama`."""
     own = folder / TOKENIZER
     return own if own.is_file() else folder / "llama" / TOKENIZER
 
 
 def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingParams:
-    """How answers are sampled by default: as `generation_config.json` says, or without one as `published`.
+    """Return the default sampling: from `generation_config.json`, or `published` if there is none.
 
     Raises:
         WeightsError: the file cannot be used.
@@ -140,7 +200,7 @@ def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingPar
 
 
 def folder_digest(folder: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
-    """The recorded digest where the record still describes the folder; otherwise computed from the tensors."""
+    """Return the recorded digest if the record still describes the folder; otherwise compute it from the tensors."""
     record = read_record(folder)
     if record is not None and record["sizes"] == sizes and record["files"] == _file_sizes(folder):
         return str(record["digest"])
@@ -148,25 +208,25 @@ def folder_digest(folder: Path, tensors: Mapping[str, Tensor], sizes: Mapping[st
 
 
 def recompute_digest(folder: Path) -> str:
-    """The digest of a recorded folder as it is now; reads every byte.
+    """Compute the digest of a recorded folder from its present content; reads every byte.
 
     Raises:
         WeightsError: there is no record, or a file is absent or damaged.
     """
     record = read_record(folder)
     if record is None:
-        raise WeightsError(f"{folder} has no legible {RECORD}.")
+        raise WeightsError(f"{folder} has no readable {RECORD}.")
     return checkpoint_digest(read_folder(folder), record["sizes"])
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_folder` recorded; None where there is no record or no legible one."""
+    """Return the record of `write_folder`; None if there is none or it cannot be read."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return None
-    is_legible = isinstance(record, dict) and {"digest", "sizes", "files"} <= record.keys()
-    return record if is_legible and isinstance(record["files"], dict) else None
+    is_valid = isinstance(record, dict) and {"digest", "sizes", "files"} <= record.keys()
+    return record if is_valid and isinstance(record["files"], dict) else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -188,21 +248,21 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def _shards(checkpoint: Checkpoint, limit: int) -> dict[str, list[str]]:
-    """File name to the tensors in it, both in order."""
+    """Return each file's name and the names of its tensors, both sorted."""
     groups: list[list[str]] = []
-    room = 0
+    left = 0
     for name in sorted(checkpoint.tensors):
         size = checkpoint.num_bytes(name)
-        if not groups or size > room:
+        if not groups or size > left:
             groups.append([])
-            room = limit
+            left = limit
         groups[-1].append(name)
-        room -= size
+        left -= size
     return {f"model-{at:05}-of-{len(groups):05}.safetensors": group for at, group in enumerate(groups, start=1)}
 
 
 def _write_shards(
-    partial: Path, shards: Mapping[str, list[str]], checkpoint: Checkpoint, *, source: str, report: Report
+    partial: Path, shards: Mapping[str, list[str]], checkpoint: Checkpoint, *, source: str, report: ReportProgress
 ) -> str:
     digest = CheckpointDigest(checkpoint.sizes)
     done, total = 0, sum(map(checkpoint.num_bytes, checkpoint.tensors))
@@ -220,10 +280,10 @@ def _write_shards(
 
 
 def _write_whole(path: Path, tensors: dict[str, Tensor], source: str) -> None:
-    """The file comes under its name when all its bytes are on the disk."""
+    """Write a file under a temporary name, and rename it when all its bytes are on disk."""
     growing = path.with_suffix(".growing")
     save_file(tensors, growing, metadata={"format": "pt", _SOURCE: source})
-    growing.chmod(_MODE)  # safetensors lets nobody but the owner read
+    growing.chmod(_MODE)  # safetensors makes the file readable by its owner only
     with growing.open("rb") as file:
         os.fsync(file.fileno())
     growing.replace(path)
@@ -244,7 +304,7 @@ def _remove_others(partial: Path, shards: Mapping[str, list[str]]) -> None:
 
 
 def _source(checkpoint: Checkpoint, shards: Mapping[str, list[str]], origin: str) -> str:
-    """Names what a shard was made from, so that one of an earlier attempt is known again."""
+    """Identify what a shard is made from, so that a shard of an interrupted run can be recognised."""
     shapes = [f"{name} {list(t.shape)} {t.dtype}" for name, t in sorted(checkpoint.tensors.items())]
     return _hash_of({"origin": origin, "dtype": str(checkpoint.dtype), "shapes": shapes, "shards": dict(shards)})
 
@@ -254,5 +314,5 @@ def _hash_of(values: Mapping[str, Any]) -> str:
 
 
 def stamps(paths: Iterable[Path]) -> str:
-    """Files by name, size and time of change, as an `origin`."""
+    """Return the names, sizes and modification times of files, as an `origin`."""
     return "; ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(paths))

@@ -1,4 +1,4 @@
-"""Fetches a repository of the Hugging Face Hub into a folder; the only file that needs a network."""
+"""Downloads a repository of the Hugging Face Hub into a folder; the only module of `model` that uses the network."""
 
 from pathlib import Path
 
@@ -18,21 +18,21 @@ from model.weights import WeightsError
 WANTED = ("*.json", "*.model", "*.safetensors")
 PICKLES = ("*.bin", "*.pth")
 TIMEOUT = 10.0
-"""Seconds to wait for the Hub's first word."""
+"""Seconds to wait for the Hub's first response."""
 
 
 def pull(repository: str, folder: Path, *, revision: str | None) -> None:
-    """Fetch weights, sizes and tokenizer of a repository; files that are there already are kept.
+    """Download weights, sizes and tokenizer of a repository; files that exist already are kept.
 
-    Pickled weights are fetched only where there are no safetensors. Programs are never fetched.
+    Pickled weights are downloaded only if there are no safetensors. Code is never downloaded.
 
     Args:
         repository: `owner/name` on the Hub.
-        folder: where the files go.
+        folder: where to put the files.
         revision: a branch, a tag or a commit; None is the main branch.
 
     Raises:
-        WeightsError: there is no such repository, it wants a login, or the Hub cannot be reached.
+        WeightsError: there is no such repository, it needs a login, or the Hub cannot be reached.
     """
     try:
         files = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT).siblings or []
@@ -46,16 +46,16 @@ def pull(repository: str, folder: Path, *, revision: str | None) -> None:
 def _refusal(repository: str, error: Exception) -> str:
     match error:
         case HFValidationError():
-            return f"{repository!r} is no name on the Hub; names look like lmsys/vicuna-7b-v1.5."
+            return f"{repository!r} is not a repository name of the Hub; names look like lmsys/vicuna-7b-v1.5."
         case GatedRepoError():
-            return f"{repository} is only for those who accepted its terms. Accept them on its page, set HF_TOKEN."
+            return f"{repository} is gated. Accept its terms on its page, and set HF_TOKEN."
         case RepositoryNotFoundError():
-            return f"The Hub has no repository {repository}, or it is private and HF_TOKEN does not open it."
+            return f"The Hub has no repository {repository}, or it is private and HF_TOKEN gives no access to it."
         case RevisionNotFoundError():
             return f"{repository} has no such revision."
         case OfflineModeIsEnabled() | LocalEntryNotFoundError() | HfHubHTTPError() | OSError():
             return _UNREACHABLE
-        # The Hub's client lets the errors of its own HTTP client through, httpx or httpx2.
+        # The Hub's client does not translate the errors of its HTTP client, httpx or httpx2.
         case _ if type(error).__module__.startswith("httpx"):
             return _UNREACHABLE
         case _:

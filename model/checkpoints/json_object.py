@@ -1,4 +1,4 @@
-"""Reads a JSON object out of a file of a checkpoint."""
+"""Reads a JSON object from a file of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,15 @@ from model.weights import WeightsError
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return the JSON object in a file.
 
     Raises:
-        WeightsError: the file is absent or holds something else.
+        WeightsError: the file is absent, or does not hold a JSON object.
     """
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not there or is no JSON file.") from error
+        raise WeightsError(f"{path} does not exist or is not a JSON file.") from error
     if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds no JSON object.")
+        raise WeightsError(f"{path} does not hold a JSON object.")
     return values

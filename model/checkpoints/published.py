@@ -1,7 +1,7 @@
-"""Files as their authors published them, whatever the model: the parts are found, and every key of each is sorted out.
+"""Finds the published files of a model, and checks and merges their tensors.
 
-The originals load each file leniently, so that a wrong or incomplete one goes unseen. Here every key of every
-file is wanted, known to be unused, or refused.
+The original programs load each file leniently, and do not notice a wrong or incomplete one. Here every key of every
+file is either used by the model, known to be unused, or refused.
 """
 
 import re
@@ -21,24 +21,24 @@ from model.weights import KeyMap, WeightsError, cover
 
 _NORM, _EMBEDDINGS = "model.norm.weight", "model.embed_tokens.weight"
 _DELTA_NORM = 0.05
-"""A LLaMA's last norm multiplies by some 1; that of a difference between two LLaMAs by next to nothing."""
+"""The weights of a LLaMA's last norm are near 1; in the difference between two LLaMAs they are near 0."""
 
 
 class Search:
-    """Finds the parts of one published model: named by the user, or in a folder under their published names."""
+    """Finds the parts of one published model: as the user names them, or in a folder under their published names."""
 
     def __init__(self, model: str, folder: Path | None, named: Mapping[str, Path], *, parts: Sequence[str]) -> None:
-        """Look in `folder` for what `named` does not name.
+        """Search `folder` for the parts that are not in `named`.
 
         Raises:
-            WeightsError: `named` has a name that is none of `parts`.
+            WeightsError: `named` has a part that is not one of `parts`.
         """
-        if strangers := sorted(named.keys() - set(parts)):
-            raise WeightsError(f"{model} has no part {strangers[0]!r}; its parts are {', '.join(parts)}.")
+        if unknown := sorted(named.keys() - set(parts)):
+            raise WeightsError(f"{model} has no part {unknown[0]!r}; its parts are {', '.join(parts)}.")
         self._folder, self._named = folder, named
 
     def file(self, part: str, *names: str) -> Path:
-        """The file of a part, which was published under one of `names`.
+        """Find the file of a part, which was published under one of `names`.
 
         Raises:
             WeightsError: there is none, or more than one.
@@ -56,13 +56,13 @@ class Search:
             )
         return found[0]
 
-    def folder(self, part: str, what: str, is_it: Callable[[Path], bool]) -> Path:
-        """The folder of a part, known by what is in it.
+    def folder(self, part: str, description: str, matches: Callable[[Path], bool]) -> Path:
+        """Find the folder of a part by its contents.
 
         Args:
-            part: as the user names it.
-            what: e.g. `LLaMA folder (config.json, tokenizer.model, weights)`.
-            is_it: whether a folder is one.
+            part: the name of the part.
+            description: e.g. `LLaMA folder (config.json, tokenizer.model, weights)`.
+            matches: whether a folder is the one.
 
         Raises:
             WeightsError: there is none, or more than one.
@@ -70,79 +70,81 @@ class Search:
         if part in self._named:
             return self._named[part]
         inside = sorted(self._folder.iterdir()) if self._folder and self._folder.is_dir() else []
-        found = [path for path in inside if path.is_dir() and is_it(path)]
+        found = [path for path in inside if path.is_dir() and matches(path)]
         if len(found) != 1:
-            told = f"{found[0].name} and {found[1].name}, each a" if found else "no"
-            raise WeightsError(f"{self._folder or 'Nowhere'} has {told} {what}; name one with --part {part}=FOLDER.")
+            candidates = f"{found[0].name} and {found[1].name}, each a" if found else "no"
+            raise WeightsError(
+                f"{self._folder or 'No folder'} has {candidates} {description}; name one with --part {part}=FOLDER."
+            )
         return found[0]
 
     def llama(self) -> Path:
-        """The folder of the language model.
+        """Find the folder of the language model.
 
         Raises:
             WeightsError: there is none, or more than one.
         """
         wanted = ("config.json", TOKENIZER)
-        what = "LLaMA folder (config.json, tokenizer.model, weights)"
-        return self.folder("llama", what, lambda path: all((path / name).is_file() for name in wanted))
+        description = "LLaMA folder (config.json, tokenizer.model, weights)"
+        return self.folder("llama", description, lambda path: all((path / name).is_file() for name in wanted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
-    """Which keys of a published file are whose: regular expressions for whole keys."""
+    """The expected keys of a published file: regular expressions for whole keys."""
 
     wanted: str
     unused: str = ""
-    """Known to be of no use, if they are not wanted."""
+    """Keys that the model does not use, unless they are wanted."""
     prefix: str = ""
-    """What the whole model puts before the wanted ones."""
+    """Prefix of the wanted keys in the merged model."""
 
 
 LLAMA_KEYS = r"model\.(layers\.\d+\..+|(embed_tokens|norm)\.weight)|lm_head\.weight"
 
 
-def sort_out(
+def select_wanted(
     path: Path, tensors: Mapping[str, Tensor], keys: Keys, *, model: str, ignored: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of a file that belong to the model, under the names that they have there.
+    """Return the tensors of a file that belong to the model, under their names in the merged model.
 
     Args:
-        path: the file or folder, to be named.
-        tensors: what it holds.
-        keys: what is wanted, and what is known to be unused.
-        model: to be named.
+        path: of the file or folder, for the error message.
+        tensors: its content.
+        keys: the wanted keys, and those that are known to be unused.
+        model: the model's name, for the error message.
         ignored: keys that the user knows to be harmless.
 
     Raises:
         WeightsError: a key is neither wanted nor unused nor ignored.
     """
-    sorted_out = {}
+    selected = {}
     for key in sorted(tensors.keys() - set(ignored)):
         if re.fullmatch(keys.wanted, key):
-            sorted_out[keys.prefix + key] = tensors[key]
+            selected[keys.prefix + key] = tensors[key]
         elif not re.fullmatch(keys.unused, key):
             raise WeightsError(
-                f"{path.name} has a key that belongs nowhere in {model}: {key}. It may be another model's file; "
-                "if you know the key to be harmless, say --ignore."
+                f"{path.name} has a key that is not part of {model}: {key}. It may be another model's file; "
+                "if you know the key to be harmless, ignore it with --ignore."
             )
-    return sorted_out
+    return selected
 
 
 def read_llama(folder: Path, *, vocab_size: int, hint: str) -> dict[str, Tensor]:
-    """Every tensor of a LLaMA folder.
+    """Return every tensor of a LLaMA folder.
 
     Args:
-        folder: as Hugging Face lays it out.
-        vocab_size: rows that belong into its embeddings.
-        hint: a sentence or two that say which LLaMA is the right one.
+        folder: in Hugging Face's layout.
+        vocab_size: the expected rows of its embeddings.
+        hint: names the right LLaMA, for the error message.
 
     Raises:
-        WeightsError: the weights are incomplete, those of another vocabulary, or a bare delta.
+        WeightsError: the weights are incomplete, of another vocabulary, or a bare delta.
     """
     tensors = read_weights(folder)
     rows, norm = tensors.get(_EMBEDDINGS), tensors.get(_NORM)
     if rows is not None and len(rows) != vocab_size:
-        raise WeightsError(f"{folder} has {len(rows)} embedding rows where {vocab_size} belong. {hint}")
+        raise WeightsError(f"{folder} has {len(rows)} embedding rows instead of {vocab_size}. {hint}")
     if norm is not None and float(norm.float().abs().mean()) < _DELTA_NORM:
         raise WeightsError(f"{folder} holds a bare delta: apply it to LLaMA and name the result. {hint}")
     return tensors
@@ -150,24 +152,24 @@ def read_llama(folder: Path, *, vocab_size: int, hint: str) -> dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source(Generic[ConfigT]):
-    """One model that can be converted."""
+    """A merged published model, ready to be converted."""
 
     config: ConfigT
     tensors: Mapping[str, Tensor]
     tokenizer: Path
     files: Iterable[Path | None]
-    """All that was read: files, folders."""
+    """All files and folders that were read."""
 
 
 def read_whole(
-    folder: Path | None, named: Mapping[str, Path], config_of: Callable[[Path], ConfigT]
+    folder: Path | None, named: Mapping[str, Path], read_sizes: Callable[[Path], ConfigT]
 ) -> Source[ConfigT] | None:
-    """The model that lies whole in one file; None where parts are named, or there is no such file.
+    """Read a model from one file of weights; None if the user named parts, or there is no such file.
 
     Args:
         folder: of `weights.safetensors`, `config.json` and the tokenizer.
         named: parts that the user named.
-        config_of: reads the sizes.
+        read_sizes: reads the sizes.
 
     Raises:
         WeightsError: a file is absent or damaged.
@@ -175,7 +177,7 @@ def read_whole(
     if folder is None or named or not (folder / WHOLE).is_file():
         return None
     return Source(
-        config=config_of(folder / "config.json"),
+        config=read_sizes(folder / "config.json"),
         tensors=read_folder(folder),
         tokenizer=tokenizer_of(folder),
         files=(folder / WHOLE, tokenizer_of(folder)),
@@ -185,17 +187,18 @@ def read_whole(
 def to_convert(
     family: str, network: VideoNetwork, source: Source[ConfigT], *, key_map: KeyMap, dtype: torch.dtype | None
 ) -> tuple[Checkpoint, str]:
-    """What `reeltalk convert` is to write, and what names its sources.
+    """Check a model against its network; return what `reeltalk convert` writes, and the identity of the sources.
 
     Args:
-        family: by its name.
+        family: the family's name.
         network: of the source's sizes, on the meta device.
-        source: what was found.
-        key_map: the source's names to ours.
-        dtype: what to cast to; None keeps each tensor's.
+        source: the merged model.
+        key_map: maps the source's names to ours.
+        dtype: what to cast to; None keeps each tensor's dtype.
 
     Raises:
-        WeightsError, TokenizerError: the tensors do not cover every parameter exactly once, or the tokenizer is none.
+        WeightsError, TokenizerError: the tensors do not cover every parameter exactly once, or the tokenizer cannot be
+            used.
     """
     read_sentencepiece(source.tokenizer)
     covered = cover(network, source.tensors, key_map=key_map)

@@ -1,8 +1,14 @@
-"""The registry of families: each folder is a family under its own name.
+"""The registry of families: each folder here is one family, named like the family, with `_` for `-`.
 
-A family's `family.py` has `load(*, checkpoint, device, dtype, quantization, role) -> Family`. For the commands beside
-`serve` it may have `read_source` (convert), `verify_stages` (verify), and `SIZES` with `blueprint` (plan); see
-`videochat`.
+The `family.py` of a folder defines:
+
+- `load(*, checkpoint, device, dtype, quantization, role) -> Family`, which `serve` needs;
+- `read_source(folder, *, parts, ignored, dtype)` for `convert`;
+- `verify_stages(family, folder)` for `verify`;
+- `SIZES` and `value_counts(size)` for `plan`.
+
+All but `load` are optional. A family's other modules hold what only this family has: its network, its published files
+and its verification stages.
 """
 
 import importlib
@@ -21,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class UnknownFamily(ValueError):
-    """No family has this name; the message lists those there are."""
+    """No family has this name; the message lists the known names."""
 
 
 def family_names() -> tuple[str, ...]:
-    """The families that can be loaded, e.g. `videochat`; finding them imports none."""
+    """Return the names of all families, e.g. `videochat`, without importing them."""
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
@@ -42,11 +48,11 @@ def load_family(
 
     Args:
         name: one of `family_names()`.
-        checkpoint: a folder in the family's layout; None takes the family's `tiny` sizes and weights.
-        device: where all weights go.
-        dtype: what everything computes in; None is float16 on a GPU and float32 on the CPU.
-        quantization: bits of the language model's weights; None leaves them in `dtype`.
-        role: what it is for; what that does not need is not loaded.
+        checkpoint: a folder in the family's layout; None loads the family's small model.
+        device: where to put all weights.
+        dtype: what to compute in; None is float16 on a GPU and float32 on the CPU.
+        quantization: bits of the language model's weights; None keeps them in `dtype`.
+        role: modules that this role does not need are not loaded.
 
     Raises:
         UnknownFamily: there is no such family.
@@ -64,18 +70,18 @@ def load_family(
 
 
 def default_dtype(device: "torch.device | str") -> "torch.dtype":
-    """What everything computes in where nobody says: 16 bits on a GPU, as published; float32 on the CPU."""
+    """Return the default dtype of a device: float16 on a GPU, as published, and float32 on the CPU."""
     import torch
 
     return torch.float32 if torch.device(device).type == "cpu" else torch.float16
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of one family.
+    """Import the `family` module of one family.
 
     Raises:
         UnknownFamily: there is no such family.
     """
     if name not in family_names():
-        raise UnknownFamily(f"There is no family {name!r}; there are: {', '.join(family_names())}.")
+        raise UnknownFamily(f"There is no family {name!r}. Known families: {', '.join(family_names())}.")
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}.family")

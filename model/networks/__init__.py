@@ -1,1 +1,1 @@
-"""Networks that transformers lacks. torch only: no files, no configuration look-ups, no service."""
+"""Networks that transformers lacks and that families share. They use torch only, and read no files."""

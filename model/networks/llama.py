@@ -1,4 +1,4 @@
-"""The LLaMA that every family ends in: its sizes, transformers' network of them, its rotary frequencies."""
+"""The LLaMA decoder that every family uses: its sizes, transformers' module for them, its rotary frequencies."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's."""
+    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's pieces."""
 
     vocab_size: int
     width: int
@@ -20,7 +20,7 @@ class DecoderConfig:
 
 
 def build_llama(sizes: DecoderConfig) -> LlamaForCausalLM:
-    """The decoder of these sizes, freshly initialised."""
+    """Build a decoder of these sizes with initial values."""
     config = LlamaConfig(
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.width,
@@ -38,9 +38,9 @@ def build_llama(sizes: DecoderConfig) -> LlamaForCausalLM:
 
 
 def restore_rotary(model: LlamaForCausalLM) -> None:
-    """Compute the rotary frequencies anew, in float32.
+    """Compute the rotary frequencies again, in float32.
 
-    No checkpoint holds them, so a network built on the meta device lacks them; and a cast to half precision
-    would spoil them.
+    No checkpoint holds them, so a network built on the meta device lacks them, and a cast to half precision would
+    make them inexact.
     """
     model.model.rotary_emb = LlamaRotaryEmbedding(config=model.config)

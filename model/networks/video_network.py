@@ -1,4 +1,4 @@
-"""What the network of every family has: sizes that survive JSON, and the way from frames to what LLaMA is told."""
+"""The base of every family's network: sizes that survive JSON, and the steps from frames to video tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,22 +15,22 @@ from model.role import Role
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoNetworkConfig(ABC):
-    """Every size of a network; those of its parts are records of their own."""
+    """Every size of a network; the sizes of its parts are dataclasses of their own."""
 
     decoder: DecoderConfig
 
     @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int]:
-        """[tokens, width] of one clip's features, however many frames it has."""
+        """[tokens, width] of one clip's features, for any number of frames."""
 
     def to_json(self) -> dict[str, Any]:
-        """The sizes as nested plain values; `from_json` reads them back."""
+        """Return the sizes as nested plain values; `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, sizes: Mapping[str, Any]) -> Self:
-        """Sizes as `to_json` wrote them.
+        """Read sizes that `to_json` wrote.
 
         Raises:
             KeyError, TypeError: a size is missing or unknown.
@@ -47,14 +47,14 @@ ConfigT = TypeVar("ConfigT", bound=VideoNetworkConfig)
 
 
 class VideoNetwork(nn.Module, ABC):
-    """All modules of one model: tensors in, tensors out. Every parameter is in one dtype and on one device.
+    """All modules of one model. All parameters have one dtype and one device.
 
-    Where only one role is wanted, the parameters of the other stay on the meta device, where they take no memory.
+    Where a process needs only one role, the parameters of the other role stay on the meta device and take no memory.
     """
 
     config: VideoNetworkConfig
     encoding: ClassVar[frozenset[str]]
-    """What `encode` uses, by attribute: modules and parameters. Everything else is for `project` and the decoder."""
+    """Attributes that `encode` uses: modules and parameters. All others belong to `project` and the decoder."""
 
     @property
     @abstractmethod
@@ -63,22 +63,22 @@ class VideoNetwork(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, *feature_shape], not projected yet; T from 1 to 100."""
+        """Encode normalised frames [B, T, 3, H, W], with T from 1 to 100, into unprojected [B, *feature_shape]."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Features [..., width] to video tokens [..., hidden]."""
+        """Project features [..., width] to video tokens [..., hidden]."""
 
     def restore_buffers(self) -> None:
-        """Compute anew what no checkpoint holds, and a network built on the meta device therefore lacks."""
+        """Compute the buffers that no checkpoint holds; a network built on the meta device lacks them."""
         restore_rotary(self.decoder)
 
     def serves(self, name: str, role: Role) -> bool:
-        """Whether a role needs the parameter, buffer or module of this name."""
+        """Return whether a role needs the parameter, buffer or module of this name."""
         return role == "all" or (name.partition(".")[0] in self.encoding) == (role == "encode")
 
-    def place(self, device: torch.device | str, *, role: Role) -> None:
-        """Move what a role needs."""
+    def move_to(self, device: torch.device | str, *, role: Role) -> None:
+        """Move the modules and parameters that a role needs."""
         for name, module in self.named_children():
             if self.serves(name, role):
                 module.to(device)

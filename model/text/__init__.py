@@ -1,1 +1,1 @@
-"""Text: conversations and their prompts, and the tokenizers of the published checkpoints."""
+"""Conversations and their prompts, and the tokenizers of published checkpoints."""

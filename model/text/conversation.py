@@ -1,33 +1,31 @@
-"""What is said: turns, videos and the rendered prompt of a conversation. Text only: no tokens, no tensors."""
+"""Conversations: turns, clips, and the parts of a rendered prompt. Text only, no tokens and no tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Role = Literal["user", "assistant"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One thing said, by the user or by the model."""
+    """One message of the user or of the model."""
 
-    role: Role
+    role: Literal["user", "assistant"]
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """What a prompt says of one video: which frames were sampled, and the rate that gives their seconds."""
+    """The facts about one video that a prompt may state: the sampled frames, and the rate that gives their seconds."""
 
     frame_indices: tuple[int, ...]
     fps: float
     media: Literal["video", "image"] = "video"
-    """A still picture has no moments to speak of."""
+    """For an image, the prompt states no times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """Everything the model is to see before it answers; the last turn is the user's question."""
+    """The input of one answer; the last turn is the user's question."""
 
     clips: tuple[Clip, ...]
     turns: tuple[Turn, ...]
@@ -36,28 +34,28 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class VideoSlot:
-    """The place in a prompt where the video tokens of `clips[clip]` go."""
+    """The position in a prompt for the video tokens of `clips[clip]`."""
 
     clip: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A token that no text becomes, by its name in the vocabulary, e.g. `</s>`."""
+    """A special token, by its name in the vocabulary, e.g. `</s>`; text is never tokenized as one."""
 
     name: str
 
 
 Part = str | SpecialToken | VideoSlot
-"""What a rendered prompt is made of."""
+"""One part of a rendered prompt."""
 
 
 class Template(Protocol):
-    """How a family writes a conversation down."""
+    """Renders a conversation as a family's prompt."""
 
     @property
     def stop(self) -> Sequence[str]:
-        """Strings at which an answer ends; they are never part of it."""
+        """Strings that end an answer; they are not part of it."""
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """The prompt as texts, special tokens and video slots, in order. Text typed by a user can forge none."""
+        """Return the prompt's texts, special tokens and video slots in order; no text of a user can imitate them."""

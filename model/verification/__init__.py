@@ -1,1 +1,1 @@
-"""Checking an installed model, stage by stage, against what the original code computed."""
+"""Verifies a model stage by stage against tensors that the original code computed."""

@@ -1,4 +1,4 @@
-"""Compares what a model computed with a reference, whatever the family; knows tolerances, prints nothing."""
+"""Compares computed tensors with reference tensors, for any family, within tolerances by dtype."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,18 @@ from model.quantization import Quantization
 from model.verification.stage import Claim, Finding, Stage
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Of the largest expected value. float32: five times the noise of the worst reference, far below every mistake
-tried on them. 16 bits: some three times the worst that was measured on the references; a mistake may hide in it."""
+"""Tolerated differences, relative to the largest expected value.
+
+float32: five times the noise of the worst reference, and far below the effect of every mistake that was tried. 16 bits:
+about three times the largest difference measured on the references; a small mistake can stay undetected."""
 INT8_TOLERANCE = 0.15
-"""The same for what a language model says whose weights are in 8 bits: three times the worst measured. In 4 bits the
-references, of a few dozen values a row, differ by 0.2 to 0.8, with the wrong weights by 0.9 and more: too near."""
+"""The tolerance for a language model with 8-bit weights: three times the largest difference measured.
+
+There is none for 4-bit weights: the references, of a few dozen values per row, differ by 0.2 to 0.8, and with wrong
+weights by 0.9 and more, which is too close to tell apart."""
 
 Verdict = Literal["pass", "fail", "shown", "absent", "new"]
-"""`shown`: nothing to judge by. `absent`: the reference has what the model did not compute. `new`: no reference."""
+"""`shown`: differs as rounding may. `absent`: in the reference, but not computed. `new`: there is no reference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,21 +40,21 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """Whether the verification has failed."""
+        """Whether this row fails the verification."""
         return self.verdict in {"fail", "absent"}
 
 
 class Comparison:
-    """Goes through findings as they come; keeps their tensors for whoever wants to write them."""
+    """Compares findings one by one, and keeps their tensors so that they can be written to a file."""
 
     def __init__(
         self, expected: Mapping[str, Tensor] | None, dtype: torch.dtype, quantization: Quantization | None = None
     ) -> None:
-        """Compare with the tensors of a reference; None: compare no tensor.
+        """Set up a comparison.
 
         Args:
-            expected: by name.
-            dtype: what the model computed in.
+            expected: reference tensors by name; None if there is no reference.
+            dtype: what the model computes in.
             quantization: of the language model's weights.
         """
         self.tensors: dict[str, Tensor] = {}
@@ -60,7 +64,7 @@ class Comparison:
         self._judges_choices = dtype == torch.float32 and quantization is None
 
     def rows(self, findings: Iterable[Finding]) -> Iterator[Row]:
-        """A row for each finding, then one for each tensor of the reference that none was for."""
+        """Yield a row for each finding, then one for each reference tensor without a finding."""
         for finding in findings:
             if isinstance(finding, Claim):
                 yield self._of_claim(finding)
@@ -71,11 +75,11 @@ class Comparison:
                 self._keep(finding)
                 yield self._of_stage(finding, self._expected[finding.name])
         for name in sorted((self._expected or {}).keys() - self.tensors.keys()):
-            yield Row(name=name, verdict="absent", note="the reference has it, this model did not compute it")
+            yield Row(name=name, verdict="absent", note="in the reference, but not computed")
 
     def _keep(self, stage: Stage) -> None:
         kept = torch.float32 if stage.tensor.is_floating_point() else stage.tensor.dtype
-        # Copied, since two stages may be the same tensor, which a safetensors file cannot hold.
+        # Copied, because two stages may share memory, which a safetensors file does not allow.
         self.tensors[stage.name] = stage.tensor.detach().to("cpu", kept, copy=True).contiguous()
 
     def _of_claim(self, claim: Claim) -> Row:
@@ -97,18 +101,18 @@ class Comparison:
             return Row(name=stage.name, verdict="fail", note=f"{_shape(got)}, not {_shape(expected)}")
         scale = float(expected.abs().max())
         error = float((got - expected).abs().max())
-        limit, told = self._limit(stage)
+        limit, reason = self._limit(stage)
         if limit is None and math.isfinite(error):
             verdict: Verdict = "shown"
         else:
             is_near = error <= (limit or 0.0) * scale  # false for NaN
             verdict = "pass" if is_near else self._if_differs(stage.is_choice)
-        note = ", ".join(filter(None, (note, told)))
+        note = ", ".join(filter(None, (note, reason)))
         return Row(name=stage.name, verdict=verdict, error=error, scale=scale, note=note)
 
     def _limit(self, stage: Stage) -> tuple[float | None, str]:
-        """What share of the largest expected value is near, None where none can be said; and a word about it."""
-        if self._quantization is not None and stage.is_said:
+        """Return the tolerance relative to the largest expected value, or None if there is none, and the reason."""
+        if self._quantization is not None and stage.is_of_language_model:
             if self._quantization == "int4":
                 return None, "int4: expected to differ"
             return INT8_TOLERANCE, f"int8: expected within {INT8_TOLERANCE:g} of the largest"
@@ -122,7 +126,7 @@ class Comparison:
         return Row(name=stage.name, verdict=self._if_differs(stage.is_choice), note=note)
 
     def _while_equal(self, follows: str, got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, str]:
-        """The rows that both computed after the same tokens."""
+        """Return the rows that both computed after the same tokens, and a note about their number."""
         assert self._expected is not None
         ids = self._expected.get(follows)
         if self._judges_choices or ids is None:
@@ -136,7 +140,7 @@ class Comparison:
 
 def _num_equal(got: Tensor, expected: Tensor) -> int:
     pairs = zip(got.tolist(), expected.tolist(), strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(got), len(expected)))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(got), len(expected)))
 
 
 def _shape(tensor: Tensor) -> str:

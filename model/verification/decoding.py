@@ -1,4 +1,4 @@
-"""Greedy decoding and beam search written plainly, as the references were made; not for serving."""
+"""Simple greedy decoding and beam search, as used for the references; not for serving."""
 
 from collections.abc import Collection, Sequence
 
@@ -19,17 +19,17 @@ def decode_greedily(
     eos: int,
     stop: Collection[Sequence[int]] = (),
 ) -> tuple[list[int], Tensor]:
-    """The likeliest token again and again, without a batch, an engine or a sampler.
+    """Choose the likeliest token at each step, for one sequence, without the engine.
 
     Args:
         network: a language model for inference.
         prompt: embeddings [1, L, hidden].
-        max_tokens: at most so many.
-        eos: the token that ends an answer; it belongs to it.
-        stop: sequences that end an answer; they belong to it.
+        max_tokens: the most tokens to decode.
+        eos: the token that ends an answer; it is part of the result.
+        stop: sequences that end an answer; they are part of the result.
 
     Returns:
-        Token ids, and the logits [num_tokens, vocab], float32, each was chosen from.
+        Token ids, and the float32 logits [num_tokens, vocab] that they were chosen from.
     """
     ids: list[int] = []
     logits: list[Tensor] = []
@@ -45,7 +45,7 @@ def decode_greedily(
 
 @torch.inference_mode()
 def search_beams(network: LlamaForCausalLM, prompt: Tensor, *, num_beams: int, max_tokens: int, eos: int) -> list[int]:
-    """The best of `num_beams` hypotheses for a prompt [1, L, hidden], by transformers' own beam search."""
+    """Return the best of `num_beams` hypotheses for a prompt [1, L, hidden], by transformers' beam search."""
     out: Tensor = network.generate(
         inputs_embeds=prompt,
         attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device),
@@ -60,5 +60,5 @@ def search_beams(network: LlamaForCausalLM, prompt: Tensor, *, num_beams: int, m
 
 
 def sampling_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
-    """What the engine's sampler would draw from, [rows, vocab], float32, for logits [rows, vocab]."""
+    """Return the distribution of the engine's sampler, float32 [rows, vocab], for logits [rows, vocab]."""
     return distribution(logits, [params] * len(logits)).float()

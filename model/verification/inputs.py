@@ -1,4 +1,4 @@
-"""What a reference lays beside a model for it to be run on, checked to be there."""
+"""Reads the inputs of a reference, and checks that they are complete."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +13,20 @@ Value = TypeVar("Value")
 
 
 def read_inputs(folder: Path, *names: str) -> Mapping[str, Tensor]:
-    """The tensors of `inputs.safetensors`.
+    """Return the tensors of `inputs.safetensors`.
 
     Raises:
-        WeightsError: there is none, or it lacks one of `names`.
+        WeightsError: the file is absent, or lacks one of `names`.
     """
     path = folder / "inputs.safetensors"
     return _complete(read_safetensors(path), names, path)
 
 
 def read_dialogue(folder: Path, *names: str) -> Mapping[str, Any]:
-    """The object in `dialogue.json`.
+    """Return the object in `dialogue.json`.
 
     Raises:
-        WeightsError: there is none, or it lacks one of `names`.
+        WeightsError: the file is absent, or lacks one of `names`.
     """
     path = folder / "dialogue.json"
     return _complete(read_object(path), names, path)

@@ -1,4 +1,4 @@
-"""What a family's verification yields: tensors under the names of its reference, and claims beside them."""
+"""The findings of a verification: tensors under the names of the reference, and other values."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One tensor that a model computed; its reference has the same name and shape."""
+    """One tensor that a model computed; the reference tensor has the same name and shape."""
 
     name: str
     tensor: Tensor
     follows: str | None = None
-    """Token ids, a stage before this one: row i holds only while the first i of them are the reference's."""
+    """The earlier stage with the token ids: row i can be compared only if the first i ids equal the reference's."""
     is_choice: bool = False
-    """The last bit may decide (token ids, what top_p leaves): equal in float32, merely shown in fewer bits."""
-    is_said: bool = False
-    """The layers of the language model computed it, of which the weights may be quantised."""
+    """Rounding may change it (token ids, the tokens within top_p): must be equal in float32, only shown in 16 bits."""
+    is_of_language_model: bool = False
+    """Whether the layers of the language model computed it, whose weights may be quantised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """Something other than a tensor; `expected` is None where the folder says nothing of it."""
+    """A value other than a tensor; `expected` is None if the folder does not have it."""
 
     name: str
     got: object
@@ -37,12 +37,12 @@ Finding = Stage | Claim
 
 @contextmanager
 def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What each module gives in its last forward pass within, by the names given here."""
+    """Record the output of each module's last forward pass within the block, by the given names."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: object) -> None:
         first = output[0] if isinstance(output, tuple) else output
-        assert isinstance(first, torch.Tensor), f"{name} gives no tensor"
+        assert isinstance(first, torch.Tensor), f"{name} returns no tensor"
         outputs[name] = first
 
     handles = [

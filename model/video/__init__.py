@@ -1,1 +1,1 @@
-"""Video files as tensors: frame rules, containers, timestamps, and pixel preprocessing."""
+"""Decodes video files into pixel values: frame rules, containers, timestamps, and preprocessing."""

@@ -1,7 +1,7 @@
-"""Reading an open media file with PyAV within limits, and finding out which frames it holds. Decodes no picture.
+"""Opens media files with PyAV within limits, and finds out which frames they hold, without decoding pictures.
 
-FFmpeg is given an open file and no protocol to open another with, and playlists and scripts are not among the
-allowed containers: no other file and no network is ever touched.
+FFmpeg gets an open file and no protocol to open another one, and playlists and scripts are not among the allowed
+containers. So it can access no other file and no network.
 """
 
 import os
@@ -21,7 +21,7 @@ from model.video.spec import VideoError, VideoLimits
 from model.video.timeline import Timeline
 
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "ogg")
-"""FFmpeg's names of what may be opened."""
+"""FFmpeg's names of the allowed containers."""
 
 CODECS = {
     **{name: name for name in ("h263", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4")},
@@ -29,17 +29,17 @@ CODECS = {
     "av1": "libdav1d",
     "flv1": "flv",
 }
-"""Codecs that may be decoded, each with FFmpeg's name of the decoder."""
+"""The allowed codecs, each with FFmpeg's name of the decoder."""
 
 MAX_STREAMS = 64
-"""Tracks of a file, whatever they hold; cameras and discs write a dozen."""
+"""Most tracks of a file, of any kind; cameras and discs write about a dozen."""
 
 
 class VideoFile(FileIO):
-    """An open media file as FFmpeg reads it: a place that cannot be gone to is an answer there, not an exception."""
+    """An open media file for FFmpeg, which expects -1 from an impossible seek, not an exception."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Where the file stands now; -1 where it cannot stand."""
+        """Seek, and return the new position; -1 if the position is impossible."""
         try:
             return super().seek(offset, whence)
         except (OSError, OverflowError):
@@ -47,22 +47,22 @@ class VideoFile(FileIO):
 
 
 def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer, VideoStream]:
-    """The file and its best video stream, ready to be decoded; whatever its header gives away was checked.
+    """Open the file and its best video stream for decoding, and check everything that its header states.
 
-    Closing the container leaves the file open.
+    Closing the container does not close the file.
 
     Raises:
         VideoError: `not_a_video`, `undecodable`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
     """
     options = {
-        "protocol_whitelist": "none",  # not a protocol: what is not on the list is refused, and nothing is
+        "protocol_whitelist": "none",  # not the name of a protocol, so none is allowed
         "format_whitelist": ",".join(CONTAINERS),
         "max_streams": str(MAX_STREAMS),
-        # What follows also binds the decoders that FFmpeg runs on the first packets to guess at the streams.
+        # The options below also apply to the decoders that FFmpeg runs on the first packets to probe the streams.
         "codec_whitelist": ",".join(CODECS.values()),
         "max_pixels": str(limits.max_pixels),
         "threads": "1",
-        "fflags": "-genpts",  # FFmpeg's guesses at moments that a file does not state are wrong around B-frames
+        "fflags": "-genpts",  # FFmpeg's guesses for missing timestamps are wrong around B-frames
     }
     file.seek(0)
     try:
@@ -86,7 +86,7 @@ def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer
 
 
 def _begins_like_a_video(file: VideoFile) -> bool:
-    """Whether the first bytes are those of an allowed container, whatever became of the rest."""
+    """Return whether the first bytes are those of an allowed container."""
     file.seek(0)
     head = file.read(12)
     return head[4:8] in {b"ftyp", b"moov", b"mdat"} or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS"))
@@ -102,7 +102,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
 
 
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
-    """Raise `too_large` unless a picture of this size may be decoded."""
+    """Raise `too_large` if a picture of this size exceeds the limits."""
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise VideoError(
             "too_large",
@@ -111,7 +111,7 @@ def check_size(width: int, height: int, limits: VideoLimits) -> None:
 
 
 def check_length(duration: float, num_frames: int, limits: VideoLimits) -> None:
-    """Raise `too_long` unless so many seconds and frames may be read."""
+    """Raise `too_long` if the seconds or the frames exceed the limits."""
     if duration > limits.max_duration:
         raise VideoError("too_long", f"The video is longer than {limits.max_duration:g} seconds.")
     if num_frames > limits.max_frames:
@@ -119,7 +119,7 @@ def check_length(duration: float, num_frames: int, limits: VideoLimits) -> None:
 
 
 def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds, as the file states or FFmpeg estimates them."""
+    """Return the duration in seconds that the file states or FFmpeg estimates; None if neither does."""
     if stream.duration and stream.duration > 0 and stream.time_base:
         return float(stream.duration * stream.time_base)
     if container.duration and container.duration > 0:
@@ -128,16 +128,16 @@ def declared_duration(container: InputContainer, stream: VideoStream) -> float |
 
 
 def declared_rate(stream: VideoStream) -> Fraction | None:
-    """Average frames per second, as the file states them."""
+    """Return the average frame rate that the file states; None without one."""
     rate = stream.average_rate or stream.guessed_rate
     return rate if rate and rate > 0 else None
 
 
 def read_timeline(file: VideoFile, limits: VideoLimits) -> Timeline:
-    """The frames of the file: from its index where that shows a constant rate, else from all its packets.
+    """Find the frames of the file: from its index if that shows a constant rate, else from all its packets.
 
     Raises:
-        VideoError: as `open_container`, and `no_frames`; `undecodable` if packets that the index lists are missing.
+        VideoError: as `open_container`, and `no_frames`; `undecodable` if packets in the index are missing.
     """
     container, stream = open_container(file, limits)
     with container:
@@ -150,7 +150,7 @@ def read_timeline(file: VideoFile, limits: VideoLimits) -> Timeline:
 
 
 def _from_index(container: InputContainer, stream: VideoStream, file_size: int) -> Timeline | None:
-    """The index of an MP4 lists every frame, but by decoding time: that does at a constant rate, if the end agrees."""
+    """Use the index of an MP4, which lists decoding times; these suffice at a constant rate, if the end agrees."""
     if container.format.name != CONTAINERS[0] or len(stream.index_entries) != stream.frames:
         return None
     entries = list(stream.index_entries)
@@ -166,7 +166,7 @@ def _from_index(container: InputContainer, stream: VideoStream, file_size: int) 
 
 
 def _end_holds(container: InputContainer, stream: VideoStream, found: Timeline) -> bool:
-    """Whether the packets from the last key frame on are shown when the timeline says."""
+    """Return whether the packets from the last key frame on have the timestamps of the timeline."""
     try:
         container.seek(int(found.pts[-1]), stream=stream)
         last = sorted(packet.pts or 0 for packet in container.demux(stream) if packet.size)
@@ -189,7 +189,7 @@ def _from_packets(container: InputContainer, stream: VideoStream, limits: VideoL
     except MemoryError:
         raise
     except FFmpegError:
-        pass  # the frames before the damage are what there is
+        pass  # keep the frames before the damage
     if not moments:
         raise VideoError("no_frames", "The video has no frames.")
     if container.format.name == CONTAINERS[0] and num_packets < stream.frames == len(stream.index_entries):
@@ -203,7 +203,7 @@ def _from_packets(container: InputContainer, stream: VideoStream, limits: VideoL
 
 
 def _is_shown(packet: "Packet[VideoStream]") -> bool:
-    """False for what an edit list leaves out, and for VP8's hidden frames (RFC 6386, 9.1: `show_frame`)."""
+    """Return False for packets that an edit list skips, and for VP8's hidden frames (RFC 6386, 9.1: `show_frame`)."""
     if packet.is_discard:
         return False
     return packet.stream.codec_context.codec.canonical_name != "vp8" or bool(bytes(packet)[0] >> 4 & 1)

@@ -1,8 +1,8 @@
-"""Decoding chosen frames of a file with PyAV: seek, decode forward, check, turn upright.
+"""Decodes selected frames of a file with PyAV: seek, decode forward, check, rotate.
 
-A frame's number is its place in order of presentation, as in decord, with which the published results were
-made. Every decoded frame is checked against the timeline: a file that contradicts itself costs time, or is
-refused, but never yields a frame under a wrong number.
+A frame's number is its index in presentation order, as in decord, with which the published results were made. Every
+decoded frame is checked against the timeline. An inconsistent file takes longer or is refused, but never yields a frame
+with a wrong number.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ from model.video.timeline import Timeline
 
 
 class _Contradiction(Exception):
-    """A decoded frame is not one that the timeline allows at this place."""
+    """A decoded frame contradicts the timeline."""
 
 
 @contextmanager
 def open_video(path: Path, limits: VideoLimits) -> Iterator["VideoReader"]:
-    """Open a file of one of the allowed containers and codecs; no other file and no network is ever read.
+    """Open a file of one of the allowed containers and codecs; no other file and no network is accessed.
 
     Raises:
-        VideoError: on entering, with any code but `empty_interval`.
+        VideoError: on entering, with any code except `empty_interval`.
     """
     with VideoFile(path) as file, read_video(file, limits) as video:
         yield video
@@ -38,7 +38,7 @@ def open_video(path: Path, limits: VideoLimits) -> Iterator["VideoReader"]:
 
 @contextmanager
 def read_video(file: VideoFile, limits: VideoLimits) -> Iterator["VideoReader"]:
-    """As `open_video`, of a file that is open already: from here on nothing needs to be opened any more."""
+    """Like `open_video`, for a file that is already open; opens no other file."""
     order = read_timeline(file, limits)
     decoder = _Decoder(file, limits)
     try:
@@ -48,15 +48,15 @@ def read_video(file: VideoFile, limits: VideoLimits) -> Iterator["VideoReader"]:
 
 
 class VideoReader:
-    """An open file, its facts, and its frames by number."""
+    """An open video file: its facts, and its frames by number."""
 
     def __init__(self, decoder: "_Decoder", order: Timeline) -> None:
         self._decoder, self._order = decoder, order
-        # Only a decoded frame tells how the pictures are turned; a good one also proves the codec.
-        self.facts = _facts(decoder, self._surely(0), order.num_frames)
+        # The rotation is known from a decoded frame only; decoding one also proves that the codec works.
+        self.facts = _facts(decoder, self._frame_or_count(0), order.num_frames)
 
     def num_frames(self, spec: FrameSpec) -> int:
-        """How many frames `spec` asks for.
+        """Return how many frames `spec` selects.
 
         Raises:
             VideoError: `empty_interval`.
@@ -64,22 +64,22 @@ class VideoReader:
         return len(self._order.select(spec))
 
     def frames(self, spec: FrameSpec) -> Iterator[Frame]:
-        """The frames that `spec` asks for, in order; one that is asked for twice comes twice.
+        """Yield the frames that `spec` selects, in order; a frame that is selected twice is yielded twice.
 
         Raises:
-            VideoError: `empty_interval`; `undecodable` when a wanted frame cannot be had; `too_large`.
+            VideoError: `empty_interval`; `undecodable` if a selected frame cannot be decoded; `too_large`.
         """
         wanted = self._order.select(spec)
-        for place, index in enumerate(wanted):
+        for order, index in enumerate(wanted):
             try:
-                picture = self._surely(index) if place == 0 else self._frame_at(index)
-            except _Contradiction:  # earlier frames may have gone out under a wrong number
+                picture = self._frame_or_count(index) if order == 0 else self._frame_at(index)
+            except _Contradiction:  # frames already yielded may have had wrong numbers
                 raise _undecodable() from None
             timestamp = float(self._order.timestamps()[index])
             yield Frame(index=index, timestamp=timestamp, rgb=self._decoder.upright(picture))
 
-    def _surely(self, index: int) -> VideoFrame:
-        """The frame, by counting from the file's start if its own times turn out to be wrong."""
+    def _frame_or_count(self, index: int) -> VideoFrame:
+        """Return a frame; if the file's timestamps are wrong, count frames from its start instead."""
         try:
             return self._frame_at(index)
         except _Contradiction:
@@ -101,13 +101,13 @@ class VideoReader:
         raise _undecodable()
 
     def _starting_points(self, index: int) -> Iterator[int | None]:
-        """Where to decode from, each further back than the one before: None is where the decoder stands."""
+        """Yield key frames to decode from, each earlier than the one before; None is the decoder's current position."""
         key = self._order.key_before(index)
         position = self._decoder.position
         if position is not None and key <= max(position, 0) and position <= index:
             yield None
         yield key
-        # A seek may land behind the packet it looked for, or before pictures that need an earlier one.
+        # A seek may land after the wanted packet, or at pictures that depend on an earlier key frame.
         if key > 0:
             yield self._order.key_before(key - 1)
         if self._order.whole:
@@ -115,7 +115,7 @@ class VideoReader:
 
 
 class _Decoder:
-    """A stream of decoded frames that can be moved; it knows the number of the frame it stands at."""
+    """A seekable stream of decoded frames that keeps track of frame numbers."""
 
     def __init__(self, file: VideoFile, limits: VideoLimits) -> None:
         self._file, self._limits = file, limits
@@ -127,19 +127,19 @@ class _Decoder:
 
     def _restart(self, *, position: int | None) -> None:
         self.position = position
-        """Number of the frame decoded last; -1 before the first, None where a seek led nobody knows where."""
+        """Number of the frame decoded last; -1 before the first, None after a seek until it is known."""
         self._frame: VideoFrame | None = None
         self._damaged = False
         self._frames = self._decode()
 
     def start_over(self) -> None:
-        """To the very start of the file, as if it had just been opened."""
+        """Return to the start of the file, as if it had just been opened."""
         self.container.close()
         self.container, self.stream = open_container(self._file, self._limits)
         self._restart(position=-1)
 
     def go_to(self, key: int, order: Timeline) -> None:
-        """To a key frame, or to where the container takes it for."""
+        """Seek to a key frame, or to where the container believes that it is."""
         if key == 0:
             return self.start_over()
         try:
@@ -149,16 +149,16 @@ class _Decoder:
         return self._restart(position=None)
 
     def advance(self, index: int, order: Timeline) -> VideoFrame | None:
-        """Decode up to frame `index`; None if it does not come from here.
+        """Decode up to frame `index`; None if it does not follow the current position.
 
         Raises:
-            VideoError: `undecodable`: frames are counted, and one before it is damaged.
+            VideoError: `undecodable`, if frames are counted and an earlier one is damaged.
         """
         if self.position == index and self._frame is not None:
             return self._frame
         for frame in self._frames:
             number = self._number(frame, order)
-            # After a seek, what is shown before the first key frame may lack what it was predicted from.
+            # After a seek, frames before the first key frame may lack their reference frames.
             if self.position is not None or frame.key_frame:
                 self.position, self._frame = number, frame
                 if number == index:
@@ -190,15 +190,15 @@ class _Decoder:
                 except MemoryError:
                     raise
                 except FFmpegError:
-                    self._damaged = True  # the decoder finds its feet at the next key frame
+                    self._damaged = True  # the decoder recovers at the next key frame
         except MemoryError:
             raise
         except FFmpegError:
             self._damaged = True
 
     def upright(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        """uint8 [height, width, 3], as displayed."""
-        check_size(frame.width, frame.height, self._limits)  # pictures may change size on the way
+        """Return a frame as uint8 [height, width, 3], rotated as displayed."""
+        check_size(frame.width, frame.height, self._limits)  # the picture size may change within a stream
         try:
             rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
         except MemoryError:

@@ -1,6 +1,6 @@
-"""Videos as the models see them: which frames, at which moments, within which limits. No torch.
+"""Frame specs and rules, limits, facts and errors of videos. Imports numpy only.
 
-A file is opened by `model.video.reader`; the words here cost numpy alone.
+`model.video.reader` opens and decodes files.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_FRAME_COUNT = 100
-"""As many as any family was made for: Video-ChatGPT's."""
+"""The most frames of any family: Video-ChatGPT's."""
 
 VideoErrorCode = Literal[
     "not_a_video",
@@ -28,7 +28,7 @@ VideoErrorCode = Literal[
 
 
 class VideoError(ValueError):
-    """The file cannot be used; `code` says why, and the message is ours, never a library's."""
+    """The file cannot be used; `code` is the reason. The message never contains a library's text."""
 
     def __init__(self, code: VideoErrorCode, message: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class VideoError(ValueError):
 
 
 class InvalidFrameSpec(ValueError):
-    """A field of a frame spec is out of its bounds; `param` names it."""
+    """A field of a frame spec is out of bounds; `param` names it."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
@@ -44,9 +44,9 @@ class InvalidFrameSpec(ValueError):
 
 
 def videochat_indices(num_frames: int, count: int) -> list[int]:
-    """VideoChat's rule (`Chat.get_index`): the start is truncated, the steps are rounded half to even.
+    """Select frames by VideoChat's rule (`Chat.get_index`): truncate the start, round the steps half to even.
 
-    Not the usual middle of each segment. With fewer frames than asked for, frames repeat.
+    This is not the usual middle of each segment. If there are fewer frames than `count`, frames repeat.
     """
     segment = float(num_frames - 1) / count
     start = int(segment / 2)
@@ -54,10 +54,10 @@ def videochat_indices(num_frames: int, count: int) -> list[int]:
 
 
 def video_chatgpt_indices(num_frames: int, count: int) -> list[int]:
-    """Video-ChatGPT's rule (`get_seq_frames`): the middle of each segment, whose ends are rounded half to even.
+    """Select frames by Video-ChatGPT's rule (`get_seq_frames`): the middle of each segment, ends rounded half to even.
 
-    With fewer frames than asked for, as many as there are; even so some repeat, and the last is never taken
-    but where it is the only one.
+    If there are fewer frames than `count`, the result has as many as there are. Some of them still repeat, and the last
+    frame is selected only if it is the only one.
     """
     count = min(num_frames, count)
     segment = float(num_frames - 1) / count
@@ -69,18 +69,18 @@ FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {
     "videochat": videochat_indices,
     "video-chatgpt": video_chatgpt_indices,
 }
-"""Frame rules by name: (num_frames, count) -> frame numbers under `num_frames`, never decreasing.
+"""Frame rules by name: (num_frames, count) -> 1 to `count` frame numbers below `num_frames`, never decreasing.
 
-Between 1 and `count` of them; most rules give `count` always.
+Most rules always return `count` numbers.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSpec:
-    """Which frames of a video to take: up to `count` of those shown from `start` on and before `end`, in seconds.
+    """Selects frames of a video: up to `count` of those from second `start` on and before second `end`.
 
     Raises:
-        InvalidFrameSpec: a field is not finite, out of bounds, or names no rule.
+        InvalidFrameSpec: a field is not finite, out of bounds, or an unknown rule.
     """
 
     count: int = 8
@@ -102,7 +102,7 @@ class FrameSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoLimits:
-    """What is refused before memory is spent on it. Sides and pixels are those of the stored picture."""
+    """Limits of videos, checked before memory is allocated. Sides and pixels are those of the stored picture."""
 
     max_side: int = 8192
     max_pixels: int = 4096 * 2304
@@ -113,7 +113,7 @@ class VideoLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoFacts:
-    """What a file is: seconds, pixels as displayed, average frame rate, and how far pictures are turned."""
+    """Facts about a file: duration in seconds, size as displayed, average frame rate, and rotation."""
 
     duration: float
     width: int
@@ -127,9 +127,9 @@ class VideoFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Frame:
-    """One picture: its number in order of presentation, its seconds after the first one, and its pixels."""
+    """One decoded frame: its index in presentation order, its seconds after the first frame, and its pixels."""
 
     index: int
     timestamp: float
     rgb: npt.NDArray[np.uint8]
-    """uint8 [height, width, 3], the right way up."""
+    """uint8 [height, width, 3], rotated as displayed."""

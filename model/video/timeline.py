@@ -1,4 +1,4 @@
-"""The frames of a video in order of presentation: their moments, and which of them a frame spec asks for."""
+"""The frames of a video in presentation order: their timestamps, and the frames that a frame spec selects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,43 +12,43 @@ from model.video.spec import FRAME_RULES, FrameSpec, VideoError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """When each frame is shown, in ticks of `time_base` seconds, and where decoding can start."""
+    """The timestamps of all frames, in ticks of `time_base` seconds, and the frames at which decoding can start."""
 
     pts: npt.NDArray[np.int64]
     """[num_frames], strictly increasing."""
     keys: npt.NDArray[np.int64]
-    """Numbers of key frames, increasing; a hint where to seek, never relied on."""
+    """Numbers of key frames, increasing; a hint for seeking that may be wrong."""
     time_base: Fraction
     stated: bool = True
-    """False where the file does not say when frames are shown: `pts` is made up, frames must be counted."""
+    """False if the file has no valid timestamps: then `pts` is invented, and frames must be counted."""
     whole: bool = True
-    """False where the file ends before the last of these frames."""
+    """False if the file ends before the last of these frames."""
 
     @property
     def num_frames(self) -> int:
-        """How many frames are shown."""
+        """Number of frames."""
         return len(self.pts)
 
     def timestamps(self) -> npt.NDArray[np.float64]:
-        """Seconds [num_frames] after the first frame."""
+        """Return the seconds [num_frames] after the first frame."""
         ticks = (self.pts - self.pts[0]).astype(np.float64)
         seconds: npt.NDArray[np.float64] = ticks * self.time_base.numerator / self.time_base.denominator
         return seconds
 
     def key_before(self, index: int) -> int:
-        """The number of the last key frame up to `index`; 0 where none is known."""
-        place = int(np.searchsorted(self.keys, index, side="right")) - 1
-        return int(self.keys[place]) if place >= 0 else 0
+        """Return the number of the last key frame up to `index`; 0 if none is known."""
+        last = int(np.searchsorted(self.keys, index, side="right")) - 1
+        return int(self.keys[last]) if last >= 0 else 0
 
     def number_of(self, pts: int | None) -> int | None:
-        """The number of the frame shown at `pts`, if there is one."""
+        """Return the number of the frame with timestamp `pts`; None if there is none."""
         if pts is None:
             return None
-        place = int(np.searchsorted(self.pts, pts))
-        return place if place < len(self.pts) and self.pts[place] == pts else None
+        number = int(np.searchsorted(self.pts, pts))
+        return number if number < len(self.pts) and self.pts[number] == pts else None
 
     def select(self, spec: FrameSpec) -> list[int]:
-        """The frame numbers that `spec` asks for: its rule applied to the frames within its interval.
+        """Return the frame numbers that `spec` selects: its rule applied to the frames within its interval.
 
         Raises:
             VideoError: `empty_interval`.
@@ -64,13 +64,13 @@ class Timeline:
 
 
 def from_rate(start: int, step: int, *, keys: Sequence[bool], time_base: Fraction, whole: bool) -> Timeline:
-    """Frames shown every `step` ticks; `keys` says of each, in decoding order, whether it is a key frame."""
+    """Make a timeline with a frame every `step` ticks; `keys` tells, in decoding order, which are key frames."""
     pts = start + step * np.arange(len(keys), dtype=np.int64)
     return Timeline(pts=pts, keys=np.flatnonzero(keys).astype(np.int64), time_base=time_base, whole=whole)
 
 
 def from_packets(pts: Sequence[int | None], *, keys: Sequence[bool], time_base: Fraction) -> Timeline | None:
-    """Frames in the order of their packets' moments; None where a moment is missing or given twice."""
+    """Make a timeline of the packets' timestamps; None if a timestamp is missing or repeated."""
     moments = [moment for moment in pts if moment is not None]
     ordered = np.unique(np.asarray(moments, np.int64))
     if len(ordered) != len(pts):
@@ -81,7 +81,7 @@ def from_packets(pts: Sequence[int | None], *, keys: Sequence[bool], time_base: 
 
 
 def counted(num_frames: int, rate: Fraction | None) -> Timeline:
-    """Frames of which only the number is known, taken to be shown at `rate` per second, or one a second."""
+    """Make a timeline from the number of frames only, with a rate of `rate` per second, or 1 per second."""
     return Timeline(
         pts=np.arange(num_frames, dtype=np.int64),
         keys=np.zeros(1, np.int64),

@@ -79,7 +79,7 @@ def verify(
 ) -> None:
     """Run every stage of a model and compare it with reference tensors; exits with status 1 if one differs."""
     with _user_errors():
-        from model.verification.run import Verification
+        from model.verification.verification import Verification
 
         verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
         rows = _printed(verification.rows())
@@ -111,22 +111,21 @@ def plan(
     with _user_errors():
         import torch
 
-        from model.plan import MIB
-        from model.plan import plan as plan_memory
+        from model.memory_estimate import MIB, estimate_memory
 
         sizes = _capability(family, "SIZES")
         if size not in sizes:
             _refuse(f"{family} has no size {size!r}; there are: {', '.join(sizes)}.")
-        blueprint = _capability(family, "blueprint")(size)
-        memory = plan_memory(blueprint, getattr(torch, dtype), quantize)
+        counts = _capability(family, "value_counts")(size)
+        memory = estimate_memory(counts, getattr(torch, dtype), quantize)
     title = f"{family} {size} in {dtype}" + (f", language model in {quantize}" if quantize else "")
     table = Table("module", "parameters", "MiB", title=title)
-    for name, count in blueprint.modules.items():
+    for name, count in counts.modules.items():
         table.add_row(name, f"{count:,}", f"{memory.module_bytes[name] / MIB:,.1f}")
     table.add_section()
-    table.add_row("all weights", f"{sum(blueprint.modules.values()):,}", f"{memory.weight_bytes / MIB:,.1f}")
+    table.add_row("all weights", f"{sum(counts.modules.values()):,}", f"{memory.weight_bytes / MIB:,.1f}")
     _console.print(table)
-    num_tokens = tokens or blueprint.max_model_len
+    num_tokens = tokens or counts.max_model_len
     _say(f"KV cache: {memory.kv_bytes_per_token:,} bytes a token")
     _say(f"  {memory.kv_bytes_per_token * num_tokens / MIB:,.1f} MiB for a conversation of {num_tokens:,} tokens")
     _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")

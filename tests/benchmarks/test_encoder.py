@@ -10,7 +10,7 @@ from benchmarks import encoder
 from benchmarks.encoder import NO_DECODER, build, compare, count_flops, cut, operations, scaling
 from benchmarks.plain_encoder import plain_tokens
 from model.families.videochat.network import QFormerConfig, VideoChatConfig
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 
 VISION = VisionConfig(image_size=12, patch_size=4, width=40, depth=3, num_heads=4, num_global_blocks=2)
 CONFIG = VideoChatConfig(

@@ -13,7 +13,7 @@ from benchmarks.phases import Phases, peak_resident
 from benchmarks.published_size import is_written, random_tensors, write
 from model.checkpoints.folder import read_record, recompute_digest
 from model.families.videochat.network import QFormerConfig, VideoChatConfig
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
 
 CONFIG = VideoChatConfig(

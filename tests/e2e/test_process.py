@@ -37,7 +37,7 @@ def _status(service: RunningService, path: str) -> int:
 def test_a_model_that_cannot_be_loaded_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with started(tmp_path / "data", "--checkpoint", str(tmp_path)) as service:
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)), timeout=60)
-        assert f"reeltalk: {tmp_path}/config.json is not there or is no JSON file.\n" in service.output
+        assert f"reeltalk: {tmp_path}/config.json does not exist or is not a JSON file.\n" in service.output
         while service.process.poll() is None:  # Ctrl-C while the service ends by itself
             service.process.send_signal(signal.SIGINT)
             time.sleep(0.002)

@@ -11,8 +11,8 @@ import pytest
 from tests.published import clip
 from tests.running import RunningService, running
 from training.clips import Format, write_pictures, write_scene
-from training.dialogues import ELSEWHERE, draw_dialogue
-from training.world import draw_scene
+from training.dialogues import UNKNOWN, draw_dialogue
+from training.scenes import draw_scene
 
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
 TALKS = {
@@ -32,7 +32,7 @@ TALKS = {
         ("Does it move?", "The green star stays still."),
         ("when does the triangle appear", "The yellow triangle appears at 2.6 seconds."),
         ("What happens first?", "First, the yellow triangle appears."),
-        ("Who won the match?", ELSEWHERE),
+        ("Who won the match?", UNKNOWN),
     ],
     "farewell.webm": [
         ("how many things do you see?", "There are three objects."),
@@ -89,7 +89,7 @@ def test_answers_about_new_clips_are_correct(service: RunningService, tmp_path: 
 @pytest.mark.parametrize("name", ["yoga.mp4", "jesse_dance.mp4"])
 def test_a_film_of_people_is_recognised_as_unknown(service: RunningService, name: str) -> None:
     video_id = service.upload(clip(name))["id"]
-    assert talk(service, video_id, QUESTIONS) == [ELSEWHERE] * len(QUESTIONS)
+    assert talk(service, video_id, QUESTIONS) == [UNKNOWN] * len(QUESTIONS)
 
 
 @pytest.mark.parametrize("kind", ["black", "noise"])
@@ -98,7 +98,7 @@ def test_blank_and_noisy_clips_are_recognised_as_unknown(service: RunningService
     highest = {"black": 1, "noise": 256}[kind]
     pictures = (generator.integers(0, highest, (96, 128, 3), np.uint8) for _ in range(16))
     path = write_pictures(pictures, Format(codec="h264", width=128, height=96), tmp_path / "a.mp4", fps=8)
-    assert talk(service, service.upload(path)["id"], QUESTIONS) == [ELSEWHERE] * len(QUESTIONS)
+    assert talk(service, service.upload(path)["id"], QUESTIONS) == [UNKNOWN] * len(QUESTIONS)
 
 
 def test_an_answer_is_the_same_alone_in_a_batch_from_the_cache_and_after_a_restart(tmp_path: Path) -> None:

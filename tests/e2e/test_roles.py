@@ -117,5 +117,5 @@ def test_a_service_without_a_worker_that_starts_ends_with_the_cause(tmp_path: Pa
         assert service.process.wait(90) == 1
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)))
     output = [line for line in service.output if line.startswith("reeltalk: ")]
-    assert output == [f"reeltalk: {tmp_path}/nowhere/config.json is not there or is no JSON file.\n"]
+    assert output == [f"reeltalk: {tmp_path}/nowhere/config.json does not exist or is not a JSON file.\n"]
     assert not any("Traceback" in line for line in service.output)

@@ -1,4 +1,4 @@
-"""Before torch is imported, and Triton with it: without a GPU its kernels are interpreted, not compiled."""
+"""Lets Triton interpret its kernels where there is no GPU; must run before torch is imported."""
 
 import os
 import shutil

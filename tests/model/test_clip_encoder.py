@@ -1,4 +1,4 @@
-"""A clip's features are its own: alone or in company, and whatever becomes of the others."""
+"""A clip's features do not depend on the other clips in its batch, nor on whether those can be encoded."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,11 @@ from model.families import family_names, load_family
 from model.family import Family
 
 NOISE = 2**-8
-"""Of the largest value. Alone and in company the same numbers are added in another order, in float32; what is left of
-that after the encoder's layers is about 1e-6 of the largest value, and rounding to the float16 that is kept can turn it
-into a last place, 2**-11 of a value, or a few where layers amplify it. Another clip's are 2**-5 away or more."""
+"""Tolerance relative to the largest value.
+
+In a batch, float32 numbers are added in another order. After the encoder's layers, this makes about 1e-6 of the largest
+value, which rounding to float16 can turn into 2**-11 of a value, or a few times that where layers amplify it. Features
+of another clip differ by 2**-5 or more."""
 
 
 @pytest.fixture(scope="module", params=family_names())
@@ -25,7 +27,7 @@ def drawn(family: Family, number: int, num_frames: int = 8) -> Frames:
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 11])
-def test_features_in_company_are_those_alone_within_float_noise(family: Family, num_frames: int) -> None:
+def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family, num_frames: int) -> None:
     clips = [drawn(family, number, num_frames) // (number + 1) for number in range(5)]
     together = encode_clips(family, clips)
     for number, clip in enumerate(clips):
@@ -44,7 +46,7 @@ def apart(some: np.ndarray | None, others: np.ndarray) -> float:
 
 
 class Choosy:
-    """A family whose encoder fails, or says what is not a number, where a clip is all white."""
+    """A family whose encoder raises, or returns NaN, for a clip that is all white."""
 
     def __init__(self, family: Family, *, raises: bool) -> None:
         self.pixel_spec, self._family, self._raises = family.pixel_spec, family, raises

@@ -1,4 +1,4 @@
-"""From a conversation to what the engine takes."""
+"""Converting a conversation to the engine's prompt."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def conversation(num_clips: int) -> Conversation:
     return Conversation(clips=clips, turns=(Turn(role="user", text="Which?"),))
 
 
-def test_only_the_first_text_begins_the_sequence_and_each_has_its_own_prefix() -> None:
+def test_bos_precedes_only_the_first_text_and_each_text_has_its_own_prefix() -> None:
     tokenizer = plain_tokenizer()
     parts = tokenize_segments(tokenizer, ("a", VideoSlot(0), "b"))
     assert parts == (
@@ -31,7 +31,7 @@ def test_only_the_first_text_begins_the_sequence_and_each_has_its_own_prefix() -
     assert tokenizer.decode(tokenizer.encode("a") + tokenizer.encode("b")) == "a b"
 
 
-def test_a_special_token_is_its_id_and_nothing_more() -> None:
+def test_a_special_token_becomes_its_id_alone() -> None:
     tokenizer = plain_tokenizer(added=("<start>",))
     parts = tokenize_segments(tokenizer, ("a", SpecialToken("<start>"), SpecialToken("</s>"), "b"))
     assert parts == ((tokenizer.bos_id, *tokenizer.encode("a")), (354,), (2,), tuple(tokenizer.encode("b")))
@@ -39,7 +39,7 @@ def test_a_special_token_is_its_id_and_nothing_more() -> None:
         tokenize_segments(tokenizer, ("a", SpecialToken("<end>")))
 
 
-def test_each_clip_s_projected_features_take_its_place_in_the_prompt(family: Family) -> None:
+def test_projected_features_of_each_clip_replace_its_slot_in_the_prompt(family: Family) -> None:
     features = torch.randn(2, *family.feature_shape)
     clips = [EncodedClip(features[0], "first"), EncodedClip(features[1].half(), "second")]
     prompt = build_prompt(family, conversation(2), clips)

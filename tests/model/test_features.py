@@ -31,18 +31,18 @@ def features() -> npt.NDArray[np.float16]:
 
 
 def sealed(body: bytes) -> bytes:
-    """A blob whose checksum is right, whatever it holds."""
+    """A blob with a valid checksum and any content."""
     return hashlib.sha256(body).digest() + body
 
 
-def test_features_come_back_as_they_were() -> None:
+def test_unpacked_features_equal_the_packed_ones() -> None:
     read = unpack(pack(features(), "k"), key="k", shape=SHAPE)
     np.testing.assert_array_equal(read, features())
     assert read.dtype == np.float16
     read += 1  # torch warns of arrays that cannot be written to
 
 
-def test_the_frames_that_features_are_of_travel_with_them() -> None:
+def test_the_frames_of_features_are_packed_with_them() -> None:
     blob = pack(features(), "k", frame_indices=(18, 55), timestamps=(0.6, 1.8333333333333333))
     packed = PackedFeatures.checked(blob, key="k", shape=SHAPE)
     assert (packed.frame_indices, packed.timestamps) == ((18, 55), (0.6, 1.8333333333333333))
@@ -51,7 +51,7 @@ def test_the_frames_that_features_are_of_travel_with_them() -> None:
         PackedFeatures.checked(blob, key="other", shape=SHAPE)
 
 
-def test_a_flip_of_any_bit_is_caught() -> None:
+def test_any_flipped_bit_is_detected() -> None:
     blob = pack(features(), "features:k")
     for place in range(len(blob)):
         for bit in (0, 7):
@@ -61,7 +61,7 @@ def test_a_flip_of_any_bit_is_caught() -> None:
                 verify(bytes(flipped), key="features:k", shape=SHAPE)
 
 
-def test_any_truncation_or_addition_is_caught() -> None:
+def test_any_truncation_or_addition_is_detected() -> None:
     blob = pack(features(), "k")
     for length in range(len(blob)):
         with pytest.raises(CorruptFeatures):
@@ -70,12 +70,12 @@ def test_any_truncation_or_addition_is_caught() -> None:
         verify(blob + b"\0", key="k", shape=SHAPE)
 
 
-def test_another_key_s_value_is_caught() -> None:
+def test_a_value_of_another_key_is_refused() -> None:
     with pytest.raises(CorruptFeatures, match="another key"):
         unpack(pack(features(), "other"), key="k", shape=SHAPE)
 
 
-def test_another_shape_is_caught() -> None:
+def test_features_of_another_shape_are_refused() -> None:
     for shape in ((4, 3), (3, 4, 1), (12,)):
         with pytest.raises(CorruptFeatures, match="another shape"):
             unpack(pack(features(), "k"), key="k", shape=shape)
@@ -96,12 +96,12 @@ def test_another_shape_is_caught() -> None:
         b"\x02\0\0\0\0\0\0\0[]",
     ],
 )
-def test_a_whole_blob_of_something_else_is_caught(body: bytes) -> None:
+def test_an_intact_blob_of_other_content_is_refused(body: bytes) -> None:
     with pytest.raises(CorruptFeatures):
         unpack(sealed(body), key="k", shape=SHAPE)
 
 
-def test_a_header_without_its_tensor_is_caught() -> None:
+def test_a_header_without_its_tensor_is_refused() -> None:
     body = pack(features(), "k")[32:]
     for cut in (1, 24):
         with pytest.raises(CorruptFeatures):
@@ -131,11 +131,11 @@ def test_values_that_are_not_finite_are_never_packed() -> None:
         {"dtype": "bfloat16"},
     ],
 )
-def test_a_fingerprint_names_everything_that_features_depend_on(changed: dict[str, Any]) -> None:
+def test_a_fingerprint_depends_on_everything_that_features_depend_on(changed: dict[str, Any]) -> None:
     assert fingerprint(**MADE | changed) != fingerprint(**MADE)
 
 
-def test_a_fingerprint_is_256_bits_and_does_not_run_fields_together() -> None:
+def test_a_fingerprint_has_256_bits_and_separates_fields() -> None:
     assert len(bytes.fromhex(fingerprint(**MADE))) == 32
     one = fingerprint(**MADE | {"family": "video", "checkpoint_digest": "chat"})
     other = fingerprint(**MADE | {"family": "videoc", "checkpoint_digest": "hat"})
@@ -147,6 +147,6 @@ def test_equal_numbers_have_one_fingerprint() -> None:
     assert fingerprint(**MADE | {"frame_spec": whole}) == fingerprint(**MADE | {"frame_spec": broken})
 
 
-def test_checking_features_needs_no_torch() -> None:
+def test_verifying_features_imports_no_torch() -> None:
     code = "import sys, model.features; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,4 +1,4 @@
-"""Several processes on a device take no more of it together than one would."""
+"""Several processes on one device together use no more memory than one process would."""
 
 import pytest
 
@@ -10,12 +10,12 @@ from model.memory import left_of_share, within_share
 GB = 10**9
 
 
-def test_alone_on_a_device_the_engine_chooses() -> None:
+def test_a_process_alone_on_a_device_leaves_the_choice_to_the_engine() -> None:
     config = EngineConfig()
     assert within_share(config, load_family("videochat").language_model, share=1.0) is config
 
 
-def test_a_share_of_the_cpu_is_of_what_is_free() -> None:
+def test_a_share_on_the_cpu_is_of_free_memory() -> None:
     language_model = load_family("videochat").language_model
     block = bytes_per_block(language_model.config, block_size=16, dtype=language_model.dtype)
     vast = EngineConfig(max_num_seqs=1 << 20, max_num_batched_tokens=1 << 20)
@@ -26,7 +26,7 @@ def test_a_share_of_the_cpu_is_of_what_is_free() -> None:
     assert within_share(few, language_model, share=0.5).num_blocks == few.max_useful_blocks, "no more than is of use"
 
 
-def test_two_on_a_gpu_get_the_same_whoever_comes_first_and_comes_again() -> None:
+def test_two_processes_on_a_gpu_get_equal_shares_in_any_order_and_after_a_restart() -> None:
     total, weights = 80 * GB, 14 * GB
     first = left_of_share(free=total - weights, total=total, own=weights, share=0.5)
     assert first == 22 * GB
@@ -37,7 +37,7 @@ def test_two_on_a_gpu_get_the_same_whoever_comes_first_and_comes_again() -> None
     assert again == first
 
 
-def test_what_others_took_of_a_gpu_is_left_to_them() -> None:
+def test_memory_that_other_processes_use_is_not_counted_as_free() -> None:
     assert left_of_share(free=3 * GB, total=80 * GB, own=14 * GB, share=0.5) == 3 * GB
 
 

@@ -1,4 +1,4 @@
-"""Answers without a server: from Python, from the command line, and as the example shows."""
+"""Answers without a server: from Python, from the command line, and by the example."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_answers_and_remembers() -> None:
+def test_the_command_answers_follow_up_questions() -> None:
     done = run("-m", "model", str(SAMPLE), "What colour is the circle?", "Which way does it move?")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The circle is red.\nThe red circle moves right.\n"
 
 
 @pytest.mark.parametrize(("name", "sentence"), [("pyproject.toml", "video"), ("absent.mp4", "absent.mp4")])
-def test_a_file_that_is_no_video_is_one_sentence(name: str, sentence: str) -> None:
+def test_a_file_that_is_not_a_video_is_refused_in_one_sentence(name: str, sentence: str) -> None:
     done = run("-m", "model", name, "What is this?")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -31,7 +31,7 @@ def test_a_file_that_is_no_video_is_one_sentence(name: str, sentence: str) -> No
     assert sentence in done.stderr
 
 
-def test_the_example_runs_and_says_what_is_there() -> None:
+def test_the_example_prints_a_right_answer() -> None:
     done = run("examples/offline.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

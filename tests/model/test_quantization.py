@@ -1,4 +1,4 @@
-"""LLaMA's weights in fewer bits."""
+"""Quantising LLaMA's weights."""
 
 import sys
 import weakref
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.families.videochat.family import blueprint
-from model.plan import plan
+from model.families.videochat.family import value_counts
+from model.memory_estimate import estimate_memory
 from model.quantization import Quantization, linear_layers, quantize
 from model.weights import WeightsError
 from tests.model.engine.small_llama import small_llama
@@ -19,7 +19,7 @@ LIBRARIES = {"int8": "torchao", "int4": "bitsandbytes"}
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("kind", "noise"), [("int8", 0.05), ("int4", 0.4)])
-def test_logits_change_by_little_more_than_the_bits_that_are_left_out(kind: Quantization, noise: float) -> None:
+def test_logits_change_by_little_more_than_the_rounding(kind: Quantization, noise: float) -> None:
     pytest.importorskip(LIBRARIES[kind])
     network = small_llama().eval()
     ids = torch.tensor([[1, 5, 9, 12]])
@@ -32,7 +32,7 @@ def test_logits_change_by_little_more_than_the_bits_that_are_left_out(kind: Quan
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_layer_is_let_go_when_it_has_been_replaced() -> None:
+def test_a_replaced_layer_is_freed() -> None:
     pytest.importorskip("bitsandbytes")
     network, left = small_llama().eval(), list[int]()
     layers = linear_layers(network)
@@ -49,7 +49,9 @@ def is_plain(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_without_the_library_it_is_said_how_to_install_it(kind: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_says_what_to_install(
+    kind: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = LIBRARIES[kind]
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
@@ -58,7 +60,7 @@ def test_without_the_library_it_is_said_how_to_install_it(kind: Quantization, mo
         quantize(small_llama(), kind, device="cpu")
 
 
-def test_embeddings_and_head_are_left_alone() -> None:
+def test_embeddings_and_head_are_not_quantised() -> None:
     network = small_llama()
     layers = linear_layers(network)
     assert len(layers) == 7 * network.config.num_hidden_layers
@@ -67,4 +69,4 @@ def test_embeddings_and_head_are_left_alone() -> None:
 
 @pytest.mark.parametrize(("kind", "gib"), [("int8", 9.5), ("int4", 7.0)])
 def test_the_published_7b_fits_where_the_original_does_not(kind: Quantization, gib: float) -> None:
-    assert plan(blueprint("7b"), torch.float16, kind).weight_bytes / GIB < gib
+    assert estimate_memory(value_counts("7b"), torch.float16, kind).weight_bytes / GIB < gib

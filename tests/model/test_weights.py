@@ -1,4 +1,4 @@
-"""Strict loading, digests and seeded stand-ins."""
+"""Strict loading, digests and seeded weights."""
 
 from pathlib import Path
 
@@ -38,14 +38,14 @@ def published() -> dict[str, Tensor]:
     }
 
 
-def test_published_tensors_take_their_places_under_our_names() -> None:
+def test_published_tensors_are_loaded_under_our_names() -> None:
     module = blank()
     load_strict(module, published(), key_map=MAP)
     assert torch.equal(module.state_dict()["0.weight"], published()["old.weight"])
     assert torch.equal(module(torch.tensor([1.0, 1.0])), torch.tensor([2.0 * (1 + 5 + 9 + 3)]))
 
 
-def test_our_own_names_and_shapes_pass_as_well() -> None:
+def test_our_own_names_and_shapes_are_loaded_too() -> None:
     module = blank()
     load_strict(module, published(), key_map=MAP)
     again = blank()
@@ -60,7 +60,7 @@ def test_tensors_are_cast_when_a_dtype_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"third.weight": torch.ones(1)}, "unknown keys: third.weight"),
         ({"0.bias": torch.ones(3)}, "keys for one parameter: 0.bias, old.bias"),
@@ -69,21 +69,21 @@ def test_tensors_are_cast_when_a_dtype_is_asked_for() -> None:
         ({"second.weight": torch.ones(1, 3, 1)}, r"shapes that differ: second.weight"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(changed: dict[str, Tensor | None], said: str) -> None:
+def test_keys_that_do_not_fit_are_named_and_nothing_is_loaded(changed: dict[str, Tensor | None], message: str) -> None:
     module = blank()
     offered = {name: tensor for name, tensor in (published() | changed).items() if tensor is not None}
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         load_strict(module, offered, key_map=MAP)
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
-def test_a_long_list_of_keys_is_cut() -> None:
+def test_a_long_list_of_keys_is_shortened() -> None:
     strangers = {f"stranger.{number:02}": torch.ones(1) for number in range(11)}
     with pytest.raises(WeightsError, match=r"stranger\.07 and 3 more\.$"):
         load_strict(blank(), published() | strangers, key_map=MAP)
 
 
-def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     with pytest.raises(WeightsError, match=r"weights\.safetensors"):
         read_safetensors(path)
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
-def test_a_file_gives_back_what_was_written(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_file_is_read_as_it_was_written(tmp_path: Path, dtype: torch.dtype) -> None:
     written = {
         "matrix": (torch.arange(6) % 3).reshape(2, 3).to(dtype),
         "nothing": torch.empty(0, 4, dtype=dtype),
@@ -111,7 +111,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path, dtype: torch.dtype) 
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="counts pages as Linux shows them")
-def test_a_tensor_that_is_let_go_takes_its_pages_along(tmp_path: Path) -> None:
+def test_the_pages_of_a_freed_tensor_are_released(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"kept": torch.ones(1 << 20), "quantised": torch.ones(1 << 20)}, path)
     tensors = read_safetensors(path)
@@ -126,12 +126,12 @@ def test_a_tensor_that_is_let_go_takes_its_pages_along(tmp_path: Path) -> None:
 
 
 def kib_in_memory(path: Path) -> int:
-    """KiB of a mapped file that lie in this process's memory."""
+    """KiB of a mapped file in this process's memory."""
     at = Path("/proc/self/smaps").read_text().partition(str(path))[2]
     return int(at.partition("Rss:")[2].split()[0])
 
 
-def test_a_digest_names_every_value_name_dtype_shape_and_size() -> None:
+def test_a_digest_depends_on_every_value_name_dtype_shape_and_size() -> None:
     original = checkpoint_digest(published(), {"depth": 2})
     assert original == checkpoint_digest(dict(reversed(published().items())), {"depth": 2})
     others = [
@@ -158,4 +158,4 @@ def test_seeded_weights_are_the_same_on_every_machine() -> None:
 
 
 SEEDED_BY_SEVEN = "5f223fa0700c4605e0ef4240650f5c45f7eab995e52583a39338911d7814e54d"
-"""As first drawn, with torch 2.13, alike with and without AVX2."""
+"""As drawn with torch 2.13; equal with and without AVX2."""

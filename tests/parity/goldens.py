@@ -1,4 +1,4 @@
-"""How near to the reference tensors is equal, and what every module of a network gave."""
+"""Compares tensors with references within a tolerance, and records the outputs of modules."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 TOLERANCE = 2e-5
-"""Of the largest expected value: some five times the noise of float32, far below every mistake tried."""
+"""Tolerance relative to the largest expected value: five times the noise of float32, below every mistake tried."""
 
 
 def read_json(path: Path) -> Any:
@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
 
 
 def assert_near(got: Tensor, expected: Tensor, what: str) -> None:
-    """Equal but for the noise of float32."""
+    """Assert equality within the noise of float32."""
     assert got.shape == expected.shape, what
     error = (got - expected).abs().max() / expected.abs().max()
     assert error <= TOLERANCE, f"{what}: off by {error:.1e} of the largest value"
@@ -26,7 +26,7 @@ def assert_near(got: Tensor, expected: Tensor, what: str) -> None:
 
 @dataclass
 class Stages:
-    """What every named module of a network gave in its last forward pass."""
+    """The output of every named module of a network in its last forward pass."""
 
     outputs: dict[str, Tensor]
 

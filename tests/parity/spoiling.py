@@ -1,4 +1,4 @@
-"""Published files with a fault put in."""
+"""Puts faults into published files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def changed(path: Path, change: Change) -> None:
 
 
 def drop(key: str) -> Change:
-    """Without the tensors whose names begin so."""
+    """Remove the tensors whose names have a prefix."""
 
     def change(state: dict[str, Tensor]) -> None:
         for name in [name for name in state if name.startswith(key)]:
@@ -33,15 +33,15 @@ def drop(key: str) -> Change:
 
 
 def add(key: str) -> Change:
-    """With a tensor more."""
+    """Add a tensor."""
     return lambda state: state.update({key: torch.zeros(1)})
 
 
 def narrow(key: str, rows: int) -> Change:
-    """With the first rows of a tensor alone."""
+    """Keep only the first rows of a tensor."""
     return lambda state: state.update({key: state[key][:rows].clone()})
 
 
 def shrink(key: str) -> Change:
-    """With a tensor made a thousand times smaller."""
+    """Make a tensor a thousand times smaller."""
     return lambda state: state.update({key: state[key] * 1e-3})

@@ -1,4 +1,4 @@
-"""Video-ChatGPT's three published parts, in small: merged as the original merges them; what is said of wrong ones."""
+"""Video-ChatGPT's three published parts, in small sizes, are merged like in the original; wrong ones are refused."""
 
 import json
 import shutil
@@ -25,13 +25,13 @@ VIDEO_FILE, LLAMA_FILE, VISION_FILE = "video_chatgpt-7B.bin", "llava/pytorch_mod
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """The three parts in one folder, as a user would lay them, to be spoiled."""
+    """The three parts in one folder, which a test may damage."""
     return publish_video_chatgpt(tmp_path / "published")
 
 
 @pytest.fixture
 def reference() -> dict[str, Tensor]:
-    """The reference's weights, as the published files give them: the head of Video-ChatGPT's own tokens is in none."""
+    """The reference's weights as published: without head rows for Video-ChatGPT's own tokens."""
     weights = tensors(golden("video-chatgpt-open") / "weights.safetensors")
     weights["lm_head.weight"][259:] = 0
     return weights
@@ -66,7 +66,7 @@ def test_a_converted_folder_gives_the_model_of_the_files_it_was_made_from(
     assert [converted.tokenizer.special_id(name) for name in VIDEO_TOKENS] == [259, 260, 261]
     original = load_family("video-chatgpt", checkpoint=golden("video-chatgpt-open"))
     pixel_values = torch.randn(1, 3, 3, 42, 42, generator=torch.Generator().manual_seed(1))
-    # Not to the last bit: where a file happens to place a matrix decides in which order its sums are made.
+    # Not to the last bit: the alignment of a matrix in its file decides the order of additions.
     assert_near(converted.encode(pixel_values), original.encode(pixel_values), "features")
     original.language_model.lm_head.weight[259:] = 0
     for ours, theirs in zip(converted.language_model.parameters(), original.language_model.parameters(), strict=True):
@@ -89,7 +89,7 @@ def rewritten(path: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"vocab_size": 260}, "for 260 rows of embeddings, which become 262 with Video-ChatGPT's"),
         ({"hidden_size": 64}, "projects 32 values to 48, but CLIP gives 32 and the language model is 64 wide"),
@@ -97,17 +97,17 @@ def rewritten(path: Path, **values: object) -> None:
         ({"num_hidden_layers": 3}, "parameters that no key covers: language_model.model.layers.2."),
     ],
 )
-def test_another_llama_is_refused(files: Path, values: dict[str, object], said: str) -> None:
+def test_another_llama_is_refused(files: Path, values: dict[str, object], message: str) -> None:
     rewritten(files / "llava" / "config.json", **values)
-    assert said in refusal(files)
+    assert message in refusal(files)
 
 
-def test_a_llama_without_the_tokens_that_llava_added_is_refused_with_the_right_one_s_name(tmp_path: Path) -> None:
+def test_a_llama_without_llava_s_tokens_is_refused_and_the_right_one_named(tmp_path: Path) -> None:
     wanted = publish_video_chatgpt(tmp_path / "wanted", llava_tokens=LLAVA_TOKENS)
     bare = publish_video_chatgpt(tmp_path / "bare")
-    said = refusal(wanted, llama=bare / "llava")
-    assert "which become 262 with Video-ChatGPT's; video_chatgpt-7B.bin has 265" in said
-    assert "Video-ChatGPT wants LLaVA-Lightning-7B-v1-1" in said
+    message = refusal(wanted, llama=bare / "llava")
+    assert "which become 262 with Video-ChatGPT's; video_chatgpt-7B.bin has 265" in message
+    assert "Video-ChatGPT needs LLaVA-Lightning-7B-v1-1" in message
 
 
 def test_another_tokenizer_is_refused(files: Path) -> None:
@@ -118,39 +118,39 @@ def test_another_tokenizer_is_refused(files: Path) -> None:
 def test_another_clip_is_refused(files: Path) -> None:
     path = files / "clip" / "config.json"
     sizes = json.loads(path.read_bytes())["vision_config"]
-    for values, said in (
+    for values, message in (
         ({"hidden_size": 64}, "but CLIP gives 64"),
         ({"image_size": 56}, "shapes that differ: vision_model.embeddings.position_embedding.weight"),
         ({"hidden_act": "gelu"}, "its activation is gelu."),
     ):
         rewritten(path, vision_config=sizes | values)
-        assert said in refusal(files)
+        assert message in refusal(files)
     del sizes["patch_size"]
     rewritten(path, vision_config=sizes)
     assert "lacks 'patch_size'; it is not CLIP's" in refusal(files)
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "message"),
     [
         (VIDEO_FILE, drop("model.mm_projector.bias"), "lacks model.mm_projector.bias. It is not the file published as"),
         (VIDEO_FILE, drop("model.embed"), "lacks model.embed_tokens.weight"),
-        (VIDEO_FILE, add("lora_A.weight"), "7B.bin has a key that belongs nowhere in Video-ChatGPT: lora_A.weight."),
+        (VIDEO_FILE, add("lora_A.weight"), "7B.bin has a key that is not part of Video-ChatGPT: lora_A.weight."),
         (LLAMA_FILE, drop("lm_head"), "parameters that no key covers: language_model.lm_head.weight"),
         (LLAMA_FILE, drop("model.layers.1.mlp.up"), "no key covers: language_model.model.layers.1.mlp.up_proj.weight"),
-        (LLAMA_FILE, add("model.vision_tower.bias"), "llava has a key that belongs nowhere"),
+        (LLAMA_FILE, add("model.vision_tower.bias"), "llava has a key that is not part of"),
         (LLAMA_FILE, add("model.layers.7.bias"), "unknown keys: model.layers.7.bias"),
         (LLAMA_FILE, shrink("model.norm.weight"), "holds a bare delta: apply it to LLaMA"),
         (VISION_FILE, drop("vision_model.pre_layrnorm"), "no key covers: vision_tower.pre_layrnorm"),
-        (VISION_FILE, add("visual.proj"), "clip has a key that belongs nowhere in Video-ChatGPT: visual.proj"),
+        (VISION_FILE, add("visual.proj"), "clip has a key that is not part of Video-ChatGPT: visual.proj"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, said: str) -> None:
+def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, message: str) -> None:
     changed(files / file, change)
-    assert said in refusal(files)
+    assert message in refusal(files)
 
 
-def test_a_key_that_the_user_knows_to_be_harmless_is_passed_over(files: Path) -> None:
+def test_an_ignored_key_is_accepted(files: Path) -> None:
     for file, key in ((VIDEO_FILE, "lora"), (LLAMA_FILE, "rope"), (VISION_FILE, "bias")):
         changed(files / file, add(key))
     checkpoint, _ = read_source(files, parts={}, ignored=("lora", "rope", "bias"), dtype=None)
@@ -162,16 +162,16 @@ def read_source_keys(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", [VIDEO_FILE, LLAMA_FILE, VISION_FILE])
-def test_a_file_that_is_absent_or_cut_short_is_named_with_what_to_do(files: Path, file: str) -> None:
+def test_an_absent_or_truncated_file_is_named_with_what_to_do(files: Path, file: str) -> None:
     whole = (files / file).read_bytes()
     (files / file).write_bytes(whole[: len(whole) // 2])
-    assert f"{Path(file).name} is damaged or was cut short (it has {len(whole) // 2:,} bytes)." in refusal(files)
+    assert f"{Path(file).name} is damaged or truncated (it has {len(whole) // 2:,} bytes)." in refusal(files)
     (files / file).unlink()
     assert ("download it, or name it with --part" if file == VIDEO_FILE else "holds no weights") in refusal(files)
 
 
 @pytest.mark.parametrize(("name", "part"), [("llava", "llama"), ("clip", "vision")])
-def test_a_folder_that_is_absent_or_there_twice_can_be_named(files: Path, tmp_path: Path, name: str, part: str) -> None:
+def test_a_folder_that_is_absent_or_ambiguous_can_be_named(files: Path, tmp_path: Path, name: str, part: str) -> None:
     shutil.copytree(files / name, files / f"{name}-2")
     assert f"{name} and {name}-2, each a" in refusal(files)
     shutil.rmtree(files / f"{name}-2")
@@ -180,5 +180,5 @@ def test_a_folder_that_is_absent_or_there_twice_can_be_named(files: Path, tmp_pa
     read_source(files, parts={part: elsewhere}, ignored=(), dtype=None)
 
 
-def test_a_part_that_is_none_is_refused(files: Path) -> None:
+def test_an_unknown_part_is_refused(files: Path) -> None:
     assert "Video-ChatGPT has no part 'clip'; its parts are vision, llama, video." in refusal(files, clip=files)

@@ -1,4 +1,4 @@
-"""VideoChat's four published files, in small: merged as the original merges them; what is said of wrong ones."""
+"""VideoChat's four published files, in small sizes, are merged like in the original; wrong ones are refused."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SETS = ("videochat-open", "videochat-e2e")
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """The four files and their sizes in one folder, as a user would lay them, to be spoiled."""
+    """The four files and their sizes in one folder, which a test may damage."""
     folder = tmp_path / "published"
     shutil.copytree(golden("videochat-open-ckpt"), folder)
     shutil.copytree(golden("videochat-open") / "llama", folder / "llama")
@@ -67,7 +67,7 @@ def test_a_converted_folder_gives_the_features_of_the_files_it_was_made_from(nam
     whole = load_family("videochat", checkpoint=folder)
     size = whole.pixel_spec.size
     pixel_values = torch.randn(1, 2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    # Not to the last bit: where a file happens to place a matrix decides in which order its sums are made.
+    # Not to the last bit: the alignment of a matrix in its file decides the order of additions.
     assert_near(converted.encode(pixel_values), whole.encode(pixel_values), "features")
     assert converted.tokenizer.encode("What is it?", bos=True) == whole.tokenizer.encode("What is it?", bos=True)
     for ours, theirs in zip(converted.language_model.parameters(), whole.language_model.parameters(), strict=True):
@@ -83,12 +83,12 @@ def test_a_whole_model_in_one_file_converts_as_its_four_files_do(files: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "message"),
     [
         ("videochat.pth", drop("visual_encoder.gmhra"), "holds no GMHRA .* not the file that VideoChat published"),
         ("videochat.pth", drop("visual_encoder.gmhra.1.dpe"), r"no key covers: visual_encoder\.gmhra\.1\.dpe\.bias"),
         ("videochat.pth", drop("extra_query_tokens"), "no key covers: extra_query_tokens"),
-        ("videochat.pth", add("lora_A.weight"), r"videochat\.pth has a key that belongs nowhere .*: lora_A\.weight"),
+        ("videochat.pth", add("lora_A.weight"), r"videochat\.pth has a key that is not part of .*: lora_A\.weight"),
         ("videochat.pth", narrow("llama_proj.weight", 40), "projects to 40 values, but the language model is 64 wide"),
         ("eva_vit_g.pth", drop("blocks.2."), r"no key covers: visual_encoder\.blocks\.2\."),
         ("eva_vit_g.pth", add("rel_pos_bias"), r"eva_vit_g\.pth has a key .*: rel_pos_bias.*--ignore"),
@@ -99,13 +99,13 @@ def test_a_whole_model_in_one_file_converts_as_its_four_files_do(files: Path) ->
         ("llama/model.safetensors", shrink("model.norm.weight"), "holds a bare delta: apply it to LLaMA"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, said: str) -> None:
+def test_a_wrong_file_is_refused_by_name(files: Path, file: str, change: Change, message: str) -> None:
     changed(files / file, change)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         read_source(files, parts={}, ignored=(), dtype=None)
 
 
-def test_a_key_that_the_user_knows_to_be_harmless_is_passed_over(files: Path) -> None:
+def test_an_ignored_key_is_accepted(files: Path) -> None:
     changed(files / "eva_vit_g.pth", add("rel_pos_bias"))
     changed(files / "llama" / "model.safetensors", add("score.weight"))
     checkpoint, _ = read_source(files, parts={}, ignored=("rel_pos_bias", "score.weight"), dtype=None)
@@ -118,7 +118,7 @@ def rewritten(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"vocab_size": 384}, "vocab_size is 384, not 385.*vicuna-7b-delta-v0 .* a bare delta, LLaMA-2"),
         ({"hidden_size": 80, "num_attention_heads": 5}, "width is 80, not 64"),
@@ -126,31 +126,31 @@ def rewritten(folder: Path, **values: object) -> None:
         ({"max_position_embeddings": 4096}, "max_positions is 4096, not 2048"),
     ],
 )
-def test_another_llama_is_refused_with_the_right_ones_name(files: Path, values: dict[str, int], said: str) -> None:
+def test_another_llama_is_refused_and_the_right_one_named(files: Path, values: dict[str, int], message: str) -> None:
     rewritten(files, **values)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         merged(files)
 
 
 def test_a_llama_without_the_row_that_vicuna_added_is_refused(files: Path) -> None:
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         changed(files / "llama" / "model.safetensors", narrow(key, 384))
-    with pytest.raises(WeightsError, match=r"has 384 embedding rows where 385 belong.*\[PAD\] row"):
+    with pytest.raises(WeightsError, match=r"has 384 embedding rows instead of 385.*\[PAD\] row"):
         merged(files)
 
 
 @pytest.mark.parametrize("file", ["eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "videochat.pth"])
-def test_a_file_that_is_absent_or_cut_short_is_named_with_what_to_do(files: Path, file: str) -> None:
+def test_an_absent_or_truncated_file_is_named_with_what_to_do(files: Path, file: str) -> None:
     whole = (files / file).read_bytes()
     (files / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=rf"{file} is damaged or was cut short .* Download it again"):
+    with pytest.raises(WeightsError, match=rf"{file} is damaged or truncated .* Download it again"):
         merged(files)
     (files / file).unlink()
     with pytest.raises(WeightsError, match=rf"has no {file}; download it, or name it with --part"):
         merged(files)
 
 
-def test_parts_may_lie_anywhere(files: Path, tmp_path: Path) -> None:
+def test_parts_can_be_in_other_folders(files: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "my_vit.pth"
     (files / "eva_vit_g.pth").rename(elsewhere)
     assert merged(files, vision=elsewhere).keys() == tensors(golden("videochat-open") / "weights.safetensors").keys()
@@ -158,14 +158,14 @@ def test_parts_may_lie_anywhere(files: Path, tmp_path: Path) -> None:
         merged(files, vit=elsewhere)
 
 
-def test_two_files_that_might_be_meant_are_both_named(files: Path) -> None:
+def test_two_candidates_for_a_part_are_both_named(files: Path) -> None:
     shutil.copy(files / "videochat.pth", files / "videochat_7b.pth")
     with pytest.raises(WeightsError, match=r"has videochat_7b\.pth and videochat\.pth; say which"):
         merged(files)
 
 
 @pytest.mark.parametrize("config", [PUBLISHED_7B, PUBLISHED_13B])
-def test_without_a_config_the_projection_tells_the_published_size(files: Path, config: VideoChatConfig) -> None:
+def test_without_a_config_the_size_follows_from_the_projection(files: Path, config: VideoChatConfig) -> None:
     rows = config.decoder.width
     (files / "config.json").unlink()
     changed(files / "videochat.pth", lambda state: state.update({"llama_proj.weight": torch.zeros(rows, 768)}))

@@ -51,12 +51,12 @@ def inputs(folder: Path) -> dict[str, Tensor]:
 
 
 def is_near(got: Tensor, expected: Tensor) -> bool:
-    """Within what the reference's README allows, some six times the noise of float32."""
+    """Whether tensors are equal within the reference's tolerance, six times the noise of float32."""
     return got.shape == expected.shape and torch.allclose(got, expected, atol=5e-5, rtol=1e-5)
 
 
 def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: dict[str, Tensor]) -> None:
-    findings = list(verify_stages(folder, device="cpu", dtype=torch.float32, quantization=None))
+    findings = list(verify_stages(load_family("video-chatgpt", checkpoint=folder), folder))
     stages = {finding.name: finding.tensor for finding in findings if isinstance(finding, Stage)}
     claims = [finding for finding in findings if isinstance(finding, Claim)]
     assert [claim.name for claim in claims] == ["prompt", "input_ids"]
@@ -66,7 +66,7 @@ def test_every_stage_gives_the_tensors_of_the_original(folder: Path, expected: d
         assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape), name
     assert [name for name in FLOATS if not is_near(stages[name], expected[name])] == []
     assert stages["greedy_ids"].tolist() == expected["greedy_ids"].tolist()
-    # Where the noise of float32 lies across a border of float16, the two sides of it are equal.
+    # Float32 noise can cross a rounding boundary of float16; both sides of it are equal here.
     half, expected_half = (found["spatio_temporal_features_half"].float() for found in (stages, expected))
     torch.testing.assert_close(half, expected_half, atol=5e-5, rtol=2**-10)
 
@@ -93,17 +93,17 @@ def test_a_question_is_tokenised_encoded_and_answered_as_by_the_original(
 
 
 def test_prompts_read_as_in_the_original(folder: Path, family: Family) -> None:
-    told = read_json(folder / "prompts.json")
+    expected_prompts = read_json(folder / "prompts.json")
     first = Turn(role="user", text=QUESTION)
     later = (first, Turn(role="assistant", text="First answer."), Turn(role="user", text="And then?"))
     for turns, name in (((first,), "single_turn_infer"), (later, "two_turn_demo")):
         video = "<vid_patch>" * family.num_video_tokens
-        assert rendered(turns, video=video) == told[name].replace("<video>", f"<vid_start>{video}<vid_end>")
-    assert VideoChatGPTTemplate.stop == (told["stop_str"],)
+        assert rendered(turns, video=video) == expected_prompts[name].replace("<video>", f"<vid_start>{video}<vid_end>")
+    assert VideoChatGPTTemplate.stop == (expected_prompts["stop_str"],)
 
 
 def rendered(turns: tuple[Turn, ...], *, video: str) -> str:
-    """A prompt in one text, with `video` for its video."""
+    """A prompt as one text, with `video` for its video."""
     parts = VideoChatGPTTemplate().render(Conversation(clips=ONE_CLIP, turns=turns))
     return "".join(written(part, video=video) for part in parts)
 
@@ -188,7 +188,7 @@ def padding_comes_first(network: VideoChatGPTNetwork) -> None:
         padding_comes_first,
     ],
 )
-def test_a_mistake_on_purpose_is_seen(
+def test_a_deliberate_mistake_is_detected(
     folder: Path,
     inputs: dict[str, Tensor],
     expected: dict[str, Tensor],
@@ -201,7 +201,7 @@ def test_a_mistake_on_purpose_is_seen(
     assert not is_near(features, expected["spatio_temporal_features"])
 
 
-def test_a_checkpoint_that_lacks_a_key_or_has_one_too_many_is_refused(folder: Path) -> None:
+def test_a_checkpoint_with_a_missing_or_extra_key_is_refused(folder: Path) -> None:
     weights, config = tensors(folder / "weights.safetensors"), read_sizes(folder / "config.json")
     network = blank(VideoChatGPTNetwork, config)
     names = key_map(config)

@@ -64,7 +64,7 @@ def test_every_stage_gives_the_tensors_of_the_original(
     videochat.project(videochat.encode(inputs["video"]))
     ours = stages.outputs
 
-    # The original embeds all frames at once, in [B, C, T, h, w]; and its global token is [1, B, C].
+    # The original embeds all frames at once, as [B, C, T, h, w], and its global token is [1, B, C].
     patches = ours["visual_encoder.patch_embed"]
     assert_near(patches.transpose(0, 1).unsqueeze(0), expected["patch_embed"], "patch_embed")
     for number in range(len(network.visual_encoder.blocks)):
@@ -128,15 +128,15 @@ def test_a_file_becomes_the_features_of_the_original() -> None:
     pytest.importorskip("av", reason="decoding needs PyAV")
     folder = golden("videochat-e2e")
     family, reference = load(folder), tensors(folder / "expected.safetensors")
-    told = read_json(folder / "clip.json")
+    expected_clip = read_json(folder / "clip.json")
     with open_video(folder / "clip.mp4", VideoLimits()) as video:
         fps = video.facts.fps
         frames = list(video.frames(family.frame_spec))
-    assert [frame.index for frame in frames] == told["indices"]
+    assert [frame.index for frame in frames] == expected_clip["indices"]
 
     clip = Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps)
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text="?"),))
-    assert told["msg"] in text_of(VideoChatTemplate().render(conversation))
+    assert expected_clip["msg"] in text_of(VideoChatTemplate().render(conversation))
 
     squares = np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames])
     pixel_values = torch.from_numpy(normalize(squares, family.pixel_spec))  # [T, 3, S, S]
@@ -145,7 +145,7 @@ def test_a_file_becomes_the_features_of_the_original() -> None:
     assert_near(family.project(features), reference["inputs_llama"], "video tokens")
 
 
-def test_a_checkpoint_that_lacks_a_key_or_has_one_too_many_is_refused(open_set: Path) -> None:
+def test_a_checkpoint_with_a_missing_or_extra_key_is_refused(open_set: Path) -> None:
     weights = tensors(open_set / "weights.safetensors")
     with torch.device("meta"):
         network = VideoChatNetwork(read_sizes(open_set / "config.json"))
@@ -182,7 +182,7 @@ def test_prompts_are_tokenised_as_in_the_original() -> None:
             assert ids == turn["segment_ids"], name
 
 
-def test_where_the_original_lets_text_act_as_markup_ours_keeps_it_text() -> None:
+def test_text_that_acts_as_markup_in_the_original_stays_text_here() -> None:
     cases = read_json(golden("videochat-preproc") / "prompts.json")["cases"]
 
     kept_eos = cases["video_three_turns_eos_kept"]
@@ -257,7 +257,7 @@ def queries_are_exchanged(network: VideoChatNetwork) -> None:
         queries_are_exchanged,
     ],
 )
-def test_a_mistake_on_purpose_is_seen(
+def test_a_deliberate_mistake_is_detected(
     open_set: Path,
     inputs: dict[str, Tensor],
     expected: dict[str, Tensor],
@@ -284,7 +284,7 @@ def test_a_mistake_on_purpose_is_seen(
 
 
 def spoken(message: str, questions: list[str], answers: list[str]) -> Conversation:
-    """A conversation about one video whose message is given; ten frames a second make any tenth of a second."""
+    """A conversation about one video with a given message; at ten frames a second, frames are tenths of a second."""
     tenths = tuple(int(whole) * 10 + int(tenth) for whole, tenth in re.findall(r"(\d+)\.(\d)", message))
     clips = (Clip(frame_indices=tenths, fps=10.0) if tenths else Clip(frame_indices=(0,), fps=1, media="image"),)
     turns = [Turn(role="user", text=questions[0])]
@@ -302,7 +302,7 @@ def case_conversation(case: dict[str, object], number: int) -> Conversation:
 
 
 def text_of(segments: tuple[str | VideoSlot, ...]) -> str:
-    """A rendered prompt in one text, with the marker that the original splits it at."""
+    """A rendered prompt as one text, with the marker at which the original splits it."""
     texts = [part for part in segments if isinstance(part, str)]
     marker = "<ImageHere>" if texts[0].endswith("<Image>") else "<VideoHere>"
     return "".join(marker if isinstance(part, VideoSlot) else part for part in segments)
@@ -313,7 +313,7 @@ def text_ids(family: Family, conversation: Conversation) -> list[tuple[int, ...]
 
 
 def answer_greedily(family: Family, spliced: Tensor, *, num_tokens: int) -> tuple[list[int], Tensor]:
-    """The plainest loop there is: the whole sequence anew for every token."""
+    """Decode with a full forward pass of the whole sequence for every token."""
     ids: list[int] = []
     rows: list[Tensor] = []
     model = family.language_model

@@ -1,15 +1,15 @@
-"""A varied clip is what its varied labels say."""
+"""Augmented clips match their augmented labels."""
 
 from random import Random
 
 import numpy as np
 import torch
 
-from tests.training.scenes import SCENE, THING
+from tests.training.some_scenes import SCENE, THING
 from training.augment import normalised, relight, turn, vary
 from training.corpus import PIXELS, Labels, label, sampled_frames
 from training.drawing import draw_frame
-from training.world import LIVES, MOTIONS, NUM_SAMPLED
+from training.scenes import LIVES, MOTIONS, NUM_SAMPLED
 
 NUM_CLIPS = 32
 
@@ -19,7 +19,7 @@ def drawn() -> tuple[torch.Tensor, Labels]:
     return torch.from_numpy(pictures).expand(NUM_CLIPS, -1, -1, -1, -1), label([SCENE] * NUM_CLIPS)
 
 
-def test_the_thing_is_where_its_labels_say_however_the_clip_is_turned() -> None:
+def test_labels_match_the_position_of_the_thing_in_every_variant() -> None:
     clips, labels = vary(*drawn(), torch.Generator().manual_seed(1))
     motions, lives = set(), set()
     for number in range(NUM_CLIPS):
@@ -44,7 +44,7 @@ def test_an_event_stays_the_first_frame_after_it() -> None:
         assert labels.event[number, 1] == -1
 
 
-def test_light_and_noise_change_little_and_a_seed_repeats_them() -> None:
+def test_light_and_noise_are_small_and_repeatable() -> None:
     pixels = normalised(drawn()[0])
     assert pixels.shape == (NUM_CLIPS, NUM_SAMPLED, 3, PIXELS.size, PIXELS.size)
     first, second = (relight(pixels, torch.Generator().manual_seed(4)) for _ in range(2))
@@ -52,7 +52,7 @@ def test_light_and_noise_change_little_and_a_seed_repeats_them() -> None:
     assert 0 < (first - pixels).abs().mean() < 0.15
 
 
-def test_a_turned_clip_is_the_clip_of_its_turned_scene() -> None:
+def test_a_mirrored_clip_equals_the_clip_of_its_mirrored_scene() -> None:
     frames, _ = drawn()
     clips, scenes = turn(frames, [SCENE] * NUM_CLIPS, Random(5))
     assert len({scene.things[1].motion for scene in scenes if scene}) == 2

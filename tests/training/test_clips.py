@@ -1,4 +1,4 @@
-"""Written clips show what their scenes say, in every codec, and the samples that ship are such clips."""
+"""Written clips show their scenes in every codec, and the shipped samples are such clips."""
 
 from pathlib import Path
 from random import Random
@@ -8,9 +8,9 @@ import pytest
 
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
-from tests.training.scenes import SCENE
+from tests.training.some_scenes import SCENE
 from training.clips import ENCODERS, SAMPLES, SIDES, Format, draw_format, write_scene
-from training.world import Scene
+from training.scenes import Scene
 
 SAMPLE_FOLDER = Path(__file__).parents[2] / "service" / "web" / "samples"
 
@@ -34,7 +34,7 @@ def test_every_sample_is_offered_on_the_page() -> None:
     assert all(f'data-sample="{name}"' in page for name in SAMPLES)
 
 
-def test_formats_are_those_of_the_world() -> None:
+def test_drawn_formats_are_within_bounds() -> None:
     for number in range(50):
         form = draw_format(Random(number))
         assert all(SIDES[0] <= side <= SIDES[1] and side % 2 == 0 for side in (form.width, form.height))

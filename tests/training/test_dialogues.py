@@ -1,4 +1,4 @@
-"""Every question of the world has the one right answer that its scene gives."""
+"""Every question about a scene has its one right answer."""
 
 import re
 from collections import Counter
@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.corpus import scene_of
-from training.dialogues import ELSEWHERE, KINDS, Exchange, Kind, ask, draw_dialogue
+from training.dialogues import KINDS, UNKNOWN, Exchange, Kind, ask, draw_dialogue
 
 
 def thing_in(answer: str) -> str:
@@ -51,10 +51,10 @@ def answers(kind: Kind, *, words: tuple[str, ...] = (), scene=SCENE) -> set[str]
         ("appears", ("circle",), {"The red circle is there from the start."}),
         ("vanishes", ("star",), {"The blue star stays until the end."}),
         ("absent", ("green",), {f"There is no {thing}." for thing in ("green object", "green circle", "green star")}),
-        ("off_topic", (), {ELSEWHERE}),
+        ("off_topic", (), {UNKNOWN}),
     ],
 )
-def test_what_the_scene_says_is_answered(kind: Kind, words: tuple[str, ...], expected: set[str]) -> None:
+def test_answers_match_the_scene(kind: Kind, words: tuple[str, ...], expected: set[str]) -> None:
     found = answers(kind, words=words)
     assert found
     assert found <= expected | {
@@ -66,8 +66,8 @@ def _rests(expected: set[str]) -> set[str]:
     return {answer.removeprefix("There is no ") for answer in expected if answer.startswith("There is no ")}
 
 
-def test_a_moment_is_the_first_sampled_one_after_the_event_and_right_within_an_interval() -> None:
-    # Frames 4, 14 ... of 80 at 20 a second; the star comes at 2.0 s, between 1.7 and 2.2.
+def test_a_time_is_that_of_the_first_sampled_frame_after_the_event_and_right_within_an_interval() -> None:
+    # Frames 4, 14 ... of 80 at 20 per second; the star appears at 2.0 s, between 1.7 and 2.2.
     (answer,) = answers("appears", words=("star",))
     assert answer == "The blue star appears at 2.2 seconds."
     exchange = next(
@@ -90,14 +90,14 @@ def test_a_description_names_everything_in_the_order_of_colours() -> None:
     )
 
 
-def test_what_fits_two_things_is_ambiguous() -> None:
+def test_a_question_that_fits_two_things_is_ambiguous() -> None:
     twins = replace(SCENE, things=(THING, replace(LATE, shape="circle", size="large")))
     found = answers("ambiguous", scene=twins)
     assert found == {f"There is more than one {name}." for name in ("circle", "large circle", "large object")}
     assert answers("colour", words=("circle",), scene=twins) <= {"The circle is red.", "The circle is blue."}
 
 
-def test_it_is_the_thing_spoken_of_before() -> None:
+def test_it_refers_to_the_thing_of_the_last_answer() -> None:
     for number in range(200):
         exchanges = ask(Random(number), SCENE, "follow_up")
         assert exchanges
@@ -120,7 +120,7 @@ def test_questions_come_in_many_wordings_and_all_kinds() -> None:
     assert any(wording.islower() for wording in wordings)
 
 
-def test_any_question_about_another_clip_has_the_one_answer() -> None:
+def test_every_question_about_an_unknown_clip_has_the_same_answer() -> None:
     exchanges = draw_dialogue(Random(1), None, 20)
-    assert {exchange.answer for exchange in exchanges} == {ELSEWHERE}
-    assert not Exchange(kind="other_clip", question="?", answer=ELSEWHERE).is_right("The circle is red.")
+    assert {exchange.answer for exchange in exchanges} == {UNKNOWN}
+    assert not Exchange(kind="other_clip", question="?", answer=UNKNOWN).is_right("The circle is red.")

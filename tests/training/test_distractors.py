@@ -1,4 +1,4 @@
-"""Distractors are pictures of any size, and nothing like the world's."""
+"""Distractors can be drawn at any size."""
 
 from random import Random
 
@@ -10,7 +10,7 @@ from training.distractors import KINDS, draw_distractor
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (130, 48), (50, 200)])
-def test_a_distractor_has_as_many_pictures_of_the_size_asked_for(kind: str, width: int, height: int) -> None:
+def test_a_distractor_has_the_requested_size_and_number_of_pictures(kind: str, width: int, height: int) -> None:
     for seed in range(4):
         pictures = list(KINDS[kind](Random(seed), 5, width, height))
         assert [picture.shape for picture in pictures] == [(height, width, 3)] * 5

@@ -1,4 +1,4 @@
-"""The language model is told to look at what its answer speaks of, and at nothing that does not exist."""
+"""Attention targets are the things that an answer is about, and the times that it copies."""
 
 from dataclasses import replace
 from random import Random
@@ -8,12 +8,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.text.tokenizer import Tokenizer
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.dialogues import Exchange, Kind, ask
-from training.pointing import LOOKING, astray, glances, looking
+from training.pointing import SUPERVISED_HEADS, attention_loss, attention_targets, recorded_projections
 from training.prompts import Example, clip_of, conversation_about, example
+from training.scenes import COLOUR_NAMES, Scene
 from training.vocabulary import learn_pieces
-from training.world import COLOUR_NAMES, Scene
 
 SMALL = replace(THING, shape="square", colour="white", size="small", motion="up", centre=(0.2, 0.4))
 CROWD = replace(SCENE, things=(LATE, THING, SMALL))
@@ -25,7 +25,7 @@ def tokenizer() -> Tokenizer:
 
 
 def dialogue(tokenizer: Tokenizer, scene: Scene, kind: Kind, *, answer: str) -> tuple[Example, list[Exchange]]:
-    """A dialogue whose last answer begins in a certain way."""
+    """A dialogue whose last answer has a certain beginning."""
     for seed in range(500):
         exchanges = ask(Random(seed), scene, kind)
         if exchanges and exchanges[-1].answer.startswith(answer):
@@ -34,35 +34,35 @@ def dialogue(tokenizer: Tokenizer, scene: Scene, kind: Kind, *, answer: str) -> 
 
 
 def looks(tokenizer: Tokenizer, scene: Scene, kind: Kind, answer: str) -> list[tuple[str, str]]:
-    """For each token of the last answer, the token and the colours that are looked at before it is said."""
+    """Each token of the last answer, and the colours that the token before it attends to."""
     one, exchanges = dialogue(tokenizer, scene, kind, answer=answer)
-    begin = len(one.said) - one.said[::-1].index(False)
+    begin = len(one.is_answer) - one.is_answer[::-1].index(False)
     return [
-        (tokenizer.token_bytes(one.after[each.place + 1]).decode(), " ".join(COLOUR_NAMES[c] for c in each.colours))
-        for each in glances(tokenizer, one, exchanges)
-        if each.place + 1 >= begin and not each.times
+        (tokenizer.token_bytes(one.after[each.position + 1]).decode(), " ".join(COLOUR_NAMES[c] for c in each.colours))
+        for each in attention_targets(tokenizer, one, exchanges)
+        if each.position + 1 >= begin and not each.times
     ]
 
 
-def test_an_answer_about_a_thing_looks_at_it_from_its_first_word_on(tokenizer: Tokenizer) -> None:
+def test_an_answer_about_a_thing_attends_to_it_from_its_first_word(tokenizer: Tokenizer) -> None:
     found = looks(tokenizer, CROWD, "direction", "The red circle")
     assert [token for token, _ in found][:3] == [" The", " red", " circle"]
     assert {colours for _, colours in found} == {"red"}
 
 
-def test_a_description_looks_at_everything_and_then_at_one_after_the_other(tokenizer: Tokenizer) -> None:
+def test_a_description_attends_to_all_things_and_then_to_each_in_turn(tokenizer: Tokenizer) -> None:
     found = looks(tokenizer, CROWD, "describe", "There are three objects")
     assert found[0] == (" There", "red blue white")
     assert [colours for token, colours in found if token in {" circle", " star", " square"}] == ["red", "blue", "white"]
     assert [colours for token, colours in found if token in {" small", " large"}] == ["red", "blue", "white"]
 
 
-def test_what_is_not_there_is_not_looked_for(tokenizer: Tokenizer) -> None:
+def test_an_answer_about_an_absent_thing_attends_to_no_thing(tokenizer: Tokenizer) -> None:
     assert {colours for _, colours in looks(tokenizer, CROWD, "absent", "There is no")} == {""}
     assert {colours for _, colours in looks(tokenizer, CROWD, "exists", "No, there is no")} == {""}
 
 
-def test_a_list_looks_at_each_of_its_things_in_turn(tokenizer: Tokenizer) -> None:
+def test_a_list_attends_to_each_of_its_things_in_turn(tokenizer: Tokenizer) -> None:
     both = replace(CROWD, things=(THING, replace(LATE, motion="left", life="always")))
     found = looks(tokenizer, both, "which_moves", "The red circle and the blue star")
     assert found[0] == (" The", "red")
@@ -72,16 +72,16 @@ def test_a_list_looks_at_each_of_its_things_in_turn(tokenizer: Tokenizer) -> Non
 
 def test_a_time_is_copied_from_its_place_in_the_prompt(tokenizer: Tokenizer) -> None:
     one, exchanges = dialogue(tokenizer, SCENE, "appears", answer="The blue star appears at")
-    copied = [each for each in glances(tokenizer, one, exchanges) if each.times]
-    said = "".join(tokenizer.token_bytes(one.after[each.place + 1]).decode() for each in copied)
-    assert f"appears at{said} seconds" in exchanges[-1].answer
+    copied = [each for each in attention_targets(tokenizer, one, exchanges) if each.times]
+    text = "".join(tokenizer.token_bytes(one.after[each.position + 1]).decode() for each in copied)
+    assert f"appears at{text} seconds" in exchanges[-1].answer
     for each in copied:
-        assert all(one.after[place] == one.after[each.place + 1] for place in each.times)
-        assert max(each.times) < one.said.index(True)
+        assert all(one.after[place] == one.after[each.position + 1] for place in each.times)
+        assert max(each.times) < one.is_answer.index(True)
 
 
-def test_a_look_costs_nothing_where_it_is_right_and_much_where_it_is_wrong() -> None:
-    layer, head = LOOKING["things"]
+def test_the_attention_loss_is_small_for_right_targets_and_large_for_wrong_ones() -> None:
+    layer, head = SUPERVISED_HEADS["things"]
     config = LlamaConfig(
         vocab_size=20, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
     )
@@ -89,10 +89,10 @@ def test_a_look_costs_nothing_where_it_is_right_and_much_where_it_is_wrong() -> 
     llama = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, 20, (2, 9))
     llama.set_attn_implementation("eager")
-    with torch.no_grad(), looking(llama) as seen:
+    with torch.no_grad(), recorded_projections(llama) as seen:
         weights = llama(ids, output_attentions=True).attentions[layer][:, head]  # [B, L, L]
     for row, place, at in ((0, 5, 2), (1, 8, 8), (1, 3, 0)):
-        cost = astray(llama, seen, (layer, head), torch.tensor([[row, place, at, 1]]))
+        cost = attention_loss(llama, seen, (layer, head), torch.tensor([[row, place, at, 1]]))
         torch.testing.assert_close(cost, -weights[row, place, at].log())
-    both = astray(llama, seen, (layer, head), torch.tensor([[0, 5, 1, 2], [0, 5, 3, 2]]))
+    both = attention_loss(llama, seen, (layer, head), torch.tensor([[0, 5, 1, 2], [0, 5, 3, 2]]))
     torch.testing.assert_close(both, -weights[0, 5, [1, 3]].log().mean())

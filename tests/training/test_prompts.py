@@ -1,4 +1,4 @@
-"""Dialogues become the family's own prompt, and the model learns to say the answers alone."""
+"""Dialogues become the family's prompt, and only answers are learned."""
 
 from random import Random
 
@@ -8,7 +8,7 @@ from model.families.videochat.family import VideoChatTemplate
 from model.family import tokenize_segments
 from model.text.conversation import Conversation, VideoSlot
 from model.text.tokenizer import SPACE, Tokenizer
-from tests.training.scenes import SCENE
+from tests.training.some_scenes import SCENE
 from training.dialogues import draw_dialogue
 from training.prompts import clip_of, conversation_about, example
 from training.vocabulary import MAX_SECOND, learn_pieces
@@ -20,12 +20,12 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("num_clips", [0, 1])
-def test_what_the_model_says_is_the_answers_each_with_its_separator(tokenizer: Tokenizer, num_clips: int) -> None:
+def test_the_learned_tokens_are_the_answers_with_their_separators(tokenizer: Tokenizer, num_clips: int) -> None:
     exchanges = draw_dialogue(Random(2), SCENE, 6)
     clip = clip_of(SCENE, seconds=0, fps=1) if num_clips else None
     found = example(tokenizer, conversation_about(clip, exchanges, system="Be brief."))
-    said = [token for token, speaks in zip(found.after, found.said, strict=True) if speaks]
-    assert tokenizer.decode(said) == " ".join(f"{exchange.answer}###" for exchange in exchanges)
+    learned = [token for token, is_answer in zip(found.after, found.is_answer, strict=True) if is_answer]
+    assert tokenizer.decode(learned) == " ".join(f"{exchange.answer}###" for exchange in exchanges)
     assert bool(found.before) == bool(num_clips)
 
 
@@ -42,7 +42,7 @@ def test_the_tokens_before_an_answer_are_those_that_the_service_sends(tokenizer:
     assert learned.after[: len(after)] == after
 
 
-def test_times_take_two_tokens_each_so_that_they_stand_at_even_distances(tokenizer: Tokenizer) -> None:
+def test_times_have_two_tokens_each(tokenizer: Tokenizer) -> None:
     for second in range(MAX_SECOND + 1):
         pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode(f"at {second}.7 s")]
         assert f" {second}".encode() in pieces

@@ -1,4 +1,4 @@
-"""Labels say of every patch, frame, token and clip what the scene shows there."""
+"""Labels of patches, frames, tokens and clips match the scene."""
 
 from dataclasses import replace
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from model.families.videochat.network import VideoChatNetwork
-from tests.training.scenes import LATE, SCENE, THING
+from tests.training.some_scenes import LATE, SCENE, THING
 from training.corpus import label
+from training.scenes import COLOUR_NAMES, LIVES, MOTIONS, SHAPES
 from training.supervision import (
     NUM_COLOURS,
     UNCOUNTED,
@@ -18,17 +19,16 @@ from training.supervision import (
     first_event,
     look,
     patch_owner,
+    recorded_outputs,
     tell,
     understand,
-    watched,
 )
 from training.train import fresh, sizes
-from training.world import COLOUR_NAMES, LIVES, MOTIONS, SHAPES
 
 LABELS = label([SCENE, None])
 
 
-def test_labels_say_what_a_scene_shows_and_nothing_of_a_distractor() -> None:
+def test_labels_describe_a_scene_and_are_empty_for_a_distractor() -> None:
     assert LABELS.colour.tolist() == [[COLOUR_NAMES.index("blue"), COLOUR_NAMES.index("red"), -1], [-1, -1, -1]]
     assert LABELS.shape[0, :2].tolist() == [SHAPES.index("star"), SHAPES.index("circle")]
     assert LABELS.motion[0, :2].tolist() == [MOTIONS.index("still"), MOTIONS.index("left")]
@@ -46,12 +46,12 @@ def test_a_patch_belongs_to_the_thing_it_shows() -> None:
     first, last = owner[0, 0].reshape(8, 8), owner[0, 7].reshape(8, 8)
     assert set(first.flatten().tolist()) == {-1, 1}
     assert set(last.flatten().tolist()) == {-1, 0, 1}
-    # The star stands three quarters down the middle, in the corner that four patches share.
+    # The star is three quarters down the middle, where four patches meet.
     assert last[5:7, 3:5].tolist() == [[0, 0], [0, 0]]
     assert offset[0, 7].reshape(8, 8, 2)[5, 3].tolist() == pytest.approx([0.25, 0.25])
 
 
-def test_what_happens_first_is_the_earliest_event_if_it_is_alone() -> None:
+def test_the_first_event_is_the_earliest_unless_two_are_equal() -> None:
     early = replace(THING, life="vanishes", event=0.3)
     tied = replace(THING, life="vanishes", event=0.5)
     labels = label([SCENE, replace(SCENE, things=(early, LATE)), replace(SCENE, things=(tied, LATE)), None])
@@ -91,9 +91,9 @@ def test_shifted_products_are_the_convolution_and_its_gradient(untrained: tuple[
     assert torch.equal(convolution(volume), plain)
 
 
-def test_every_part_of_the_encoder_is_asked_for_something(untrained: tuple[VideoChatNetwork, Heads]) -> None:
+def test_every_part_of_the_encoder_gets_a_gradient(untrained: tuple[VideoChatNetwork, Heads]) -> None:
     network, heads = untrained
-    with watched(network) as seen:
+    with recorded_outputs(network) as seen:
         features = network.encode(torch.randn(2, 8, 3, 64, 64))
         scores = (*understand(heads, LABELS, seen).losses.values(), *tell(heads, LABELS, features).losses.values())
         torch.autograd.backward(torch.stack(scores).sum())

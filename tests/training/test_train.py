@@ -1,4 +1,4 @@
-"""The recipe runs from nothing to a model that loads, and a stopped run ends as if it had not been stopped."""
+"""The recipe trains a model that can be loaded, and an interrupted run gives the same result."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.loop import Muon, Schedule, learn
 from training.train import Recipe, train
 
 
-def test_from_nothing_to_a_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_gives_a_model_that_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "SHARD", 4)
     short = Schedule(steps=2, batch=2, learning_rate=1e-3, save_every=1)
     stages = {field.name: short for field in fields(Recipe) if field.name not in ("seed", "clips")}
@@ -28,7 +28,7 @@ def test_from_nothing_to_a_model_that_loads(tmp_path: Path, monkeypatch: pytest.
         "model.safetensors",
         "tokenizer.model",
     ]
-    # Everything is finished, so that the same command only writes the model again, equal to the last byte.
+    # All stages are finished, so running it again only writes the same bytes again.
     first = (tmp_path / "out" / "model.safetensors").read_bytes()
     train(recipe, tmp_path / "work", tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
@@ -39,7 +39,7 @@ class Interrupted(Exception):
 
 
 def run(folder: Path, *, stop_at: int | None = None) -> dict[str, Tensor]:
-    """Train a small network for six steps, unless it is stopped."""
+    """Train a small network for six steps, or stop at `stop_at`."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     network = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(8, 8)]), "head": nn.Linear(8, 2)})
@@ -55,7 +55,7 @@ def run(folder: Path, *, stop_at: int | None = None) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_resumed_stage_gives_the_same_weights(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", stop_at=5)
@@ -63,7 +63,7 @@ def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_an_update_of_muon_is_near_orthogonal_whatever_the_gradient_s_size() -> None:
+def test_an_update_of_muon_is_nearly_orthogonal_for_any_gradient_size() -> None:
     weight = nn.Parameter(torch.zeros(6, 10))
     weight.grad = torch.randn(6, 10, generator=torch.Generator().manual_seed(1)) * 1e-4
     Muon([weight], lr=1.0, weight_decay=0.0).step()
@@ -71,6 +71,6 @@ def test_an_update_of_muon_is_near_orthogonal_whatever_the_gradient_s_size() -> 
     assert 0.6 < singular.min() <= singular.max() < 1.3
 
 
-def test_the_recipe_as_it_stands_is_of_whole_shards() -> None:
+def test_the_recipe_has_a_whole_number_of_shards() -> None:
     assert Recipe().clips % corpus.SHARD == 0
     assert replace(Recipe(), clips=500).clips == 500

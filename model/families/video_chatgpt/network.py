@@ -1,6 +1,6 @@
-"""The whole Video-ChatGPT network in any sizes: CLIP's vision tower, pooling over time and space, projection, LLaMA.
+"""The Video-ChatGPT network in any sizes: CLIP's vision tower, pooling over time and space, projection, LLaMA.
 
-Tensors in, tensors out; refuses to know checkpoints, prompts and devices. CLIP and LLaMA are transformers' own.
+Knows no checkpoints, prompts or devices. CLIP and LLaMA are those of transformers.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from model.networks.llama import build_llama
 from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 NUM_TEMPORAL_TOKENS = 100
-"""One for each frame; a clip of fewer is filled up with zeros (`get_spatio_temporal_features_torch`)."""
+"""One per frame; a clip of fewer frames is padded with zeros (`get_spatio_temporal_features_torch`)."""
 ACTIVATION = "quick_gelu"
-"""Of the published CLIP; other CLIPs have another."""
+"""The activation of the published CLIP; other CLIPs use another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +33,13 @@ class ClipVisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of one frame, which is as many as there are spatial tokens."""
+        """Patches of one frame, which is also the number of spatial tokens."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoChatGPTConfig(VideoNetworkConfig):
-    """Every size of a Video-ChatGPT network, and the special tokens it knows beyond the tokenizer's file."""
+    """Every size of a Video-ChatGPT network, and the special tokens that are not in the tokenizer's file."""
 
     vision: ClipVisionConfig
     added_tokens: tuple[str, ...]
@@ -52,24 +52,24 @@ class VideoChatGPTConfig(VideoNetworkConfig):
 
 
 class FrameEncoder(nn.Module):
-    """CLIP's vision tower up to its last layer but one; frames do not see each other."""
+    """CLIP's vision tower without its last layer. Attention stays within each frame."""
 
     def __init__(self, config: ClipVisionConfig) -> None:
         super().__init__()
         clip = _clip_config(config)
         self.embeddings = CLIPVisionEmbeddings(clip)
-        self.pre_layrnorm = nn.LayerNorm(config.width, eps=clip.layer_norm_eps)  # so spelled in every checkpoint
+        self.pre_layrnorm = nn.LayerNorm(config.width, eps=clip.layer_norm_eps)  # spelled like this in every checkpoint
         self.encoder = CLIPEncoder(clip)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [N, 3, H, W] to patches [N, S, C], without the class token and before any last norm."""
+        """Encode frames [N, 3, H, W] into patches [N, S, C], without the class token and without a final norm."""
         tokens = self.pre_layrnorm(self.embeddings(frames))  # [N, 1 + S, C]
         encoded: Tensor = self.encoder(inputs_embeds=tokens).last_hidden_state
         return encoded[:, 1:]
 
 
 class VideoChatGPTNetwork(VideoNetwork):
-    """All modules of one Video-ChatGPT model, freshly initialised."""
+    """All modules of one Video-ChatGPT model, with initial values."""
 
     config: VideoChatGPTConfig
     encoding = frozenset({"vision_tower"})
@@ -87,28 +87,28 @@ class VideoChatGPTNetwork(VideoNetwork):
         return self.language_model
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, 100 + S, C], not projected yet; T from 1 to 100."""
+        """Encode normalised frames [B, T, 3, H, W], with T from 1 to 100, into unprojected [B, 100 + S, C]."""
         return self.pool(self.see(pixel_values))
 
     def see(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] to patches [B, T, S, C]."""
+        """Encode frames [B, T, 3, H, W] into patches [B, T, S, C]."""
         patches: Tensor = self.vision_tower(pixel_values.flatten(0, 1))
         return patches.reshape(*pixel_values.shape[:2], *patches.shape[1:])
 
     def pool(self, patches: Tensor) -> Tensor:
-        """Patches [B, T, S, C] to features [B, 100 + S, C]: the mean of each frame, then that of each place."""
+        """Pool patches [B, T, S, C] into features [B, 100 + S, C]: means over each frame, then over time."""
         num_missing = NUM_TEMPORAL_TOKENS - patches.shape[1]
         assert num_missing >= 0, "there are more frames than temporal tokens"
         temporal = functional.pad(patches.mean(2), (0, 0, 0, num_missing))  # [B, 100, C]
         return torch.cat((temporal, patches.mean(1)), dim=1)
 
     def project(self, features: Tensor) -> Tensor:
-        """Features [..., C] to video tokens [..., hidden]."""
+        """Project features [..., C] to video tokens [..., hidden]."""
         out: Tensor = self.mm_projector(features)
         return out
 
     def restore_buffers(self) -> None:
-        """Those of LLaMA, and the numbers of CLIP's positions."""
+        """Compute LLaMA's buffers, and the ids of CLIP's positions."""
         super().restore_buffers()
         embeddings = self.vision_tower.embeddings
         embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)

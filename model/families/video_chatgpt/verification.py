@@ -1,4 +1,4 @@
-"""Video-ChatGPT's stages, from pixels to an answer, under the names of its reference tensors."""
+"""Video-ChatGPT's verification stages, from pixels to an answer, named like the reference tensors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +20,18 @@ NUM_ANSWER_TOKENS = 16
 
 
 @torch.inference_mode()
-def video_chatgpt_stages(family: Family, folder: Path) -> Iterator[Finding]:
-    """Every stage of the model on the inputs in a folder: `pixel_values` [T, 3, H, W] and `input_ids` [1, L].
+def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
+    """Compute every stage of the model on the inputs in a folder: `pixel_values` [T, 3, H, W], `input_ids` [1, L].
 
     With T frames of S patches of width C, hidden size D and vocabulary V: `frame_features` [T, S, C],
     `spatio_temporal_features` [100 + S, C] and its `_half` in float16, `video_tokens` [100 + S, D],
     `inputs_embeds` [1, L, D], `logits_first` [V], and the int64 `greedy_ids` of an answer.
 
     Raises:
-        WeightsError: the folder lacks its inputs, or they have no place for a video.
+        WeightsError: the folder lacks its inputs, or they have no slot for a video.
     """
     network, device = family.network, family.device
-    assert isinstance(network, VideoChatGPTNetwork), "the stages are Video-ChatGPT's"
+    assert isinstance(network, VideoChatGPTNetwork), "these stages are for Video-ChatGPT"
     inputs = read_inputs(folder, "pixel_values", "input_ids")
     input_ids = inputs["input_ids"].to(device)
     patches = network.see(inputs["pixel_values"].to(device, family.dtype).unsqueeze(0))
@@ -47,36 +47,36 @@ def video_chatgpt_stages(family: Family, folder: Path) -> Iterator[Finding]:
     ids, logits = decode_greedily(
         network.decoder, inputs_embeds, max_tokens=NUM_ANSWER_TOKENS, eos=family.tokenizer.eos_id
     )
-    yield Stage(name="logits_first", tensor=logits[0], is_said=True)
-    yield Stage(name="greedy_ids", tensor=torch.tensor(ids), is_choice=True, is_said=True)
+    yield Stage(name="logits_first", tensor=logits[0], is_of_language_model=True)
+    yield Stage(name="greedy_ids", tensor=torch.tensor(ids), is_choice=True, is_of_language_model=True)
 
 
 def _prompt(family: Family, folder: Path, input_ids: list[int]) -> Iterator[Claim]:
-    """The question's prompt, in words and in ids, where the folder's sizes tell of one."""
-    told = read_object(folder / "config.json")
-    if "question" not in told:
+    """Compare the prompt, as text and as ids, if the folder's `config.json` has a question."""
+    values = read_object(folder / "config.json")
+    if "question" not in values:
         return
     clip = Clip(frame_indices=(0,), fps=1.0)
-    conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=told["question"]),))
+    conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=values["question"]),))
     patches = [VIDEO_PATCH] * family.num_video_tokens
-    words: list[str] = []
+    texts: list[str] = []
     for part in family.template.render(conversation):
-        words += patches if isinstance(part, VideoSlot) else [part.name if isinstance(part, SpecialToken) else part]
-    yield Claim(name="prompt", got="".join(words), expected=told.get("prompt"))
+        texts += patches if isinstance(part, VideoSlot) else [part.name if isinstance(part, SpecialToken) else part]
+    yield Claim(name="prompt", got="".join(texts), expected=values.get("prompt"))
     patch_ids = tuple(map(family.tokenizer.special_id, patches))
     parts = [patch_ids if isinstance(part, VideoSlot) else part for part in family.tokenize(conversation)]
     yield Claim(name="input_ids", got=[token for part in parts for token in part], expected=input_ids)
 
 
 def _spliced(family: Family, input_ids: Tensor, video_tokens: Tensor) -> Tensor:
-    """The embeddings [1, L, D] of `input_ids` [1, L], with `video_tokens` [N, D] between the marks of their place."""
+    """Return embeddings [1, L, D] of `input_ids` [1, L], with `video_tokens` [N, D] between start and end token."""
     row = input_ids[0].tolist()
     start, end = map(family.tokenizer.special_id, (VIDEO_START, VIDEO_END))
     if start not in row:
-        raise WeightsError("The prompt among the inputs has no place for a video.")
+        raise WeightsError("The prompt in the inputs has no slot for a video.")
     first = row.index(start) + 1
     last = first + len(video_tokens)
     if row[last : last + 1] != [end]:
-        raise WeightsError("The prompt among the inputs has no place for a video of this many tokens.")
+        raise WeightsError("The prompt in the inputs has no slot for a video of this many tokens.")
     embeddings: Tensor = family.language_model.get_input_embeddings()(input_ids)
     return torch.cat((embeddings[:, :first], video_tokens.unsqueeze(0), embeddings[:, last:]), dim=1)

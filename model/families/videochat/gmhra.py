@@ -1,7 +1,7 @@
-"""One block of VideoChat's global token: it attends to every token of every frame of its clip.
+"""One block of VideoChat's global token, which attends to all tokens of all frames of its clip.
 
-This is the only place where frames meet before the Q-Former, and its depthwise convolution the only source of
-temporal order. Nothing flows back into the trunk. GMHRA: UniFormerV2's global relation aggregator.
+Before the Q-Former, frames interact only here, and only the depthwise convolution encodes their order in time. The
+global token does not change the trunk's tokens. GMHRA is the global relation aggregator of UniFormerV2.
 """
 
 import math
@@ -14,11 +14,12 @@ NORM_EPS = 1e-5
 
 
 class GlobalAttention(nn.Module):
-    """Cross-attention of one token, in the parameters of `nn.MultiheadAttention` (rows q | k | v).
+    """Cross-attention of one query token, with the parameters of `nn.MultiheadAttention` (rows q | k | v).
 
-    One query needs no keys and values: `q . (K t) = (K^T q) . t`, and the values' weights may come after the mean
-    of the tokens. That spares two products of every token with a [C, C] matrix, a thirtieth of the encoder's work.
-    The keys' bias adds the same to all scores of a head, which softmax cancels.
+    With a single query, keys and values need not be computed: `q . (K t) = (K^T q) . t`, and the value weights can be
+    applied to the weighted mean of the tokens. That saves two products of every token with a [C, C] matrix, a
+    thirtieth of the encoder's work. The keys' bias adds the same number to all scores of a head, which cancels in the
+    softmax.
     """
 
     def __init__(self, width: int, *, num_heads: int) -> None:
@@ -36,16 +37,16 @@ class GlobalAttention(nn.Module):
         per_head = (self.num_heads, -1, x.shape[-1])  # of a [C, C] matrix: [heads, C/heads, C]
         q = functional.linear(x[:, 0], to_query, query_bias).reshape(len(x), self.num_heads, -1)
         q = q * q.shape[-1] ** -0.5  # [B, heads, C/heads]
-        asked = torch.einsum("bhd,hdc->bhc", q, to_key.reshape(per_head))  # [B, heads, C]
-        scores = asked @ tokens.transpose(1, 2)  # [B, heads, L]
-        seen = scores.float().softmax(-1).to(tokens.dtype) @ tokens  # [B, heads, C]
-        mixed = torch.einsum("bhc,hdc->bhd", seen, to_value.reshape(per_head)).flatten(1) + value_bias
+        key_query = torch.einsum("bhd,hdc->bhc", q, to_key.reshape(per_head))  # [B, heads, C]
+        scores = key_query @ tokens.transpose(1, 2)  # [B, heads, L]
+        mean = scores.float().softmax(-1).to(tokens.dtype) @ tokens  # [B, heads, C]
+        mixed = torch.einsum("bhc,hdc->bhd", mean, to_value.reshape(per_head)).flatten(1) + value_bias
         out: Tensor = self.out_proj(mixed.unsqueeze(1))
         return out
 
 
 class GlobalMlp(nn.Module):
-    """Two linear layers around an exact GELU. The original's dropout of 0.5 (training only) is left out."""
+    """Two linear layers around an exact GELU. The original's dropout of 0.5, used in training only, is left out."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class GlobalMlp(nn.Module):
 
 
 class GlobalTokenBlock(nn.Module):
-    """Positions onto the patches (after their norm), cross-attention, MLP; residuals on the token alone."""
+    """Adds positions to the normed patches, then cross-attention and an MLP; residuals apply to the token alone."""
 
     def __init__(self, width: int, *, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class GlobalTokenBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_3 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = GlobalMlp(width, mlp_width)
-        # A new block changes nothing until it is trained, as in the original.
+        # As in the original, an untrained block changes nothing.
         for module in (self.attn.out_proj, self.mlp.c_proj):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)

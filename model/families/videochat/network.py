@@ -1,7 +1,7 @@
-"""The whole VideoChat network in any sizes: encoder, norm, Q-Former, projection, LLaMA.
+"""The VideoChat network in any sizes: encoder, norm, Q-Former, projection, LLaMA.
 
-Tensors in, tensors out; refuses to know checkpoints, prompts and devices. The Q-Former and LLaMA are
-transformers' own; parameter names are the published ones but for the Q-Former's.
+Knows no checkpoints, prompts or devices. The Q-Former and LLaMA are those of transformers. Parameters have their
+published names, except those of the Q-Former.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaForCausalLM
 
-from model.networks.eva_vit import EvaViT, VisionConfig
+from model.families.videochat.vision import VisionConfig, VisionEncoder
 from model.networks.llama import build_llama
 from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QFormerConfig:
-    """Sizes of the Q-Former; every `cross_every`-th layer, from the first on, sees the encoder's tokens."""
+    """Sizes of the Q-Former; every `cross_every`-th layer, from the first on, attends to the encoder's tokens."""
 
     width: int
     depth: int
@@ -31,7 +31,7 @@ class QFormerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoChatConfig(VideoNetworkConfig):
-    """Every size of a VideoChat network. `num_frames` is what it was trained on; any number from 1 runs."""
+    """Every size of a VideoChat network. It was trained on `num_frames` frames, and can run on any number from 1."""
 
     num_frames: int
     vision: VisionConfig
@@ -44,7 +44,7 @@ class VideoChatConfig(VideoNetworkConfig):
 
 
 class Float32Norm(nn.LayerNorm):
-    """A layer norm in float32 whatever the encoder computes in, as the original does it."""
+    """A layer norm that always computes in float32, as in the original."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C], in the dtype of `x`."""
@@ -53,7 +53,7 @@ class Float32Norm(nn.LayerNorm):
 
 
 class VideoChatNetwork(VideoNetwork):
-    """All modules of one VideoChat model, freshly initialised; trainable, without dropout."""
+    """All modules of one VideoChat model, with initial values; can be trained, without dropout."""
 
     config: VideoChatConfig
     encoding = frozenset({"visual_encoder", "ln_vision", "query_tokens", "extra_query_tokens", "qformer"})
@@ -62,7 +62,7 @@ class VideoChatNetwork(VideoNetwork):
         super().__init__()
         width = config.qformer.width
         self.config = config
-        self.visual_encoder = EvaViT(config.vision)
+        self.visual_encoder = VisionEncoder(config.vision)
         self.ln_vision = Float32Norm(config.vision.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_queries, width))
         self.extra_query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_extra_queries, width))
@@ -78,22 +78,22 @@ class VideoChatNetwork(VideoNetwork):
         return self.llama_model
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W], normalised, to features [B, queries, Q-Former width], not projected yet."""
+        """Encode normalised frames [B, T, 3, H, W] into unprojected features [B, queries, Q-Former width]."""
         return self.query(self.see(pixel_values))
 
     def see(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] to the encoder's tokens [B, T * (patches + 1) + 1, C], the global one last."""
+        """Encode frames [B, T, 3, H, W] into normed tokens [B, T * (patches + 1) + 1, C], the global token last."""
         tokens: Tensor = self.ln_vision(self.visual_encoder(pixel_values))
         return tokens
 
     def query(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, L, C], a set, to features [B, queries, Q-Former width]."""
+        """Query tokens [B, L, C], whose order does not matter, for features [B, queries, Q-Former width]."""
         queries = torch.cat((self.query_tokens, self.extra_query_tokens), dim=1).expand(len(tokens), -1, -1)
         features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """Features [..., Q-Former width] to video tokens [..., hidden]."""
+        """Project features [..., Q-Former width] to video tokens [..., hidden]."""
         out: Tensor = self.llama_proj(features)
         return out
 

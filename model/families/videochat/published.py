@@ -1,4 +1,4 @@
-"""VideoChat as published: four files by three groups, merged in the order in which the original loads them."""
+"""Finds VideoChat's four published files, and merges them in the order in which the original loads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints.folder import TOKENIZER
+from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
-from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, sort_out
+from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, select_wanted
 from model.checkpoints.torch_file import read_torch_file
 from model.families.videochat.network import QFormerConfig, VideoChatConfig
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
 from model.weights import WeightsError
 
@@ -22,7 +22,7 @@ VISION_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 VIDEOCHAT_FILES = ("videochat_7b.pth", "videochat_13b.pth", "videochat.pth")
 BUFFERS = (r"Qformer\.bert\.embeddings\.position_ids", r"llama_model\..*\.rotary_emb\.inv_freq")
-"""Kept by the original beside its parameters; they follow from the sizes."""
+"""Buffers in the original's state dict; they follow from the sizes and are not loaded."""
 
 _PUBLISHED_VISION = VisionConfig(image_size=224, patch_size=14, width=1408, depth=39, num_heads=16, num_global_blocks=8)
 _PUBLISHED_QFORMER = QFormerConfig(width=768, depth=12, num_heads=12, mlp_width=3072)
@@ -42,27 +42,27 @@ PUBLISHED_13B = VideoChatConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedFiles:
-    """The four parts of a published VideoChat model, and the sizes where a file tells them."""
+    """Paths of the four parts of a published VideoChat model, and of the sizes if there is such a file."""
 
     vision: Path
     """EVA ViT-g."""
     qformer: Path
     """BLIP-2's first stage."""
     llama: Path
-    """A folder as Hugging Face lays it out."""
+    """A folder in Hugging Face's layout."""
     videochat: Path
-    """What VideoChat's own training added."""
+    """The parameters that VideoChat's own training added."""
     config: Path | None = None
 
 
 def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedFiles:
-    """The four parts, each named in `named` or found in `folder` under its published name.
+    """Find the four parts, each named in `named` or in `folder` under its published name.
 
-    The sizes, where `named` has no `config`, are those of a `config.json` in `folder` or beside the LLaMA's
-    folder; without one they are the published model's.
+    If `named` has no `config`, the sizes are read from a `config.json` in `folder` or beside the LLaMA's folder;
+    without one, they are those of the published model.
 
     Raises:
-        WeightsError: a part is neither named nor found, or has a name that is no part's.
+        WeightsError: a part is neither named nor found, or `named` has an unknown part.
     """
     search = Search(MODEL, folder, named, parts=[field.name for field in fields(PublishedFiles)])
     llama = search.llama()
@@ -78,10 +78,10 @@ def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedF
 def read_published(
     folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
 ) -> Source[VideoChatConfig]:
-    """The published model, found and merged.
+    """Find and merge the published model.
 
     Raises:
-        WeightsError: as `find_published` and `merge`.
+        WeightsError: see `find_published` and `merge`.
     """
     files = find_published(folder, named)
     config, tensors = merge(files, ignored=ignored)
@@ -89,27 +89,23 @@ def read_published(
 
 
 def read_sizes(path: Path) -> VideoChatConfig:
-    """The sizes in a `config.json`: one of ours, or one laid out as `vit`, `qformer` and `llama`.
+    """Read the sizes in a `config.json`: in our layout, or by part (`vit`, `qformer` and `llama`).
 
     Raises:
-        WeightsError: there is none, or a size is missing, unknown or impossible.
+        WeightsError: the file is absent, or a size is missing, unknown or impossible.
     """
-    values = read_object(path)
-    try:
-        return _sizes_by_part(values) if "vit" in values else VideoChatConfig.from_json(values)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise WeightsError(f"{path} does not hold the sizes of a VideoChat model ({error}).") from error
+    return read_config(path, VideoChatConfig, model=MODEL, part="vit", by_part=_sizes_by_part)
 
 
 def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
-    """Sizes and state dict of the original model, its names, its buffers, each file's own dtype; all mapped.
+    """Merge the files into the sizes and state dict of the original model: its names, each file's own dtype, mapped.
 
     Args:
         files: the four parts.
-        ignored: keys that the user knows to be harmless; a whole key of any file, as it stands there.
+        ignored: keys, as they are in the files, that the user knows to be harmless.
 
     Raises:
-        WeightsError: a file is absent, damaged, of another model, or holds a key that belongs nowhere.
+        WeightsError: a file is absent, damaged, of another model, or holds an unknown key.
     """
     videochat = read_torch_file(files.videochat)
     config = read_sizes(files.config) if files.config else _published_sizes(videochat, files.videochat)
@@ -123,14 +119,14 @@ def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoC
         (files.llama, llama, _LLAMA_KEYS),
         (files.videochat, videochat, _VIDEOCHAT_KEYS),
     ):
-        merged |= sort_out(path, tensors, keys, model=MODEL, ignored=ignored)
+        merged |= select_wanted(path, tensors, keys, model=MODEL, ignored=ignored)
     _inflate(merged)
     return config, merged
 
 
 def _find_config(*folders: Path | None) -> Path | None:
-    places = [folder / "config.json" for folder in folders if folder]
-    return next((path for path in places if path.is_file() and "vit" in read_object(path)), None)
+    paths = [folder / "config.json" for folder in folders if folder]
+    return next((path for path in paths if path.is_file() and "vit" in read_object(path)), None)
 
 
 def _published_sizes(videochat: Mapping[str, Tensor], path: Path) -> VideoChatConfig:
@@ -141,14 +137,14 @@ def _published_sizes(videochat: Mapping[str, Tensor], path: Path) -> VideoChatCo
     raise WeightsError(
         f"{path.name} is neither the 7B nor the 13B VideoChat: llama_proj.weight is "
         f"{'missing' if projection is None else list(projection.shape)}. For other sizes name their config.json "
-        "with --part config=FILE; the numbers of heads cannot be told from tensors."
+        "with --part config=FILE; the numbers of heads do not follow from the tensors."
     )
 
 
 def _check_videochat(videochat: Mapping[str, Tensor], path: Path, config: VideoChatConfig) -> None:
     if config.vision.num_global_blocks and not any(key.startswith("visual_encoder.gmhra") for key in videochat):
         raise WeightsError(
-            f"{path.name} holds no GMHRA (visual_encoder.gmhra.*), without which frames never meet. It is not the "
+            f"{path.name} holds no GMHRA (visual_encoder.gmhra.*), without which frames do not interact. It is not the "
             "file that VideoChat published as videochat_7b.pth or videochat_13b.pth."
         )
     projection = videochat.get("llama_proj.weight")
@@ -172,8 +168,8 @@ def _check_llama(folder: Path, wanted: DecoderConfig) -> None:
 def _llama_hint(size: str) -> str:
     if size == "vocab_size":
         return (
-            "The published 7B wants LLaMA-1 with vicuna-7b-delta-v0 applied, after a [PAD] row was added; the 13B "
-            "wants stable-vicuna-13b. A bare LLaMA, a bare delta, LLaMA-2 and later Vicunas give garbage."
+            "The published 7B needs LLaMA-1 with vicuna-7b-delta-v0 applied, after a [PAD] row was added; the 13B "
+            "needs stable-vicuna-13b. A bare LLaMA, a bare delta, LLaMA-2 and later Vicunas give garbage."
         )
     return "The 7B VideoChat goes with vicuna-7b-v0 and the 13B with stable-vicuna-13b, both LLaMA of 2023."
 
@@ -193,7 +189,7 @@ _VIDEOCHAT_KEYS = Keys(
 
 
 def _vision_keys(vision: VisionConfig) -> Keys:
-    """The published trunk has a block more than the model, and its last norm and head."""
+    """The published trunk has one more block than the model, and a final norm and a head."""
     blocks = "|".join(map(str, range(vision.depth)))
     return Keys(
         wanted=rf"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.({blocks})\..+",
@@ -203,7 +199,7 @@ def _vision_keys(vision: VisionConfig) -> Keys:
 
 
 def _inflate(merged: dict[str, Tensor]) -> None:
-    """The original's patch kernel has a time axis of length 1, which the file of the plain ViT lacks."""
+    """Add the time axis of length 1 that the original's patch kernel has, and the file of the plain ViT lacks."""
     kernel = merged.get("visual_encoder.patch_embed.proj.weight")
     if kernel is not None and kernel.ndim == 4:
         merged["visual_encoder.patch_embed.proj.weight"] = kernel.unsqueeze(2)

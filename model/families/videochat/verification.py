@@ -1,6 +1,6 @@
-"""VideoChat's stages, from pixels to an answer in two turns, under the names of its reference tensors.
+"""VideoChat's verification stages, from pixels to an answer in two turns, named like the reference tensors.
 
-A folder has either `inputs.safetensors`, with pixels, or `clip.mp4`, from which frames are decoded first.
+A folder has either `inputs.safetensors`, with pixels, or `clip.mp4`, whose frames are decoded first.
 """
 
 import re
@@ -27,39 +27,39 @@ TEMPERATURES = (0.7, 1.0, 2.0)
 NUM_SAMPLED_STEPS = 3
 NUM_BEAMS = 3
 MAX_TOKENS = 20
-"""Where a folder does not say how many."""
+"""The default, if a folder does not set it."""
 BOS, EOS = 1, 2
 STOP_IDS = ((835,), (2277, 29937))
-"""The ids of `###` in LLaMA's vocabulary, at which the original stops whatever the tokenizer."""
+"""The ids of `###` in LLaMA's vocabulary, at which the original stops with any tokenizer."""
 
 
-def videochat_stages(family: Family, folder: Path) -> Iterator[Finding]:
-    """Every stage of the model on the inputs in a folder.
+def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
+    """Compute every stage of the model on the inputs in a folder.
 
     Raises:
         WeightsError: the folder lacks its inputs or its dialogue.
     """
     network = family.network
-    assert isinstance(network, VideoChatNetwork), "the stages are VideoChat's"
+    assert isinstance(network, VideoChatNetwork), "these stages are for VideoChat"
     dialogue = read_dialogue(folder, "questions")
     if (folder / "inputs.safetensors").is_file():
         dialogue, inputs = read_dialogue(folder, "video_message"), read_inputs(folder, "video", "video_other", "image")
         outputs = encoder_stages(network, inputs["video"])
         yield from _named(outputs)
-        yield from _ends("batch.", network, torch.cat((inputs["video_other"], inputs["video"])))
-        yield from _ends("image.", network, inputs["image"])
+        yield from _key_stages("batch.", network, torch.cat((inputs["video_other"], inputs["video"])))
+        yield from _key_stages("image.", network, inputs["image"])
         clip = _clip_of(dialogue["video_message"])
     else:
         clip, pixel_values = _decoded(family, folder / "clip.mp4")
         yield from _clip_findings(clip, pixel_values, folder / "clip.json")
         outputs = encoder_stages(network, pixel_values)
-        # The references of clips hold no stage of single frames: one frame's trunk is checked by the other kind.
+        # References with a clip hold no stages of single frames; references with pixels check those.
         yield from (stage for stage in _named(outputs) if not re.match(r"patch_embed|blocks\.|ln_vision", stage.name))
     yield from _dialogue(family, read_object(folder / "config.json"), dialogue, clip, outputs["inputs_llama"][0])
 
 
 def encoder_stages(network: VideoChatNetwork, pixel_values: Tensor) -> dict[str, Tensor]:
-    """Every stage from pixels [B, T, 3, H, W] to video tokens, in order and in the original's layout."""
+    """Compute every stage from pixels [B, T, 3, H, W] to video tokens, in order and in the original's layout."""
     weight = network.llama_proj.weight
     num_clips, num_frames = pixel_values.shape[:2]
     with torch.inference_mode(), recorded(_modules(network)) as outputs:
@@ -68,7 +68,7 @@ def encoder_stages(network: VideoChatNetwork, pixel_values: Tensor) -> dict[str,
         outputs["inputs_llama"] = network.project(features)
     patches = outputs["patch_embed"]
     patches = patches.reshape(num_clips, num_frames, *patches.shape[1:])
-    outputs["patch_embed"] = patches.transpose(1, 2)  # [B, C, T, h, w], as a convolution over time gives it
+    outputs["patch_embed"] = patches.transpose(1, 2)  # [B, C, T, h, w], the output of a convolution over time
     for name in outputs:
         if name.startswith("gmhra."):
             outputs[name] = outputs[name].transpose(0, 1)  # [1, B, C]
@@ -92,7 +92,7 @@ def _named(outputs: Mapping[str, Tensor]) -> Iterator[Stage]:
     return (Stage(name=name, tensor=tensor) for name, tensor in outputs.items())
 
 
-def _ends(prefix: str, network: VideoChatNetwork, pixel_values: Tensor) -> Iterator[Stage]:
+def _key_stages(prefix: str, network: VideoChatNetwork, pixel_values: Tensor) -> Iterator[Stage]:
     outputs = encoder_stages(network, pixel_values)
     for name in ("visual_encoder", "inputs_llama"):
         yield Stage(name=prefix + name, tensor=outputs[name])
@@ -101,43 +101,43 @@ def _ends(prefix: str, network: VideoChatNetwork, pixel_values: Tensor) -> Itera
 def _dialogue(
     family: Family, config: Mapping[str, Any], dialogue: Mapping[str, Any], clip: Clip, video: Tensor
 ) -> Iterator[Finding]:
-    """Turns of a conversation about video tokens [N, hidden]."""
-    told = dialogue.get("turns", [])
+    """Compute the stages of a conversation about video tokens [N, hidden]."""
+    expected_turns = dialogue.get("turns", [])
     max_tokens = config.get("generation", {}).get("max_new_tokens", MAX_TOKENS)
     turns: list[Turn] = []
     for number, question in enumerate(dialogue["questions"], start=1):
-        turn = told[number - 1] if number <= len(told) else {}
+        expected = expected_turns[number - 1] if number <= len(expected_turns) else {}
         turns.append(Turn(role="user", text=question))
         segments = family.template.render(
             Conversation(clips=(clip,), turns=tuple(turns), system=dialogue.get("system", ""))
         )
-        yield Claim(name=f"turn{number}.prompt", got=_text_of(segments), expected=turn.get("prompt"))
-        prompt, ids = _spliced(family, _as_told(turn, segments), video)
-        yield Claim(name=f"turn{number}.segment_ids", got=ids, expected=turn.get("segment_ids"))
+        yield Claim(name=f"turn{number}.prompt", got=_text_of(segments), expected=expected.get("prompt"))
+        prompt, ids = _spliced(family, _expected_texts(expected, segments), video)
+        yield Claim(name=f"turn{number}.segment_ids", got=ids, expected=expected.get("segment_ids"))
         answer = _Answer(family, prompt, max_tokens)
-        yield from answer.findings(f"turn{number}", turn)
+        yield from answer.findings(f"turn{number}", expected)
         if number == 1:
             yield from answer.first_turn_findings(dialogue)
-        turns.append(Turn(role="assistant", text=turn.get("text", answer.text)))
+        turns.append(Turn(role="assistant", text=expected.get("text", answer.text)))
 
 
 class _Answer:
-    """What a model says after a prompt, greedily."""
+    """A model's greedy answer to a prompt."""
 
     def __init__(self, family: Family, prompt: Tensor, max_tokens: int) -> None:
         self._llama, self._prompt, self._max_tokens = family.language_model, prompt, max_tokens
         self.ids, self.logits = self._greedy(eos=EOS, stop=STOP_IDS)
-        said = family.tokenizer.decode(self.ids)
-        self.text = said.split("###")[0].split("Assistant:")[-1].removesuffix("</s>").strip()
+        text = family.tokenizer.decode(self.ids)
+        self.text = text.split("###")[0].split("Assistant:")[-1].removesuffix("</s>").strip()
 
-    def findings(self, prefix: str, told: Mapping[str, Any]) -> Iterator[Finding]:
-        """Tensors, text and beams, against one turn of `dialogue.json`."""
+    def findings(self, prefix: str, expected: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield tensors, text and beams, with the expected values of one turn of `dialogue.json`."""
         ids = f"{prefix}.generated_ids"
         beams = search_beams(self._llama, self._prompt, num_beams=NUM_BEAMS, max_tokens=self._max_tokens, eos=EOS)
-        text, told_beams = told.get("text"), told.get(f"beam{NUM_BEAMS}_raw_sequence")
+        text, expected_beams = expected.get("text"), expected.get(f"beam{NUM_BEAMS}_raw_sequence")
         yield Stage(name=f"{prefix}.inputs_embeds", tensor=self._prompt)
-        yield Stage(name=ids, tensor=torch.tensor(self.ids), is_choice=True, is_said=True)
-        yield Stage(name=f"{prefix}.greedy_logits", tensor=self.logits, follows=ids, is_said=True)
+        yield Stage(name=ids, tensor=torch.tensor(self.ids), is_choice=True, is_of_language_model=True)
+        yield Stage(name=f"{prefix}.greedy_logits", tensor=self.logits, follows=ids, is_of_language_model=True)
         yield Claim(
             name=f"{prefix}.text",
             got=self.text,
@@ -147,12 +147,12 @@ class _Answer:
         yield Claim(
             name=f"{prefix}.beam{NUM_BEAMS}",
             got=beams,
-            expected=None if told_beams is None else _without_bos(told_beams),
+            expected=None if expected_beams is None else _without_bos(expected_beams),
             is_choice=True,
         )
 
     def first_turn_findings(self, dialogue: Mapping[str, Any]) -> Iterator[Finding]:
-        """What is told of the first turn alone: probabilities, stop sequences, another end-of-sequence."""
+        """Yield findings of the first turn only: probabilities, stop sequences, another end-of-sequence token."""
         for temperature in TEMPERATURES:
             params = SamplingParams(temperature=temperature, top_k=50, top_p=0.9)
             yield Stage(
@@ -160,7 +160,7 @@ class _Answer:
                 tensor=sampling_probabilities(self.logits[:NUM_SAMPLED_STEPS], params),
                 follows="turn1.generated_ids",
                 is_choice=True,
-                is_said=True,
+                is_of_language_model=True,
             )
         for number, case in enumerate(dialogue.get("stop_cases", [])):
             ids, _ = self._greedy(eos=EOS, stop=tuple(map(tuple, case["stop_sequences"])))
@@ -174,7 +174,7 @@ class _Answer:
 
 
 def _spliced(family: Family, segments: tuple[Part, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
-    """Embeddings [1, L, hidden] of a prompt with the video tokens in their place, and the ids of its texts."""
+    """Return embeddings [1, L, hidden] of a prompt with the video tokens inserted, and the ids of its texts."""
     parts = tokenize_segments(family.tokenizer, segments)
     embed = family.language_model.get_input_embeddings()
     with torch.inference_mode():
@@ -184,9 +184,9 @@ def _spliced(family: Family, segments: tuple[Part, ...], video: Tensor) -> tuple
         return torch.cat(rows).unsqueeze(0), [list(part) for part in parts if not isinstance(part, VideoSlot)]
 
 
-def _as_told(turn: Mapping[str, Any], ours: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The reference's texts, if there are, so that a prompt that differs does not spoil the stages after it."""
-    texts = turn.get("segments")
+def _expected_texts(expected: Mapping[str, Any], ours: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return the reference's texts, or ours without them, so that a wrong prompt does not change later stages."""
+    texts = expected.get("segments")
     if not texts:
         return ours
     return tuple(part for text in texts for part in (text, VideoSlot(0)))[:-1]
@@ -201,19 +201,19 @@ def _without_bos(ids: list[int]) -> list[int]:
 
 
 def _clip_of(message: str) -> Clip:
-    """A clip with the moments that a message names; at ten frames a second, tenths of a second are frames."""
+    """Return a clip with the times in a message; at ten frames a second, tenths of a second are frame indices."""
     tenths = tuple(int(whole) * 10 + int(tenth) for whole, tenth in re.findall(r"(\d+)\.(\d)", message))
     return Clip(frame_indices=tenths, fps=10.0)
 
 
 def _decoded(family: Family, path: Path) -> tuple[Clip, Tensor]:
-    """A file's sampled moments and its pixels [1, T, 3, S, S]."""
-    # Needs PyAV, which folders with pixels do without.
+    """Return a file's sampled frames and their pixels [1, T, 3, S, S]."""
+    # Imports PyAV, which folders with pixels do not need.
     from model.video.reader import open_video
     from model.video.spec import VideoLimits
 
     if not path.is_file():
-        raise WeightsError(f"{path.parent} has neither inputs.safetensors nor clip.mp4: there is nothing to run.")
+        raise WeightsError(f"{path.parent} has neither inputs.safetensors nor clip.mp4, so there is nothing to run.")
     with open_video(path, VideoLimits()) as video:
         fps = video.facts.fps
         frames = list(video.frames(family.frame_spec))
@@ -223,7 +223,7 @@ def _decoded(family: Family, path: Path) -> tuple[Clip, Tensor]:
 
 
 def _clip_findings(clip: Clip, pixel_values: Tensor, path: Path) -> Iterator[Finding]:
-    told = read_object(path) if path.is_file() else {}
-    yield Claim(name="clip.indices", got=list(clip.frame_indices), expected=told.get("indices"))
+    expected = read_object(path) if path.is_file() else {}
+    yield Claim(name="clip.indices", got=list(clip.frame_indices), expected=expected.get("indices"))
     by_channel = pixel_values[0].flatten(2)  # [T, 3, S * S]
     yield Stage(name="video_stats", tensor=torch.stack((by_channel.mean(-1), by_channel.std(-1))))

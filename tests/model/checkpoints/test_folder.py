@@ -1,4 +1,4 @@
-"""Our own checkpoint folder: written whole or not at all, gone on with, recorded."""
+"""Checkpoint folders are written completely or not at all, can be resumed, and have a record."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from model.weights import WeightsError, checkpoint_digest
 SIZES = {"depth": 3, "ratio": 4.3637}
 TENSORS = {f"layer.{number}": torch.full((4, 8), float(number)) for number in range(5)}
 LIMIT = 2 * 4 * 8 * 4
-"""Two of the tensors to a shard."""
+"""Room for two tensors in a shard."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, *, origin: str = "files", stop_at: int | None = None) -> str:
-    """Write; stop as if killed when `stop_at` bytes are done."""
+    """Write, and stop as if killed after `stop_at` bytes."""
 
     def report(done: int, total: int) -> None:
         assert total == sum(map(checkpoint.num_bytes, checkpoint.tensors))
@@ -44,7 +44,7 @@ def write(folder: Path, checkpoint: Checkpoint, *, origin: str = "files", stop_a
     return write_folder(folder, checkpoint, origin=origin, report=report, limit=LIMIT)
 
 
-def test_a_folder_reads_back_what_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_folder_is_read_as_it_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
     folder = tmp_path / "mine"
     digest = write(folder, checkpoint)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -59,7 +59,7 @@ def test_a_folder_reads_back_what_was_written(tmp_path: Path, checkpoint: Checkp
     assert digest == checkpoint_digest(read, SIZES) == recompute_digest(folder)
 
 
-def test_tensors_are_cast_and_a_digest_is_of_what_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_tensors_are_cast_and_the_digest_is_of_the_written_ones(tmp_path: Path, checkpoint: Checkpoint) -> None:
     halved = Checkpoint(family="videochat", sizes=SIZES, tensors=TENSORS, dtype=torch.float16, beside=checkpoint.beside)
     digest = write(tmp_path / "mine", halved)
     read = read_folder(tmp_path / "mine")
@@ -67,7 +67,7 @@ def test_tensors_are_cast_and_a_digest_is_of_what_was_written(tmp_path: Path, ch
     assert digest == checkpoint_digest(read, SIZES) != checkpoint_digest(TENSORS, SIZES)
 
 
-def test_a_run_that_was_cut_short_leaves_no_folder_and_the_next_goes_on(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_an_interrupted_run_leaves_no_folder_and_the_next_resumes_it(tmp_path: Path, checkpoint: Checkpoint) -> None:
     folder, partial = tmp_path / "mine", tmp_path / ".mine.partial"
     with pytest.raises(KeyboardInterrupt):
         write(folder, checkpoint, stop_at=LIMIT + 1)
@@ -92,12 +92,12 @@ def test_shards_of_other_sources_are_not_kept(tmp_path: Path, checkpoint: Checkp
     assert write(folder, other, origin="new files") == checkpoint_digest(changed, SIZES)
 
 
-def test_a_folder_that_exists_is_left_alone(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path, checkpoint: Checkpoint) -> None:
     with pytest.raises(WeightsError, match=r"exists already\. Remove it or name another folder"):
         write(tmp_path, checkpoint)
 
 
-def test_the_recorded_digest_spares_reading_the_tensors(
+def test_the_recorded_digest_saves_reading_the_tensors(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "mine"
@@ -107,7 +107,7 @@ def test_the_recorded_digest_spares_reading_the_tensors(
         assert folder_digest(folder, read_folder(folder), SIZES) == digest
 
 
-def test_a_record_that_no_longer_describes_the_folder_is_not_believed(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_an_outdated_record_is_ignored(tmp_path: Path, checkpoint: Checkpoint) -> None:
     folder = tmp_path / "mine"
     digest = write(folder, checkpoint)
     tensors = read_folder(folder)

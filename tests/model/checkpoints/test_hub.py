@@ -1,4 +1,4 @@
-"""What `pull` says where the Hub cannot give what is asked."""
+"""Errors of `pull` when the Hub cannot be used."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from model.checkpoints.hub import pull
 from model.weights import WeightsError
 
 
-def test_without_a_network_it_is_said_what_to_do(tmp_path: Path) -> None:
+def test_the_error_without_a_network_says_what_to_do(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from model.checkpoints.hub import pull\n"
     code += "pull('owner/name', Path(sys.argv[1]), revision=None)"
     closed = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
@@ -21,6 +21,6 @@ def test_without_a_network_it_is_said_what_to_do(tmp_path: Path) -> None:
     assert "WeightsError: The Hugging Face Hub cannot be reached from here. Check the network" in done.stderr
 
 
-def test_a_name_that_cannot_be_one_is_answered_with_an_example(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no name on the Hub; names look like"):
+def test_the_error_for_an_invalid_name_gives_an_example(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"is not a repository name of the Hub; names look like"):
         pull("not a name", tmp_path, revision=None)

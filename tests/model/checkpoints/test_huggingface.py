@@ -1,4 +1,4 @@
-"""A LLaMA in a folder of the Hub's layout."""
+"""Reading a LLaMA in Hugging Face's layout."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         read_weights(sharded)
 
 
-def test_a_shard_that_lacks_what_the_index_promises_is_named(sharded: Path) -> None:
+def test_a_shard_that_lacks_a_tensor_of_the_index_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*-00002-of-00002.*"))[0]
     save(shard, {"other": torch.ones(1)})
     with pytest.raises(WeightsError, match=rf"{shard.name} .* lacks lm_head\.weight"):
@@ -80,14 +80,14 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
-def test_sizes_come_from_its_config(tmp_path: Path) -> None:
+def test_sizes_are_read_from_the_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     sizes = read_llama_config(tmp_path)
     assert (sizes.vocab_size, sizes.depth, sizes.max_positions) == (32001, 32, 2048)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"num_key_value_heads": 8}, "later generation"),
         ({"rope_theta": 500000.0}, "later generation"),
@@ -96,8 +96,8 @@ def test_sizes_come_from_its_config(tmp_path: Path) -> None:
         ({"hidden_size": None}, "lacks 'hidden_size'"),
     ],
 )
-def test_another_kind_of_network_is_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+def test_another_kind_of_network_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
     values = {key: value for key, value in (CONFIG | changed).items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         read_llama_config(tmp_path)

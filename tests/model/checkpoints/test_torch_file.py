@@ -1,4 +1,4 @@
-"""Reading pickled weights without running anything in them."""
+"""Reading pickled weights without running code in them."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, 
 
 
 class Touching:
-    """Creates a file when it is unpickled by anything that obeys a pickle."""
+    """Creates a file when it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,9 +38,9 @@ def test_a_state_dict_is_found_flat_and_under_model(tmp_path: Path, content: dic
     assert_read(path)
 
 
-def test_the_settings_of_a_training_script_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_a_training_script_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class EasyDict(dict[str, object]):
-        """Keeps its items as attributes too, as the original's does."""
+        """Stores its items as attributes too, like the original."""
 
         def __init__(self, **items: object) -> None:
             super().__init__(items)
@@ -60,28 +60,28 @@ def test_the_settings_of_a_training_script_are_no_obstacle(tmp_path: Path, monke
 def test_an_object_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     path, touched = tmp_path / "evil.pth", tmp_path / "touched"
     torch.save({"model": WEIGHTS, "config": Touching(touched)}, path)
-    with pytest.raises(WeightsError, match=r"evil\.pth holds Python objects .* get the file from its authors"):
+    with pytest.raises(WeightsError, match=r"evil\.pth holds Python objects .* get it from its authors"):
         read_torch_file(path)
     assert not touched.exists()
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 500, -1])
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_file_that_was_cut_short_is_to_be_downloaded_again(tmp_path: Path, kept: int, is_zip: bool) -> None:
+def test_a_truncated_file_should_be_downloaded_again(tmp_path: Path, kept: int, is_zip: bool) -> None:
     path = tmp_path / "weights.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=is_zip)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=r"weights\.pth is damaged or was cut short .* Download it again"):
+    with pytest.raises(WeightsError, match=r"weights\.pth is damaged or truncated .* Download it again"):
         read_torch_file(path)
 
 
-def test_a_file_that_is_not_there_is_to_be_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"eva_vit_g\.pth is not there\. Download it"):
+def test_an_absent_file_should_be_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"eva_vit_g\.pth does not exist\. Download it"):
         read_torch_file(tmp_path / "eva_vit_g.pth")
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"model": {}}, {"weight": 3}, torch.ones(2)])
-def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match="is not a file of weights"):
         read_torch_file(tmp_path / "weights.pth")

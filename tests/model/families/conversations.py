@@ -1,4 +1,4 @@
-"""Conversations to render, and rendered prompts to read."""
+"""Makes conversations, and renders them for comparison."""
 
 from model.text.conversation import Clip, Conversation, SpecialToken, Template, Turn, VideoSlot
 
@@ -11,7 +11,7 @@ def asked(*texts: str, system: str = "", num_clips: int = 1) -> Conversation:
 
 
 def rendered(template: Template, conversation: Conversation) -> str:
-    """A prompt in one text, with `[video]` for each video."""
+    """A prompt as one text, with `[video]` for each video."""
     parts = template.render(conversation)
     return "".join(
         part.name if isinstance(part, SpecialToken) else "[video]" if isinstance(part, VideoSlot) else part

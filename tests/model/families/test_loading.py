@@ -1,4 +1,4 @@
-"""What holds of every family alike: its small model, and the folders that it is loaded from."""
+"""Every family: its small model, and loading it from checkpoint folders."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def small(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def saved(small: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of the small model, in two shards, that does not say how to sample."""
+    """A checkpoint folder of the small model, in two shards, without default sampling."""
     folder = tmp_path_factory.mktemp("checkpoints") / "mine"
     folder.mkdir()
     weights = read_folder(DEFAULT_CHECKPOINT) if small.name == "videochat" else dict(small.network.named_parameters())
@@ -48,7 +48,7 @@ def saved(small: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy, to be spoiled."""
+    """A copy that a test may damage."""
     return shutil.copytree(saved, tmp_path / "mine")
 
 
@@ -57,7 +57,7 @@ def some_frames(family: Family) -> torch.Tensor:
     return torch.randn(1, 8, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_small_model_loads_alike_every_time_and_leaves_the_caller_s_random_numbers_alone(small: Family) -> None:
+def test_loading_the_small_model_is_repeatable_and_does_not_change_random_state(small: Family) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -73,7 +73,7 @@ def test_the_small_model_has_a_tokenizer_of_its_own_and_room_for_a_video(small: 
     assert small.num_parameters == sum(tensor.numel() for tensor in small.network.state_dict().values())
 
 
-def test_features_tell_videos_apart_and_the_order_of_their_frames(small: Family) -> None:
+def test_features_differ_between_videos_and_orders_of_frames(small: Family) -> None:
     frames = some_frames(small)
     features = small.encode(frames)
     assert features.shape == (1, *small.feature_shape)
@@ -94,13 +94,13 @@ def test_half_precision_changes_features_by_its_rounding_alone(small: Family) ->
     assert halved.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_an_unsaid_dtype_is_the_default_one(small: Family) -> None:
+def test_without_a_dtype_the_default_is_used(small: Family) -> None:
     assert small.dtype == default_dtype("cpu")
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_model_differs_in_what_it_says_and_in_nothing_else(small: Family, kind: Quantization) -> None:
+def test_a_quantised_model_differs_in_its_logits_only(small: Family, kind: Quantization) -> None:
     pytest.importorskip(LIBRARIES[kind])
     packed = load_family(small.name, quantization=kind)
     assert packed.checkpoint_digest == small.checkpoint_digest
@@ -117,12 +117,12 @@ def test_a_checkpoint_folder_gives_the_model_that_was_saved(saved: Path, small: 
     loaded = load_family(small.name, checkpoint=saved)
     assert loaded.checkpoint_digest == small.checkpoint_digest
     assert loaded.default_sampling == family_module(small.name).PUBLISHED_SAMPLING
-    # Not to the last bit: where a file happens to place a matrix decides in which order its sums are made.
+    # Not to the last bit: the alignment of a matrix in its file decides the order of additions.
     torch.testing.assert_close(loaded.encode(some_frames(small)), small.encode(some_frames(small)))
     assert loaded.tokenize(asked("Hello?")) == small.tokenize(asked("Hello?"))
 
 
-def test_a_checkpoint_may_say_how_to_sample(folder: Path, small: Family) -> None:
+def test_a_checkpoint_can_set_the_default_sampling(folder: Path, small: Family) -> None:
     path = folder / "generation_config.json"
     path.write_text('{"do_sample": true, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 99, "eos_token_id": 2}')
     loaded = load_family(small.name, checkpoint=folder)
@@ -176,7 +176,7 @@ def num_loaded(family: Family) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_roles_do_together_what_one_model_does_and_load_each_weight_once(
+def test_two_roles_compute_what_one_model_does_and_load_each_weight_once(
     small: Family, saved: Path, dtype: torch.dtype
 ) -> None:
     whole = load_family(small.name, checkpoint=saved, dtype=dtype)
@@ -184,7 +184,7 @@ def test_two_roles_do_together_what_one_model_does_and_load_each_weight_once(
     speaker = load_family(small.name, checkpoint=saved, dtype=dtype, role="generate")
     for part in (encoder, speaker):
         assert (part.dtype, part.num_parameters) == (whole.dtype, whole.num_parameters)
-        assert part.checkpoint_digest == whole.checkpoint_digest, "features are found again whoever made them"
+        assert part.checkpoint_digest == whole.checkpoint_digest, "features of any process have the same key"
         assert (part.feature_shape, part.max_model_len) == (whole.feature_shape, whole.max_model_len)
     assert num_loaded(encoder) + num_loaded(speaker) == num_loaded(whole)
     assert min(num_loaded(encoder), num_loaded(speaker)) > 0
@@ -199,7 +199,7 @@ def test_two_roles_do_together_what_one_model_does_and_load_each_weight_once(
 
 
 @pytest.mark.parametrize("role", ["encode", "generate"])
-def test_a_role_does_not_make_a_damaged_checkpoint_whole(small: Family, folder: Path, role: Role) -> None:
+def test_an_incomplete_checkpoint_is_refused_for_every_role(small: Family, folder: Path, role: Role) -> None:
     path = folder / "even.safetensors"
     weights = load_file(path)
     names = [name for name in weights if not small.network.serves(name, role)]

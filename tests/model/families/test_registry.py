@@ -11,15 +11,15 @@ from model import families
 from model.families import UnknownFamily, default_dtype, family_names, load_family
 
 
-def test_every_file_of_the_folder_is_a_family_and_no_other_name_is() -> None:
+def test_every_folder_is_a_family_and_there_are_no_others() -> None:
     files = [path.parent.name.replace("_", "-") for path in Path(families.__file__).parent.glob("*/family.py")]
     assert family_names() == tuple(sorted(name for name in files if not name.startswith("-")))
     assert "videochat" in family_names()
 
 
 @pytest.mark.parametrize("name", ["", "videochat2", "VideoChat", "../videochat", "videochat.load", "--init--"])
-def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownFamily, match=r"there are: .*videochat"):
+def test_the_error_for_an_unknown_name_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(UnknownFamily, match=r"Known families: .*videochat"):
         load_family(name)
 
 

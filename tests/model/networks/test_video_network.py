@@ -1,4 +1,4 @@
-"""What holds of every family's network, in sizes that a test can train."""
+"""Every family's network, in sizes that a test can train."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_clip_has_the_same_features_alone_and_in_a_batch(network: VideoNetwork
         torch.testing.assert_close(network.encode(clips[number : number + 1])[0], together[number])
 
 
-def test_every_parameter_learns(network: VideoNetwork) -> None:
+def test_every_parameter_gets_a_gradient(network: VideoNetwork) -> None:
     with torch.no_grad():
         for parameter in network.parameters():  # zeros at the start of VideoChat's global blocks stop gradients
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -48,7 +48,7 @@ def test_every_parameter_learns(network: VideoNetwork) -> None:
     logits = network.decoder(inputs_embeds=rows).logits[:, -3:]
     torch.nn.functional.cross_entropy(logits[0], words[0]).backward()  # type: ignore[no-untyped-call]
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    # A bias on keys moves all scores of a query alike, and softmax cancels that.
+    # A bias on keys adds the same to all scores of a query, which cancels in the softmax.
     still = [
         name
         for name, gradient in gradients.items()

@@ -1,12 +1,13 @@
 """Reading LLaMA's tokenizer files."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from model.text.sentencepiece import read_sentencepiece
-from model.text.tokenizer import Piece, Tokenizer, TokenizerError
-from tests.model.text.sentencepiece_files import field, llama_like, model_file, piece_field
+from model.text.tokenizer import Tokenizer, TokenizerError
+from tests.model.text.sentencepiece_files import llama_like, model_file, model_message
 
 PIECES = llama_like(["th", "the"])
 
@@ -17,7 +18,7 @@ def read(tmp_path: Path, blob: bytes) -> Tokenizer:
     return read_sentencepiece(path)
 
 
-def test_ids_are_places_in_the_file_and_scores_decide_what_is_merged_first(tmp_path: Path) -> None:
+def test_ids_are_positions_in_the_file_and_scores_decide_what_is_merged_first(tmp_path: Path) -> None:
     for words, cut in ((["ab", "bc"], ["▁", "ab", "c"]), (["bc", "ab"], ["▁", "a", "bc"])):
         pieces = llama_like(words)
         tokenizer = read(tmp_path, model_file(pieces))
@@ -26,35 +27,77 @@ def test_ids_are_places_in_the_file_and_scores_decide_what_is_merged_first(tmp_p
         assert (begin, [pieces[token_id].text for token_id in ids]) == (1, cut)
 
 
-def test_what_sentencepiece_would_read_otherwise_is_refused(tmp_path: Path) -> None:
-    for said, blob in {
-        "byte-pair": model_file(PIECES, trainer=field(3, 1)),
-        "byte fallback": model_file(PIECES, trainer=field(35, 0)),
-        "spaces in front": model_file(PIECES, trainer=field(24, 1)),
-        "as it is": model_file(PIECES, normalizer=field(2, b"\x01\x02")),
-        "after a dummy prefix": model_file(PIECES, normalizer=field(3, 0)),
-        "user-defined": model_file(PIECES) + piece_field(Piece(text="<pad>"), kind=4),
+@pytest.mark.parametrize(
+    ("spec", "field", "value", "message"),
+    [
+        ("trainer_spec", "model_type", 1, "byte-pair"),
+        ("trainer_spec", "byte_fallback", False, "byte fallback"),
+        ("trainer_spec", "treat_whitespace_as_suffix", True, "spaces in front"),
+        ("normalizer_spec", "precompiled_charsmap", b"\x01\x02", "as it is"),
+        ("normalizer_spec", "remove_extra_whitespaces", True, "as it is"),
+        ("normalizer_spec", "add_dummy_prefix", False, "after a dummy prefix"),
+    ],
+)
+def test_a_model_that_sentencepiece_would_read_differently_is_refused(
+    tmp_path: Path, spec: str, field: str, value: object, message: str
+) -> None:
+    model = model_message(PIECES)
+    setattr(getattr(model, spec), field, value)
+    with pytest.raises(TokenizerError, match=message):
+        read(tmp_path, model.SerializeToString())
+
+
+def test_a_vocabulary_with_unsupported_missing_or_repeated_pieces_is_refused(tmp_path: Path) -> None:
+    user_defined = model_message(PIECES)
+    user_defined.pieces.add(piece="<pad>", type=4)
+    misnamed = model_message(PIECES)
+    misnamed.pieces.add(piece="<0xZZ>", type=6)
+    for message, blob in {
+        "user-defined": user_defined.SerializeToString(),
+        "not the name of a byte's piece": misnamed.SerializeToString(),
+        "not valid UTF-8": model_file(PIECES) + b"\x0a\x03\x0a\x01\xff",
         "lacks <0x00>": model_file([piece for piece in PIECES if piece.kind != "byte"]),
         "are the same": model_file([*PIECES, PIECES[-1]]),
     }.items():
-        with pytest.raises(TokenizerError, match=said):
+        with pytest.raises(TokenizerError, match=message):
             read(tmp_path, blob)
 
 
-def test_a_model_that_squeezes_spaces_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="as it is"):
-        read(tmp_path, model_file(PIECES, normalizer=field(4, 1)))
-
-
-def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     blob = model_file(PIECES)
     for length in (0, 1, 7, len(blob) // 2, len(blob) - 1):
         with pytest.raises(TokenizerError):
             read(tmp_path, blob[:length])
-    with pytest.raises(TokenizerError, match="no sentencepiece model"):
-        read(tmp_path, b"\xff" * 64)
-    with pytest.raises(TokenizerError, match="no sentencepiece model"):
-        read(tmp_path, b'{"model": "json"}')
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"\xff" * 64,
+        b'{"model": "json"}',
+        bytes(10_000_000),
+        b"\x0b" * 1_000_000,  # groups within groups
+        b"\x0a\xff\xff\xff\xff\x07",  # a length beyond the end
+    ],
+    ids=["ones", "json", "zeros", "nested", "too long"],
+)
+def test_a_file_of_another_format_is_refused(tmp_path: Path, blob: bytes) -> None:
+    with pytest.raises(TokenizerError, match="not a sentencepiece model"):
+        read(tmp_path, blob)
+
+
+def test_random_damage_gives_a_tokenizer_or_a_tokenizer_error(tmp_path: Path) -> None:
+    random = Random(1)
+    blob = model_file(PIECES)
+    for _ in range(300):
+        damaged = bytearray(blob)
+        for _ in range(random.randint(1, 4)):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        try:
+            tokenizer = read(tmp_path, bytes(damaged))
+        except TokenizerError:
+            continue
+        tokenizer.decode(tokenizer.encode("the end"))
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
@@ -62,7 +105,7 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         read_sentencepiece(tmp_path / "absent.model")
 
 
-def test_special_tokens_can_be_added_behind_those_of_the_file(tmp_path: Path) -> None:
+def test_added_special_tokens_follow_the_pieces_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model_file(PIECES))
     tokenizer = read_sentencepiece(tmp_path / "tokenizer.model", added=("<start>", "<end>"))
     assert [tokenizer.special_id(name) for name in ("<start>", "<end>")] == [len(PIECES), len(PIECES) + 1]

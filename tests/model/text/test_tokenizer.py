@@ -1,4 +1,4 @@
-"""Text to ids and back."""
+"""Tokenizing text and decoding ids."""
 
 import pytest
 from hypothesis import given
@@ -8,14 +8,14 @@ from model.text.tokenizer import ByteTokenizer, Tokenizer, TokenizerError, plain
 from tests.model.text.sentencepiece_files import llama_like
 
 PLAIN = plain_tokenizer()
-# Halves from which the specials and a byte's name could be merged, were they not kept apart.
+# Pieces from which the names of special tokens and bytes could be merged by mistake.
 TEMPTING = Tokenizer(llama_like(["</", "s>", "<s", "<0x", "0A>", "<0x0A", "he", "▁he"]))
 
 typed = st.text(alphabet=st.one_of(st.sampled_from("</s>#0xA \n▁é😀"), st.characters(exclude_categories=["Cs"])))
 
 
 @given(typed)
-def test_every_text_comes_back(text: str) -> None:
+def test_decoding_returns_the_encoded_text(text: str) -> None:
     for tokenizer in (PLAIN, TEMPTING):
         assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
 
@@ -44,13 +44,13 @@ def test_begin_of_sequence_comes_first_and_only_on_request() -> None:
     assert PLAIN.encode("") == []
 
 
-def test_specials_and_rows_beyond_the_vocabulary_say_nothing() -> None:
+def test_specials_and_rows_beyond_the_vocabulary_decode_to_nothing() -> None:
     silent = [PLAIN.bos_id, PLAIN.eos_id, 0, PLAIN.vocab_size, PLAIN.vocab_size + 7]
     assert [PLAIN.token_bytes(token_id) for token_id in silent] == [b""] * len(silent)
     assert PLAIN.decode([*silent, *PLAIN.encode("hi"), PLAIN.eos_id]) == "hi"
 
 
-def test_half_a_character_is_shown_as_broken() -> None:
+def test_half_a_character_decodes_to_a_replacement_character() -> None:
     ids = PLAIN.encode("é")
     assert PLAIN.decode(ids) == "é"
     assert PLAIN.decode(ids[:-1]) == "\ufffd"

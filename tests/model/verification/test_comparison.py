@@ -1,4 +1,4 @@
-"""What passes, what fails, and what is merely shown."""
+"""Which findings pass, fail or are only shown."""
 
 import pytest
 import torch
@@ -36,23 +36,23 @@ def test_a_tensor_passes_up_to_a_share_of_the_largest_value(dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("tensor", [torch.full((1, 2), torch.nan), torch.ones(2, 1), torch.ones(2)])
-def test_what_is_no_number_or_of_another_shape_fails(tensor: Tensor) -> None:
+def test_nan_and_another_shape_fail(tensor: Tensor) -> None:
     assert row(Stage(name="hidden", tensor=tensor)).is_bad
 
 
-def test_a_stage_that_was_not_computed_is_bad() -> None:
+def test_a_stage_that_was_not_computed_fails() -> None:
     found = rows(Stage(name="hidden", tensor=EXPECTED["hidden"]))
     assert [(row.name, row.verdict) for row in found[1:]] == [("ids", "absent"), ("logits", "absent")]
     assert found[1].is_bad
 
 
-def test_a_stage_of_which_the_reference_knows_nothing_is_left_out() -> None:
+def test_a_stage_that_is_not_in_the_reference_is_skipped() -> None:
     comparison = Comparison(EXPECTED, torch.float32)
     found = list(comparison.rows([Stage(name="more", tensor=torch.ones(1))]))
     assert "more" not in {row.name for row in found} | comparison.tensors.keys()
 
 
-def test_without_a_reference_everything_is_kept_and_nothing_is_bad() -> None:
+def test_without_a_reference_all_tensors_are_kept_and_none_fails() -> None:
     comparison = Comparison(None, torch.float16)
     same = torch.ones(2, dtype=torch.float16)
     found = list(
@@ -86,24 +86,24 @@ def test_logits_in_16_bits_count_while_the_answers_are_the_same() -> None:
     assert rows(ids, Stage(name="logits", tensor=before, follows="ids"), dtype=torch.float16)[1].verdict == "fail"
 
 
-def test_what_a_model_says_in_8_bits_is_judged_by_their_noise_and_in_4_not_at_all() -> None:
-    ids = Stage(name="ids", tensor=torch.tensor([5, 6, 9]), is_choice=True, is_said=True)
+def test_language_model_stages_have_a_tolerance_in_8_bits_and_are_only_shown_in_4() -> None:
+    ids = Stage(name="ids", tensor=torch.tensor([5, 6, 9]), is_choice=True, is_of_language_model=True)
     for error, int8 in ((0.5, "pass"), (0.7, "fail")):  # of 4, the largest
-        logits = Stage(name="logits", tensor=EXPECTED["logits"] + error, follows="ids", is_said=True)
+        logits = Stage(name="logits", tensor=EXPECTED["logits"] + error, follows="ids", is_of_language_model=True)
         assert [row.verdict for row in rows(ids, logits, quantization="int8")[:2]] == ["shown", int8]
         assert [row.verdict for row in rows(ids, logits, quantization="int4")[:2]] == ["shown", "shown"]
         assert [row.verdict for row in rows(ids, logits)[:2]] == ["fail", "fail"]
-    lost = Stage(name="logits", tensor=EXPECTED["logits"] * torch.nan, is_said=True)
+    lost = Stage(name="logits", tensor=EXPECTED["logits"] * torch.nan, is_of_language_model=True)
     assert rows(lost, quantization="int4")[0].verdict == "fail"
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_what_comes_before_the_language_model_is_judged_as_ever_when_that_is_quantised(kind: Quantization) -> None:
+def test_quantisation_does_not_change_the_tolerance_of_earlier_stages(kind: Quantization) -> None:
     hidden = Stage(name="hidden", tensor=EXPECTED["hidden"] + 2.1e-4)
     assert rows(hidden, quantization=kind)[0].verdict == "fail"
 
 
-def test_a_claim_is_equal_or_says_both() -> None:
+def test_a_claim_that_differs_shows_both_values() -> None:
     assert row(Claim(name="text", got="a", expected="a")).verdict == "pass"
     differs = row(Claim(name="text", got="a", expected="b"))
     assert (differs.verdict, differs.note) == ("fail", "'a', not 'b'")
@@ -111,7 +111,7 @@ def test_a_claim_is_equal_or_says_both() -> None:
     assert row(Claim(name="text", got="a", expected="b", is_choice=True), torch.bfloat16).verdict == "shown"
 
 
-def test_outputs_are_recorded_within_and_not_after() -> None:
+def test_outputs_are_recorded_within_the_block_only() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     with recorded({"first": network[0]}) as outputs:
         network(torch.ones(1, 2))

@@ -1,4 +1,4 @@
-"""Pixels come out exactly as in the published preprocessing."""
+"""Preprocessing is bit-exact with the published one."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.video.pixels import PixelSpec, crop_corner, nearest_places, normalize, resize, resized_size
+from model.video.pixels import PixelSpec, crop_corner, nearest_indices, normalize, resize, resized_size
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
 from tests.published import clip, golden
@@ -19,7 +19,7 @@ def test_sizes_and_corners_are_the_published_ones() -> None:
         assert crop_corner(*size, 224) == (case["left"], case["top"])
 
 
-def test_half_a_pixel_goes_to_the_even_side() -> None:
+def test_half_a_pixel_is_rounded_to_even() -> None:
     assert crop_corner(397, 224, 224) == (86, 0)
     assert crop_corner(399, 224, 224) == (88, 0)
 
@@ -49,7 +49,7 @@ def test_frames_of_the_published_clips_are_exact_from_file_to_tensor(name: str) 
     np.testing.assert_allclose(tensor.std((2, 3), dtype=np.float64), expected["std"], atol=1e-5)
 
 
-def test_cropping_loses_the_sides_and_squashing_keeps_them() -> None:
+def test_cropping_removes_the_sides_and_squashing_keeps_them() -> None:
     picture = np.zeros((100, 300, 3), np.uint8)
     picture[:, :50] = picture[:, 250:] = 255
     assert resize(picture, PixelSpec(size=64)).max() == 0
@@ -72,11 +72,11 @@ def test_the_nearest_pixels_are_those_that_torch_takes() -> None:
         row = torch.arange(length, dtype=torch.float32).reshape(1, 1, 1, length)
         for size in (56, 224, 336):
             expected = torch.nn.functional.interpolate(row, (1, size)).flatten()
-            assert nearest_places(length, size).tolist() == expected.tolist(), (length, size)
+            assert nearest_indices(length, size).tolist() == expected.tolist(), (length, size)
 
 
-def test_a_picture_of_nearest_pixels_is_smoothed_nowhere() -> None:
+def test_nearest_pixels_are_not_smoothed() -> None:
     picture = np.arange(90 * 160 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 160, 3)
     square = resize(picture, PixelSpec(size=40, fit="nearest"))
-    np.testing.assert_array_equal(square[:, :, 1], picture[nearest_places(90, 40)][:, ::4, 1])
+    np.testing.assert_array_equal(square[:, :, 1], picture[nearest_indices(90, 40)][:, ::4, 1])
     np.testing.assert_array_equal(resize(square, PixelSpec(size=40, fit="nearest")), square)

@@ -1,4 +1,4 @@
-"""Every sampled frame is the one that was asked for, and every bad file is refused by name."""
+"""Sampled frames are the selected ones, and bad files are refused with the right code."""
 
 import json
 from collections.abc import Callable
@@ -38,14 +38,14 @@ ENCODINGS = {
 
 
 def sampled(path: Path, spec: FrameSpec) -> tuple[list[int], list[int]]:
-    """The frame numbers that `spec` gave, and those burnt into the pictures."""
+    """The frame numbers of `spec`, and those drawn into the pictures."""
     with open_video(path, LIMITS) as video:
         frames = list(video.frames(spec))
     return [frame.index for frame in frames], [clips.read_number(frame.rgb) for frame in frames]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_each_frame_is_the_one_that_was_asked_for(encoding: str, tmp_path: Path) -> None:
+def test_each_frame_is_the_selected_one(encoding: str, tmp_path: Path) -> None:
     name, codec, options = ENCODINGS[encoding]
     pictures = clips.numbered_pictures(NUM_FRAMES)
     path = clips.write_video(tmp_path / name, pictures, codec=codec, options=options)
@@ -55,7 +55,7 @@ def test_each_frame_is_the_one_that_was_asked_for(encoding: str, tmp_path: Path)
         assert numbers == indices
 
 
-def test_uneven_rates_are_sampled_by_number_and_timed_by_the_clock(tmp_path: Path) -> None:
+def test_variable_rates_are_sampled_by_number_with_true_timestamps(tmp_path: Path) -> None:
     path = clips.vfr_mp4(tmp_path / "uneven.mp4", frames=40)
     indices, numbers = sampled(path, FrameSpec(count=16))
     assert numbers == indices == FRAME_RULES["videochat"](40, 16)
@@ -64,7 +64,7 @@ def test_uneven_rates_are_sampled_by_number_and_timed_by_the_clock(tmp_path: Pat
     assert [round(timestamps[index], 3) for index in range(5)] == [0.0, 0.04, 0.08, 0.24, 0.28]
 
 
-def test_an_interval_by_the_clock_holds_the_frames_shown_in_it(tmp_path: Path) -> None:
+def test_an_interval_selects_the_frames_within_its_seconds(tmp_path: Path) -> None:
     path = clips.vfr_mp4(tmp_path / "uneven.mp4", frames=40)
     # Shown at 0.24, 0.28, 0.32 and 0.48 s.
     indices, numbers = sampled(path, FrameSpec(count=4, start=0.2, end=0.5))
@@ -115,21 +115,21 @@ def _bytes_read() -> int:
     return int(counters.read_text().split()[1])
 
 
-def test_a_rate_that_only_the_index_claims_is_not_believed(tmp_path: Path) -> None:
+def test_a_wrong_rate_in_the_index_is_detected(tmp_path: Path) -> None:
     path = clips.misindexed_mp4(tmp_path / "a.mp4")
     indices, numbers = sampled(path, FrameSpec(count=8))
     assert numbers == indices
 
 
 @pytest.mark.parametrize(("degrees", "corner"), [(0, (0, -1)), (90, (0, 0)), (180, (-1, 0)), (270, (-1, -1))])
-def test_pictures_come_the_right_way_up(degrees: int, corner: tuple[int, int], tmp_path: Path) -> None:
+def test_pictures_are_rotated_as_displayed(degrees: int, corner: tuple[int, int], tmp_path: Path) -> None:
     path = clips.rotated_mp4(tmp_path / "turned.mp4", degrees)
     with open_video(path, LIMITS) as video:
         frame = next(iter(video.frames(FrameSpec(count=1))))
     height, width = (160, 96) if degrees % 180 else (96, 160)
     assert (video.facts.width, video.facts.height, video.facts.rotation) == (width, height, degrees)
     assert frame.rgb.shape == (height, width, 3)
-    # The red block, stored in the top right corner, turned counterclockwise.
+    # The red block is stored in the top right corner, and rotated counterclockwise.
     row, column = (4 if at == 0 else -4 for at in corner)
     red, green, blue = frame.rgb[row, column].tolist()
     assert min(red, 150) - max(green, blue) > 50
@@ -180,7 +180,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
-def test_a_bad_file_is_refused_by_name_and_in_our_words(what: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_refused_with_its_code_and_our_message(what: str, tmp_path: Path) -> None:
     make, codes = BAD_FILES[what]
     path = make(tmp_path / "upload.mp4")
     with pytest.raises(VideoError) as refused, open_video(path, LIMITS) as video:
@@ -189,13 +189,13 @@ def test_a_bad_file_is_refused_by_name_and_in_our_words(what: str, tmp_path: Pat
     assert not any(word in str(refused.value) for word in ("upload", "Errno", "avcodec", str(tmp_path)))
 
 
-def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+def test_a_title_that_is_not_text_is_ignored(tmp_path: Path) -> None:
     path = clips.strangely_titled_mkv(tmp_path / "a.mkv")
     with open_video(path, LIMITS) as video:
         assert video.facts.num_frames == 24
 
 
-def test_damage_ends_in_frames_or_in_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_damaged_file_gives_frames_or_a_video_error(tmp_path: Path) -> None:
     random = Random(0)
     whole = [
         clips.write_video(tmp_path / name, clips.numbered_pictures(24), codec=codec).read_bytes()
@@ -223,7 +223,7 @@ def test_a_script_cannot_make_us_read_another_file(tmp_path: Path) -> None:
     assert refused.value.code == "not_a_video"
 
 
-def test_a_path_is_never_taken_for_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_never_treated_as_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     clips.h264_mp4(Path("a.mp4"), frames=12)
     clips.h264_mp4(Path("b.mp4"), frames=24).rename("concat:a.mp4")
@@ -241,14 +241,14 @@ def test_a_path_is_never_taken_for_an_address(tmp_path: Path, monkeypatch: pytes
     ],
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_what_is_over_a_limit_is_refused_at_the_door(limits: VideoLimits, code: str, name: str, tmp_path: Path) -> None:
+def test_a_file_over_a_limit_is_refused_when_opened(limits: VideoLimits, code: str, name: str, tmp_path: Path) -> None:
     path = clips.h264_mp4(tmp_path / name, frames=48, fps=24)
     with pytest.raises(VideoError) as refused, open_video(path, limits):
         pass
     assert refused.value.code == code
 
 
-def test_a_file_cut_short_still_gives_the_frames_it_holds(tmp_path: Path) -> None:
+def test_a_truncated_file_gives_the_frames_that_it_holds(tmp_path: Path) -> None:
     path = clips.cut_mp4(tmp_path / "cut.mp4", keep=0.5)
     indices, numbers = sampled(path, FrameSpec(count=4, end=1.0))
     assert numbers == indices == FRAME_RULES["videochat"](24, 4)
@@ -260,7 +260,7 @@ def test_an_interval_without_a_frame_is_refused(tmp_path: Path) -> None:
     assert refused.value.code == "empty_interval"
 
 
-def test_the_index_of_an_mp4_and_its_packets_tell_the_same_story(tmp_path: Path) -> None:
+def test_the_index_of_an_mp4_gives_the_same_timeline_as_its_packets(tmp_path: Path) -> None:
     pictures = list(clips.numbered_pictures(30))
     with (
         VideoFile(clips.write_video(tmp_path / "a.mp4", pictures)) as mp4,

@@ -1,4 +1,4 @@
-"""Which frames a spec asks for, by numbers alone: the published rule, intervals, and what is refused."""
+"""Frame selection by numbers: the published rules, intervals, and invalid specs."""
 
 import json
 from fractions import Fraction
@@ -37,7 +37,7 @@ def test_no_rule_leaves_the_video_or_goes_back_or_takes_more_frames_than_it_may(
             assert 0 <= chosen[0] <= chosen[-1] < num_frames
 
 
-def test_of_a_short_video_one_rule_repeats_frames_and_the_other_takes_fewer() -> None:
+def test_for_a_short_video_one_rule_repeats_frames_and_the_other_returns_fewer() -> None:
     assert FRAME_RULES["videochat"](3, 8) == [0, 0, 0, 1, 1, 1, 2, 2]
     assert FRAME_RULES["video-chatgpt"](3, 8) == [0, 1, 1]
 
@@ -53,7 +53,7 @@ def test_an_interval_starts_with_the_frame_at_its_start_and_ends_before_the_one_
     assert TENTHS.select(FrameSpec(count=1, start=1.0, end=1.1)) == [10]
 
 
-def test_moments_count_from_the_first_frame_wherever_a_file_starts_its_clock() -> None:
+def test_timestamps_count_from_the_first_frame() -> None:
     late = timeline.from_rate(7500, 3750, keys=[True] * 8, time_base=Fraction(1, 90_000), whole=True)
     assert late.timestamps()[0] == 0.0
     assert late.select(FrameSpec(count=1, start=0.1)) == [5]
@@ -77,7 +77,7 @@ def test_packets_are_put_into_the_order_of_presentation() -> None:
 
 
 @pytest.mark.parametrize("pts", [[0, None, 2], [0, 1, 1]])
-def test_moments_that_are_missing_or_given_twice_order_nothing(pts: list[int | None]) -> None:
+def test_missing_or_repeated_timestamps_give_no_timeline(pts: list[int | None]) -> None:
     assert timeline.from_packets(pts, keys=[True] * 3, time_base=Fraction(1, 10)) is None
 
 

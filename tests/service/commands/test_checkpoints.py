@@ -200,13 +200,13 @@ def test_plan_of_video_chatgpt_prints_its_own_modules() -> None:
     [
         (["plan", "--size", "70b"], "videochat has no size '70b'; there are: 7b, 13b."),
         (["plan", "--family", "videochat9"], "There is no family 'videochat9'"),
-        (["verify", "/nowhere"], "/nowhere/config.json is not there"),
+        (["verify", "/nowhere"], "/nowhere/config.json does not exist"),
         (["verify", "/nowhere", "--device", "cuda:99"], "There is no device 'cuda:99' here."),
         (["convert", "--to", "/nowhere/new"], "name one with --part llama=FOLDER"),
         (["convert", "--to", "/nowhere/new", "--family", "video-chatgpt"], "name one with --part vision=FOLDER"),
         (["plan", "--family", "video-chatgpt", "--size", "13b"], "video-chatgpt has no size '13b'; there are: 7b."),
         (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part must be NAME=PATH"),
-        (["pull", "no name"], "is no name on the Hub"),
+        (["pull", "no name"], "is not a repository name of the Hub"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_status_2(arguments: list[str], said: str) -> None:

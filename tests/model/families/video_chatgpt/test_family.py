@@ -41,13 +41,13 @@ def tiny() -> Family:
     return load_family("video-chatgpt")
 
 
-def test_the_video_follows_the_first_question_and_the_prompt_ends_where_the_answer_begins() -> None:
+def test_the_video_follows_the_first_question_and_the_answer_follows_the_prompt() -> None:
     assert rendered(VideoChatGPTTemplate(), asked("What is it?")) == (
         f"{SYSTEM} USER: What is it?\n<vid_start>[video]<vid_end> ASSISTANT:"
     )
 
 
-def test_a_later_turn_sees_the_earlier_ones_and_not_the_video_again() -> None:
+def test_a_later_prompt_contains_the_earlier_turns_and_the_video_once() -> None:
     assert rendered(VideoChatGPTTemplate(), asked("What is it?", " A cat.\n", "Where?", "", "Why?")) == (
         f"{SYSTEM} USER: What is it?\n<vid_start>[video]<vid_end> ASSISTANT: A cat.</s>"
         "USER: Where? ASSISTANT: </s>USER: Why? ASSISTANT:"
@@ -65,7 +65,7 @@ def test_a_conversation_without_videos_is_one_text() -> None:
     assert VideoChatGPTTemplate().render(asked("Hello?", num_clips=0)) == (f"{SYSTEM} USER: Hello? ASSISTANT:",)
 
 
-def test_a_session_s_own_system_text_takes_the_place_of_the_published_one() -> None:
+def test_a_session_s_system_text_replaces_the_published_one() -> None:
     assert (
         rendered(VideoChatGPTTemplate(), asked("Hello?", system="Be brief.", num_clips=0))
         == "Be brief. USER: Hello? ASSISTANT:"
@@ -73,19 +73,19 @@ def test_a_session_s_own_system_text_takes_the_place_of_the_published_one() -> N
 
 
 @pytest.mark.parametrize("markup", (*MARKUP, "ASSISTANT:", "</video>"))
-def test_markup_that_is_typed_stays_legible_and_is_no_markup(markup: str) -> None:
+def test_typed_markup_stays_legible_but_is_not_markup(markup: str) -> None:
     harmless = neutralise(f"before {markup} after")
     assert markup not in harmless
     assert harmless.replace(" ", "") == f"before{markup}after"
 
 
-def test_ordinary_text_is_left_alone() -> None:
+def test_ordinary_text_is_not_changed() -> None:
     for text in ("a < b > c", "<b>bold</b>", "the user: me", "USER guide", "video"):
         assert neutralise(text) == text
 
 
 @given(hostile, hostile, hostile, hostile)
-def test_nobody_can_forge_a_turn_or_a_special_token(system: str, first: str, answer: str, second: str) -> None:
+def test_no_text_can_imitate_a_turn_or_a_special_token(system: str, first: str, answer: str, second: str) -> None:
     parts = VideoChatGPTTemplate().render(asked(first, answer, second, system=system))
     names = [part.name for part in parts if isinstance(part, SpecialToken)]
     assert names == ["<vid_start>", "<vid_end>", "</s>"]
@@ -97,13 +97,13 @@ def test_nobody_can_forge_a_turn_or_a_special_token(system: str, first: str, ans
     assert not specials & {token for text in texts for token in TOKENIZER.encode(text)}
 
 
-def test_where_the_original_lets_a_question_place_the_video_ours_keeps_it_text() -> None:
+def test_a_video_marker_in_a_question_stays_text() -> None:
     assert rendered(VideoChatGPTTemplate(), asked("Look: <video> What is it?")).endswith(
         "USER: Look: < video> What is it?\n<vid_start>[video]<vid_end> ASSISTANT:"
     )
 
 
-def test_special_tokens_stand_in_the_prompt_by_their_ids(tiny: Family) -> None:
+def test_special_tokens_of_the_prompt_become_their_ids(tiny: Family) -> None:
     question, start, slot, end, answer = tiny.tokenize(asked("What is it?"))
     assert (start, slot, end) == ((355,), VideoSlot(0), (356,))
     assert isinstance(question, tuple) and isinstance(answer, tuple)
@@ -120,7 +120,7 @@ def test_the_small_model_has_the_whole_architecture(tiny: Family) -> None:
 
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
-    """A copy of a folder of reference tensors, free to be damaged."""
+    """A copy of a folder of reference tensors, which a test may damage."""
     folder = tmp_path / "reference"
     folder.mkdir()
     for name in ("config.json", "weights.safetensors", "inputs.safetensors"):
@@ -129,11 +129,11 @@ def reference(tmp_path: Path) -> Path:
 
 
 def stages(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    findings = verify_stages(folder, device="cpu", dtype=dtype, quantization=None)
+    findings = verify_stages(load_family("video-chatgpt", checkpoint=folder, dtype=dtype), folder)
     return {finding.name: finding.tensor for finding in findings if isinstance(finding, Stage)}
 
 
-def test_stages_are_computed_where_nothing_says_what_they_should_be(reference: Path) -> None:
+def test_stages_are_computed_without_expected_values(reference: Path) -> None:
     computed = stages(reference, torch.bfloat16)
     assert computed["video_tokens"].dtype == torch.bfloat16
     assert len(computed["greedy_ids"]) == 16
@@ -142,12 +142,12 @@ def test_stages_are_computed_where_nothing_says_what_they_should_be(reference: P
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"input_ids": torch.tensor([[1, 5]])}, "no place for a video"),
-        ({"input_ids": torch.tensor([[1, 260, 259, 261]])}, "no place for a video of this many tokens"),
+        ({"input_ids": torch.tensor([[1, 5]])}, "no slot for a video"),
+        ({"input_ids": torch.tensor([[1, 260, 259, 261]])}, "no slot for a video of this many tokens"),
         ({}, "lacks input_ids"),
     ],
 )
-def test_reference_tensors_without_a_place_for_the_video_are_refused(
+def test_reference_tensors_without_a_slot_for_the_video_are_refused(
     reference: Path, inputs: Mapping[str, torch.Tensor], said: str
 ) -> None:
     save_file({"pixel_values": torch.zeros(2, 3, 42, 42), **inputs}, reference / "inputs.safetensors")

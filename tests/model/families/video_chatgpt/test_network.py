@@ -1,4 +1,4 @@
-"""The whole Video-ChatGPT network, in sizes that a test can train."""
+"""The Video-ChatGPT network, in sizes that a test can train."""
 
 import torch
 
@@ -9,8 +9,8 @@ from model.families.video_chatgpt.network import (
     VideoChatGPTNetwork,
 )
 from model.families.video_chatgpt.published import PUBLISHED_7B
+from model.memory_estimate import num_parameters
 from model.networks.llama import DecoderConfig
-from model.plan import num_parameters
 from model.video.spec import MAX_FRAME_COUNT
 
 SMALL = VideoChatGPTConfig(
@@ -47,12 +47,12 @@ def test_the_number_of_features_does_not_depend_on_the_number_of_frames() -> Non
     assert network.project(features).shape == (2, 104, 12)
 
 
-def test_no_session_can_ask_for_more_frames_than_there_are_temporal_tokens() -> None:
+def test_the_most_frames_of_a_session_are_the_temporal_tokens() -> None:
     assert MAX_FRAME_COUNT <= NUM_TEMPORAL_TOKENS
 
 
 @torch.no_grad()
-def test_temporal_tokens_follow_the_frames_and_spatial_ones_forget_their_order() -> None:
+def test_temporal_tokens_depend_on_the_order_of_frames_and_spatial_ones_do_not() -> None:
     network = small()
     frames = torch.randn(1, 5, 3, 8, 8)
     forwards, backwards = network.encode(frames)[0], network.encode(frames.flip(1))[0]

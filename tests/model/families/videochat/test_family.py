@@ -1,4 +1,4 @@
-"""VideoChat's prompt, and the tiny model as anyone loads it."""
+"""VideoChat's prompt and its small model."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from tests.model.text.sentencepiece_files import llama_like
 
 TINY = VideoChatConfig.from_json(json.loads((DEFAULT_CHECKPOINT / "config.json").read_bytes()))
 MARKUP = ("###", "<Video>", "</Video>", "<VideoHere>", "<Image>", "</Image>", "<ImageHere>", "<s>", "</s>", "<unk>")
-# LLaMA's own two ways to write a separator, `▁###` and `##` with `#`, among a few words.
+# LLaMA's two tokenizations of a separator, `▁###` and `##` with `#`, and a few words.
 LLAMA_LIKE = Tokenizer(llama_like(["##", "▁##", "▁###", "###", "Human", "Assistant"]))
 
 hostile = st.lists(st.one_of(st.sampled_from((*MARKUP, "#", "##", "<", ">", " ", "\n")), st.text(max_size=3))).map(
@@ -34,7 +34,7 @@ def tiny() -> Family:
     return load_family("videochat")
 
 
-def test_a_question_follows_the_video_and_the_prompt_ends_where_the_answer_begins() -> None:
+def test_a_question_follows_the_video_and_the_answer_follows_the_prompt() -> None:
     assert rendered(VideoChatTemplate(), asked("What is it?")) == (
         "###Human: <Video>[video]</Video> The video contains 2 frames sampled at 0.7, 2.2 seconds.\n"
         "###Human: What is it?\n"
@@ -42,7 +42,7 @@ def test_a_question_follows_the_video_and_the_prompt_ends_where_the_answer_begin
     )
 
 
-def test_a_later_turn_sees_the_earlier_ones_and_answers_end_without_a_new_line() -> None:
+def test_a_later_prompt_contains_the_earlier_turns_and_answers_end_without_a_newline() -> None:
     text = rendered(VideoChatTemplate(), asked("What is it?", " A cat.\n", "Where?"))
     assert text.endswith("###Human: What is it?\n###Assistant: A cat.###Human: Where?\n###Assistant:")
 
@@ -70,22 +70,22 @@ def test_seconds_are_rounded_as_numpy_does() -> None:
 
 
 @pytest.mark.parametrize("markup", MARKUP)
-def test_markup_that_is_typed_stays_legible_and_is_no_markup(markup: str) -> None:
+def test_typed_markup_stays_legible_but_is_not_markup(markup: str) -> None:
     harmless = neutralise(f"before {markup} after")
     assert markup not in harmless
     assert harmless.replace(" ", "") == f"before{markup}after"
 
 
-def test_ordinary_text_is_left_alone() -> None:
+def test_ordinary_text_is_not_changed() -> None:
     for text in ("C# or F#?", "## A heading", "a < b > c", "<video>", "<b>bold</b>", "Assistant: me"):
         assert neutralise(text) == text
 
 
 @given(hostile, hostile, hostile, hostile)
-def test_nobody_can_forge_a_turn_or_a_place_for_a_video(system: str, first: str, answer: str, second: str) -> None:
+def test_no_text_can_imitate_a_turn_or_a_video_slot(system: str, first: str, answer: str, second: str) -> None:
     parts = VideoChatTemplate().render(asked(first, answer, second, system=system))
     texts = [part for part in parts if isinstance(part, str)]
-    # One video message, two questions, an answer, and the answer to come.
+    # One video message, two questions, an answer, and the start of the next answer.
     assert sum(text.count("###") for text in texts) == 5
     assert not any("####" in text for text in texts)
     assert [text.count("<Video>") for text in texts] == [1, 0]
@@ -109,7 +109,7 @@ def test_the_tiny_model_has_the_whole_architecture_in_a_few_million_parameters(t
 
 
 def test_a_video_is_encoded_in_well_under_a_second(tiny: Family) -> None:
-    """On one thread: several wait for each other, busily, where others use the machine."""
+    """Measured on one thread, because several threads slow each other down on a busy machine."""
     pixel_values = torch.randn(1, 8, 3, 64, 64)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The blocks of the global token, by themselves."""
+"""The blocks of the global token."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ WIDTH, GRID = 16, 3
 
 
 def block(*, seed: int = 0) -> GlobalTokenBlock:
-    """A block as if trained: no parameter at its initial zero."""
+    """A block as if trained: no parameter is zero."""
     torch.manual_seed(seed)
     made = GlobalTokenBlock(WIDTH, num_heads=2, mlp_width=32)
     with torch.no_grad():
@@ -24,13 +24,13 @@ def clip(*, num_clips: int = 1, num_frames: int = 4) -> tuple[Tensor, Tensor]:
     return token, torch.randn(num_clips, num_frames, 1 + GRID * GRID, WIDTH)
 
 
-def test_a_new_block_leaves_the_token_as_it_is() -> None:
+def test_an_untrained_block_does_not_change_the_token() -> None:
     token, frames = clip()
     assert torch.equal(GlobalTokenBlock(WIDTH, num_heads=2, mlp_width=32)(token, frames), token)
 
 
 @torch.no_grad()
-def test_the_order_of_frames_is_seen_through_the_convolution_alone() -> None:
+def test_the_order_of_frames_matters_to_the_convolution_only() -> None:
     ordered = block()
     token, frames = clip()
     assert not torch.allclose(ordered(token, frames), ordered(token, frames.flip(1)), atol=1e-3)

@@ -1,12 +1,12 @@
-"""The whole VideoChat network, in sizes that a test can train."""
+"""The VideoChat network, in sizes that a test can train."""
 
 import torch
 
 from model.families.videochat.network import QFormerConfig, VideoChatConfig, VideoChatNetwork
 from model.families.videochat.published import PUBLISHED_7B, PUBLISHED_13B
-from model.networks.eva_vit import VisionConfig
+from model.families.videochat.vision import VisionConfig
+from model.memory_estimate import num_parameters
 from model.networks.llama import DecoderConfig
-from model.plan import num_parameters
 
 SMALL = VideoChatConfig(
     num_frames=2,

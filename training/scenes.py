@@ -1,7 +1,7 @@
-"""The default model's world: scenes of one to three coloured shapes that move, appear and vanish. No pixels here.
+"""Describes scenes of one to three coloured shapes that move, appear and vanish, and draws them at random.
 
-Places and lengths are fractions of the stage, the square in the middle of the picture that VideoChat looks at;
-moments are fractions of the clip.
+Positions and lengths are fractions of the stage, which is the square in the middle of the picture that VideoChat
+crops. Moments are fractions of the clip.
 """
 
 import math
@@ -41,19 +41,19 @@ STEPS: dict[Motion, tuple[int, int]] = {
     "still": (0, 0),
 }
 RADII: dict[Size, tuple[float, float]] = {"small": (0.095, 0.11), "large": (0.155, 0.175)}
-"""Of a circle; the other shapes are stretched so that they look as large."""
+"""Radii of circles; the other shapes are stretched to look equally large."""
 STRETCH: dict[Shape, float] = {"circle": 1.0, "square": math.sqrt(math.pi) / 2, "triangle": 1.4, "star": 1.4}
-"""From a circle's radius to half a square's side, or to the distance of the farthest corner."""
+"""Factor from a circle's radius to half a square's side, or to the farthest corner of the other shapes."""
 REACH: dict[Shape, float] = {"circle": 1.0, "square": math.sqrt(math.pi / 2), "triangle": 1.4, "star": 1.4}
-"""From a circle's radius to the distance of the farthest point, however the shape is turned."""
+"""Factor from a circle's radius to the farthest point of the shape."""
 
 MAX_THINGS = 3
 NUM_SAMPLED = 8
-"""Frames that the model sees of a clip."""
+"""Frames that the model samples from a clip."""
 EVENTS = (2, 5)
-"""Number of the first sampled frame after a thing has appeared or vanished: from, to."""
+"""Range of the first sampled frame after a thing appeared or vanished."""
 TRAVEL = (0.04, 0.065)
-"""What a moving thing covers from one sampled frame to the next."""
+"""Range of the distance that a moving thing covers between two sampled frames."""
 FPS = (8.0, 10.0, 12.0, 15.0, 20.0, 24.0, 25.0, 30.0, 50.0, 60.0)
 SECONDS = (1.0, 20.0)
 MARGIN = 0.015
@@ -61,7 +61,7 @@ MARGIN = 0.015
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
-    """A shape that stays or moves in a straight line, at an even pace."""
+    """A shape that stays still or moves in a straight line at constant speed."""
 
     shape: Shape
     colour: ColourName
@@ -69,7 +69,7 @@ class Thing:
     motion: Motion
     life: Life
     event: float
-    """The moment at which it appears or vanishes; of no meaning where it does neither."""
+    """The moment at which it appears or vanishes; unused if it does neither."""
     rgb: Rgb
     radius: float
     turn: float
@@ -80,13 +80,13 @@ class Thing:
     """Stages per clip."""
 
     def centre_at(self, moment: float) -> tuple[float, float]:
-        """(x, y) at a moment."""
+        """Return (x, y) at a moment."""
         step_x, step_y = STEPS[self.motion]
         way = self.speed * (moment - 0.5)
         return self.centre[0] + step_x * way, self.centre[1] + step_y * way
 
     def visible_at(self, moment: float) -> bool:
-        """Whether it is there at a moment."""
+        """Return whether it is visible at a moment."""
         match self.life:
             case "always":
                 return True
@@ -97,7 +97,7 @@ class Thing:
 
     @property
     def span(self) -> tuple[float, float]:
-        """First and last moment at which it is there."""
+        """The first and last moment at which it is visible."""
         match self.life:
             case "always":
                 return 0.0, 1.0
@@ -109,42 +109,42 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
-    """Two dark colours, one at each end of a gradient (twice the same where it is plain), and grain."""
+    """A gradient between two dark colours, which are equal for a plain background, and noise."""
 
     colours: tuple[Rgb, Rgb]
     angle: float
-    """Of the gradient, in radians."""
+    """Angle of the gradient, in radians."""
     grain: float
-    """Standard deviation, in steps of 1/255, of noise drawn anew for every frame."""
+    """Standard deviation of the noise, in steps of 1/255; it differs in every frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What a clip shows and how long it takes; no two things have the same colour."""
+    """The content and length of a clip; no two things have the same colour."""
 
     things: tuple[Thing, ...]
     background: Background
     seconds: float
     fps: float
     seed: int
-    """Of the grain."""
+    """Seed of the noise."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of the whole clip."""
+        """Number of frames of the whole clip."""
         return max(1, round(self.seconds * self.fps))
 
     def moment(self, frame: int) -> float:
-        """The moment at which a frame is shown."""
+        """Return the moment of a frame."""
         return frame / self.num_frames
 
     def event_seconds(self, thing: Thing) -> float:
-        """When a thing appears or vanishes, in seconds: the moment of the first frame that shows it, or not."""
+        """Return the seconds at which a thing appears or vanishes: the time of the first frame that shows it."""
         return math.ceil(thing.event * self.num_frames - 1e-9) / self.fps
 
 
 def draw_scene(random: Random) -> Scene:
-    """Any scene of this world, each number of things as likely as the others."""
+    """Draw a scene; each number of things is equally likely."""
     num_things = random.randint(1, MAX_THINGS)
     seconds = round(SECONDS[0] * (SECONDS[1] / SECONDS[0]) ** random.random(), 2)
     return Scene(
@@ -157,7 +157,7 @@ def draw_scene(random: Random) -> Scene:
 
 
 def _draw_things(random: Random, count: int) -> tuple[Thing, ...]:
-    """Things that stay within the stage and apart from each other all the time."""
+    """Draw things that always stay within the stage and apart from each other."""
     while True:
         colours = random.sample(COLOUR_NAMES, count)
         kinds: list[_Kind] = [
@@ -182,7 +182,7 @@ def _place(random: Random, kind: _Kind) -> Thing:
     low = MARGIN + radius * REACH[shape]
 
     def within(step: int) -> float:
-        # Where the middle of its way may be, so that it stays on the stage while it is there.
+        # The middle of its path, such that it stays on the stage while it is visible.
         before, after = sorted((step * speed * (start - 0.5), step * speed * (end - 0.5)))
         return random.uniform(low - before, max(low - before, 1 - low - after))
 
@@ -207,13 +207,13 @@ def _span(life: Life, event: float) -> tuple[float, float]:
 
 def _draw_life(random: Random) -> tuple[Life, float]:
     life = random.choices(LIVES, (0.5, 0.25, 0.25))[0]
-    # Somewhere between two sampled frames; those are an eighth of a clip apart, the first half of that from its start.
+    # Between two sampled frames, which are 1/8 of the clip apart; the first is at 1/16.
     event = (random.randint(*EVENTS) - 0.5 + random.uniform(0.1, 0.9)) / NUM_SAMPLED if life != "always" else 0.0
     return life, event
 
 
 def _apart(one: Thing, other: Thing) -> bool:
-    """Whether two things never come close while both are there."""
+    """Return whether two things stay apart while both are visible."""
     gap = one.radius * REACH[one.shape] + other.radius * REACH[other.shape] + MARGIN
     start, end = max(one.span[0], other.span[0]), min(one.span[1], other.span[1])
     steps = 16
@@ -245,5 +245,5 @@ def _draw_background(random: Random) -> Background:
 
 
 def in_order(things: Sequence[Thing]) -> list[Thing]:
-    """Things in the order in which they are spoken of: that of `COLOUR_NAMES`."""
+    """Return things in the order in which answers name them: that of `COLOUR_NAMES`."""
     return sorted(things, key=lambda thing: COLOUR_NAMES.index(thing.colour))

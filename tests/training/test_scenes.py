@@ -1,16 +1,16 @@
-"""Scenes keep the promises of their world."""
+"""Drawn scenes are within their bounds."""
 
 import math
 from collections import Counter
 from random import Random
 
-from tests.training.scenes import LATE, SCENE
-from training.world import EVENTS, MAX_THINGS, NUM_SAMPLED, RADII, REACH, SECONDS, draw_scene
+from tests.training.some_scenes import LATE, SCENE
+from training.scenes import EVENTS, MAX_THINGS, NUM_SAMPLED, RADII, REACH, SECONDS, draw_scene
 
 SCENES = [draw_scene(Random(number)) for number in range(150)]
 
 
-def test_things_stay_on_the_stage_and_apart_while_they_are_there() -> None:
+def test_visible_things_stay_on_the_stage_and_apart() -> None:
     for scene in SCENES:
         for step in range(33):
             moment = step / 32
@@ -22,14 +22,14 @@ def test_things_stay_on_the_stage_and_apart_while_they_are_there() -> None:
                     assert math.dist(centre, place) > reach + other.radius * REACH[other.shape]
 
 
-def test_every_number_of_things_is_as_likely_and_no_colour_comes_twice() -> None:
+def test_numbers_of_things_are_equally_likely_and_colours_are_unique() -> None:
     counts = Counter(len(scene.things) for scene in SCENES)
     assert sorted(counts) == list(range(1, MAX_THINGS + 1))
     assert min(counts.values()) > 25
     assert all(len({thing.colour for thing in scene.things}) == len(scene.things) for scene in SCENES)
 
 
-def test_small_and_large_cannot_be_mistaken_and_events_leave_time_to_look() -> None:
+def test_small_and_large_differ_clearly_and_events_are_not_at_the_ends() -> None:
     assert RADII["large"][0] > 1.4 * RADII["small"][1]
     for scene in SCENES:
         assert SECONDS[0] <= scene.seconds <= SECONDS[1]

@@ -1,8 +1,8 @@
-"""Scenes put together by hand, for tests that know what is in them."""
+"""Scenes with known content for tests."""
 
 from dataclasses import replace
 
-from training.world import COLOURS, RADII, Background, Scene, Thing
+from training.scenes import COLOURS, RADII, Background, Scene, Thing
 
 DARK = Background(colours=((20, 20, 24), (20, 20, 24)), angle=0.0, grain=0.0)
 THING = Thing(

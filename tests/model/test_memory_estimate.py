@@ -1,11 +1,11 @@
-"""Memory of the published sizes, against what was counted on the original's own classes."""
+"""Memory of the published sizes, compared with counts on the original's classes."""
 
 import pytest
 import torch
 
 from model.families import family_module, family_names
-from model.families.videochat.family import blueprint
-from model.plan import MIB, plan
+from model.families.videochat.family import value_counts
+from model.memory_estimate import MIB, estimate_memory
 
 GIB = 1024**3
 
@@ -18,14 +18,16 @@ GIB = 1024**3
         ("video-chatgpt", "7b", 13.10, 524_288),
     ],
 )
-def test_published_sizes_take_what_the_original_takes_in_16_bits(family: str, size: str, gib: float, kv: int) -> None:
-    memory = plan(family_module(family).blueprint(size), torch.float16)
+def test_published_sizes_take_the_memory_of_the_original_in_16_bits(
+    family: str, size: str, gib: float, kv: int
+) -> None:
+    memory = estimate_memory(family_module(family).value_counts(size), torch.float16)
     assert memory.weight_bytes / GIB == pytest.approx(gib, abs=0.005)
     assert memory.kv_bytes_per_token == kv
 
 
 def test_every_parameter_belongs_to_one_module() -> None:
-    modules = blueprint("7b").modules
+    modules = value_counts("7b").modules
     assert modules["visual encoder"] == 985_894_528
     assert modules["GMHRA"] == 202_340_736
     assert modules["Q-Former"] == 105_137_664
@@ -34,7 +36,7 @@ def test_every_parameter_belongs_to_one_module() -> None:
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
-    memory = plan(blueprint("7b"), torch.bfloat16)
+    memory = estimate_memory(value_counts("7b"), torch.bfloat16)
     fixed = memory.weight_bytes + memory.encoder_bytes_per_clip
     conversation = 1_170 * memory.kv_bytes_per_token
     assert conversation == 585 * MIB
@@ -44,6 +46,6 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 @pytest.mark.parametrize("name", family_names())
-def test_each_published_size_of_each_family_has_a_blueprint(name: str) -> None:
+def test_values_of_every_published_size_are_counted(name: str) -> None:
     family = family_module(name)
-    assert {family.blueprint(size).max_model_len for size in family.SIZES} == {2048}
+    assert {family.value_counts(size).max_model_len for size in family.SIZES} == {2048}
