@@ -34,7 +34,7 @@ from tests.running import parse_events, running
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LIVING = [path for path in PAGES if path.parent.name != "decisions" and path.name != "log.md"]
 """Pages about the code as it is now; decision records and the log describe the code of their date."""
 FOLDERS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples", "training")
