@@ -1,9 +1,10 @@
-"""The documentation says what is so: links and names resolve, codes and routes are complete, commands run."""
+"""The documentation agrees with the code: links and names resolve, codes and routes are complete, commands run."""
 
 import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import typer
 
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
@@ -24,6 +26,7 @@ from model.video.spec import VideoErrorCode
 from service import errors
 from service.api.errors import FRAMEWORK_CODES, VALIDATION_CODES
 from service.commands.demo import SAMPLE
+from service.commands.main import app
 from service.commands.openapi import document
 from service.errors import CODES, ServiceError
 from tests import node_clients
@@ -31,16 +34,17 @@ from tests.running import parse_events, running
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LIVING = [path for path in PAGES if path.parent.name != "decisions" and path.name != "log.md"]
-"""Pages about the code as it is; records and the log tell of their day."""
-ROOMS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples", "training")
+"""Pages about the code as it is now; decision records and the log describe the code of their date."""
+FOLDERS = ("model", "service", "tests", "docker", "docs", "openapi", "benchmarks", "examples", "training")
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_NAME = re.compile(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)(?::([\w.]+))?`")
+_NAME = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)(?::([\w.]+))?`")
 _TREE_LINE = re.compile(r"^( *)([\w.-]+/?)  +\S")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE_ROW = re.compile(r"^\| `(\w+)` \| (\d{3}|any other) \| (.+) \|$", re.MULTILINE)
+_REELTALK = re.compile(r"^(?:.*[\s/])?reeltalk ([a-z].*)$", re.MULTILINE)
 _BALANCER_ERROR = re.compile(r"return (\d+) '.*\"code\": \"(\w+)\"")
 
 
@@ -73,7 +77,7 @@ def test_every_relative_link_leads_somewhere(path: Path) -> None:
 
 
 def defined_names(path: Path) -> set[str]:
-    """Everything that a module names at its top, and `Class.member`."""
+    """The names a module binds at its top level, and `Class.member`."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         for name in _bound(node):
@@ -178,18 +182,18 @@ def test_the_documented_table_of_errors_is_the_table() -> None:
     assert rows == list(table.items())
 
 
-def test_every_route_has_a_place_in_the_description_and_no_other_has() -> None:
-    told = re.findall(r"`(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/\S*)`", page("api.md"))
+def test_the_page_about_the_interface_has_every_route_and_no_other() -> None:
+    described = re.findall(r"`(GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) (/\S*)`", page("api.md"))
     paths = json.loads(document())["paths"]
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
-    assert set(told) == routes | {("GET", "/")}
+    assert set(described) == routes | {("GET", "/")}
 
 
 # -- what can be run
 
 
 def shape(value: Any) -> Any:
-    """The fields of a JSON value, without what they hold; of a list, its first item's."""
+    """A JSON value with its fields but without its values; of a list, the first item."""
     match value:
         case dict():
             return {key: shape(inner) for key, inner in value.items()}
@@ -200,33 +204,33 @@ def shape(value: Any) -> Any:
 
 
 def events_shape(text: str) -> list[tuple[str, Any]]:
-    """The names of the events in order, repetitions left out, with the shape of each one's data."""
-    told = [(event.name, shape(event.data)) for event in parse_events(iter([*text.splitlines(), ""]))]
-    return [event for event, _ in groupby(told)]
+    """The events in order, each a name and the shape of its data; repetitions count once."""
+    events = [(event.name, shape(event.data)) for event in parse_events(iter([*text.splitlines(), ""]))]
+    return [event for event, _ in groupby(events)]
 
 
 def curl_version() -> tuple[int, ...]:
-    """Empty where curl or bash is not installed."""
+    """Major and minor version of curl; empty if curl or bash is not installed."""
     if not (shutil.which("bash") and shutil.which("curl")):
         return ()
-    told = subprocess.run(["curl", "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-    return tuple(int(number) for number in told.split()[1].split(".")[:2])
+    printed = subprocess.run(["curl", "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    return tuple(int(number) for number in printed.split()[1].split(".")[:2])
 
 
 def commands_and_replies() -> list[tuple[str, str, str]]:
-    """Every bash block of api.md with the kind and the text of the block behind it."""
+    """Every bash block of api.md with the kind and the text of the block after it."""
     found = _BLOCK.findall(page("api.md"))
     return [(body, *found[place + 1]) for place, (kind, body) in enumerate(found) if kind == "bash"]
 
 
-def test_the_commands_of_the_interface_s_description_run_and_reply_as_printed(tmp_path: Path) -> None:
+def test_the_commands_of_the_page_about_the_interface_run_and_reply_as_printed(tmp_path: Path) -> None:
     if curl_version() < (7, 82):
         pytest.skip("needs bash and curl 7.82 or newer")
-    told = commands_and_replies()
-    assert len(told) > 10
-    # A separator between the outputs; and an error status of HTTP is an error.
+    pairs = commands_and_replies()
+    assert len(pairs) > 10
+    # Print a separator after each command; treat HTTP error statuses as errors.
     preamble = 'set -euo pipefail\ncurl() { command curl --fail-with-body "$@"; }\n'
-    script = preamble + "printf '\\036'\n".join(command for command, _, _ in told)
+    script = preamble + "printf '\\036'\n".join(command for command, _, _ in pairs)
     with running(tmp_path / "data") as service:
         ran = subprocess.run(
             ["bash", "-c", script.replace("http://127.0.0.1:8000", service.url)],
@@ -237,13 +241,47 @@ def test_the_commands_of_the_interface_s_description_run_and_reply_as_printed(tm
             check=False,
         )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    for output, (command, kind, reply) in zip(ran.stdout.split("\036"), told, strict=True):
+    for output, (command, kind, reply) in zip(ran.stdout.split("\036"), pairs, strict=True):
         if kind == "json":
             assert shape(json.loads(output)) == shape(json.loads(reply)), command
         elif reply.startswith("id: "):
             assert events_shape(output) == events_shape(reply), command
         else:
             assert output == reply, command
+
+
+def shown_commands(path: Path) -> Iterator[list[str]]:
+    """The arguments of every `reeltalk …` in the shell blocks of a page, up to a pipe or a redirection."""
+    for kind, body in _BLOCK.findall(path.read_text()):
+        if kind in {"sh", "bash", "console"}:
+            for line in _REELTALK.findall(body.replace("\\\n", " ")):
+                yield shlex.split(re.split(r"\s\d?[|<>&]", line)[0], comments=True)
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse the arguments of `reeltalk` and run nothing.
+
+    Raises:
+        Exception: there is no such command or option, or an argument is missing or not allowed.
+    """
+    command: Any = typer.main.get_command(app)
+    context = command.context_class(command, info_name="reeltalk")
+    while hasattr(command, "resolve_command"):
+        _, command, arguments = command.resolve_command(context, arguments)
+        context = command.context_class(command, parent=context)
+    command.make_context(command.name, list(arguments), parent=context)
+
+
+@pytest.mark.parametrize("path", LIVING, ids=lambda path: path.name)
+def test_every_command_that_is_shown_exists_with_its_options(path: Path) -> None:
+    for arguments in shown_commands(path):
+        parse(arguments)
+
+
+def test_a_command_or_option_that_does_not_exist_is_noticed() -> None:
+    for arguments in (["fetch", "a"], ["serve", "--model", "tiny"], ["plan", "--dtype", "float8"], ["convert", "a"]):
+        with pytest.raises(Exception, match=r"No such|Missing|not one of"):
+            parse(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -253,14 +291,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def programs(name: str, kind: str) -> list[tuple[str, str]]:
-    """Every program of a page in one language, with the text it prints."""
+    """Every program of a page in one language, with the text of the block after it."""
     found = _BLOCK.findall(page(name))
-    return [(body, found[place + 1][1]) for place, (told, body) in enumerate(found) if told == kind]
+    return [(body, found[place + 1][1]) for place, (language, body) in enumerate(found) if language == kind]
 
 
-def test_the_commands_of_the_terminal_s_description_print_what_is_printed(served: str, tmp_path: Path) -> None:
-    told = programs("terminal.md", "bash")
-    assert len(told) > 3
+def test_the_commands_of_the_page_about_the_terminal_print_what_is_printed(served: str, tmp_path: Path) -> None:
+    commands = programs("terminal.md", "bash")
+    assert len(commands) > 3
     (tmp_path / "service").symlink_to(ROOT / "service")
     command = tmp_path / "bin" / "reeltalk"
     command.parent.mkdir()
@@ -272,7 +310,7 @@ def test_the_commands_of_the_terminal_s_description_print_what_is_printed(served
         "PYTHONPATH": str(ROOT),
         "REELTALK_URL": served,
     }
-    for program, printed in told:
+    for program, printed in commands:
         script = ["bash", "-euo", "pipefail", "-c", program]
         ran = subprocess.run(
             script, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
@@ -283,9 +321,9 @@ def test_the_commands_of_the_terminal_s_description_print_what_is_printed(served
 @pytest.mark.parametrize("name", ["openai.md", "api.md"])
 def test_the_programs_in_python_print_what_is_printed(served: str, tmp_path: Path, name: str) -> None:
     shutil.copy(SAMPLE, tmp_path / "shapes.mp4")
-    told = programs(name, "python")
-    assert told
-    for program, printed in told:
+    found = programs(name, "python")
+    assert found
+    for program, printed in found:
         (tmp_path / "program.py").write_text(program.replace("http://127.0.0.1:8000", served))
         ran = subprocess.run(
             [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -297,16 +335,16 @@ def test_the_programs_in_python_print_what_is_printed(served: str, tmp_path: Pat
 def test_the_programs_in_javascript_print_what_is_printed(served: str, tmp_path: Path, name: str) -> None:
     folder = node_clients.install(tmp_path)
     shutil.copy(SAMPLE, folder / "shapes.mp4")
-    told = programs(name, "javascript")
-    assert told
-    for program, printed in told:
+    found = programs(name, "javascript")
+    assert found
+    for program, printed in found:
         assert node_clients.run(folder, program.replace("http://127.0.0.1:8000", served)) == printed
 
 
 def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("pooled")
     monkeypatch.setitem(sys.modules, "pooled", module)
-    exec("\n".join(blocks("adding-a-family.md", "python")), vars(module))  # noqa: S102  it is ours
+    exec("\n".join(blocks("adding-a-family.md", "python")), vars(module))  # noqa: S102  the page is part of this repository
     assert module.middle_indices(30, 3) == [5, 15, 25]
 
     family = module.load(checkpoint=None, device="cpu", dtype=torch.float32, quantization=None)
