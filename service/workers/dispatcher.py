@@ -137,7 +137,7 @@ class Dispatcher:
             if job.is_aborted:
                 self._end_aborted(job)
             elif job.num_deaths >= MAX_DEATHS:
-                message = "Workers died while they did this; it is not tried again."
+                message = "Three workers died while they ran this; it is not retried."
                 self._fail(Refused(job_id=job.command.job_id, code="worker_lost", message=message))
         self._dispatch_waiting()
 
