@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from service.api.errors import install_error_handlers
-from service.api.middleware import LimitBodies, ObserveRequests
+from service.api.request_log import ObserveRequests
+from service.api.size_limits import LimitBodies
 from service.errors import Conflict, Overloaded
 from service.observability.metrics import Metrics
 
