@@ -16,7 +16,9 @@ from service.api import admin, answers, chat_completions, files, health, page, s
 from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import ReplyToCancelled, documented, install_error_handlers
-from service.api.middleware import LimitBodies, ObserveRequests, Tus
+from service.api.request_log import ObserveRequests
+from service.api.size_limits import LimitBodies
+from service.api.tus import TusProtocol
 from service.decoding.decoder import build_decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
@@ -51,7 +53,7 @@ def create_app(settings: Settings, *, redis_url: str) -> FastAPI:
         # `service.observability.tracing` makes the spans; FastAPI's own would carry the text of exceptions.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.add_middleware(Tus, path="/v1/uploads")
+    app.add_middleware(TusProtocol, path="/v1/uploads")
     app.add_middleware(
         LimitBodies,
         max_bytes=_MAX_JSON_BYTES,

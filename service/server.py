@@ -13,7 +13,7 @@ import uvicorn
 from rich.console import Console
 
 from service.api.dependencies import Service
-from service.api.http_head import BoundedHeadProtocol
+from service.api.size_limits import BoundedHeadProtocol
 from service.app import create_app
 from service.commands.demo import SAMPLE
 from service.errors import Unavailable

@@ -1,1 +1,1 @@
-"""HTTP in and out: translation only. Nothing here decides anything."""
+"""The HTTP interface: routes, schemas and middleware. It translates and validates; decisions are made elsewhere."""

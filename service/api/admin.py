@@ -1,4 +1,4 @@
-"""`/admin`: what an operator does to one replica. Without API keys it is answered to this machine alone."""
+"""`/admin`: operations on one replica. Without an API key, only requests from the replica's own machine are allowed."""
 
 from typing import Annotated
 
@@ -12,13 +12,17 @@ from service.settings import is_loopback
 
 
 def _allowed(request: Request, caller: CallerDep) -> None:
-    """The gate has asked for the scope. Where nobody has a key, a balancer on this machine speaks for others, and
-    says so in a header."""
+    """Refuse remote requests without a key. The scope of a key is already checked.
+
+    A reverse proxy on this machine connects from loopback too, but adds a header that names the client.
+    """
     if caller.key_id is not None:
         return
     is_relayed = "x-forwarded-for" in request.headers or "forwarded" in request.headers
     if request.client is None or is_relayed or not is_loopback(request.client.host):
-        raise Forbidden("not_local", "This is for the machine that the replica runs on.")
+        raise Forbidden(
+            "not_local", "Without an API key, this is only allowed from the machine that the replica runs on."
+        )
 
 
 Allowed = Annotated[None, Depends(_allowed)]
@@ -27,12 +31,12 @@ router = APIRouter(prefix="/admin", tags=["operation"])
 
 @router.get("/drain", responses=documented(403))
 async def get_drain(_: Allowed, service: ServiceDep) -> DrainState:
-    """How far this replica is on its way out."""
+    """The state of the replica's shutdown, and the number of its running answers."""
     return DrainState(state=service.drain.state, num_answers=service.admission.num_answers)
 
 
 @router.post("/drain", status_code=202, responses=documented(403))
 async def drain(_: Allowed, service: ServiceDep) -> DrainState:
-    """Leave: `/readyz` says so first, then nothing new is taken, then what runs ends or goes to another replica."""
+    """Begin to shut down: `/readyz` fails, then new work is refused, then answers end or move to another replica."""
     service.drain.begin()
     return await get_drain(_, service)

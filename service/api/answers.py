@@ -1,4 +1,4 @@
-"""`/v1/answers`: read an answer, resume its stream, stop it."""
+"""`/v1/answers`: read an answer, resume its stream, cancel it."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 
 @router.get("/{answer_id}", responses=documented(404, 422, 503))
 async def get_answer(service: ServiceDep, tenant: TenantDep, answer_id: AnswerId) -> Answer:
-    """An answer and its state."""
+    """Get an answer and its status."""
     return Answer.of(await service.answers.get(tenant, answer_id))
 
 
@@ -32,12 +32,12 @@ async def follow_answer(
     last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0,
     after: Annotated[int, EVENT_NUMBER] = 0,
 ) -> StreamingResponse:
-    """Go on reading an answer's events after the one with the id given, by header or query; 0 begins at the first."""
+    """Stream an answer's events after the event with this id, in the header or the query; 0 starts at the first."""
     await service.answers.get(tenant, answer_id)
     return event_stream(service.answers.follow(tenant, answer_id, after=max(after, last_event_id)))
 
 
 @router.post("/{answer_id}/cancel", responses=documented(404, 422, 503))
 async def cancel_answer(service: ServiceDep, tenant: TenantDep, answer_id: AnswerId) -> Answer:
-    """Stop an answer; what it has said is kept. Its stream ends with `done` and the finish reason `abort`."""
+    """Stop an answer and keep its text so far. Its stream ends with `done` and the finish reason `abort`."""
     return Answer.of(await service.answers.cancel(tenant, answer_id))

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond the routes: the events of streams, examples of bodies and errors."""
+"""Additions to the OpenAPI document: schemas of streamed events, examples of bodies and errors."""
 
 from typing import Any, Literal
 
@@ -32,14 +32,14 @@ _REF = "#/components/schemas/{model}"
 
 
 class AnswerStarted(Reply):
-    """Event `answer`, the first of an answer's."""
+    """Event `answer`, the first of a stream."""
 
     id: str
     session_id: str
 
 
 class AnswerProgress(Reply):
-    """Event `progress`: how far a video of the session is."""
+    """Event `progress`: how far the preparation of one of the session's videos is."""
 
     video_id: str
     stage: Literal["decode", "encode", "ready", "failed"]
@@ -53,7 +53,7 @@ class AnswerDelta(Reply):
 
 
 class AnswerDone(Reply):
-    """Event `done`, the last of an answer that ended well."""
+    """Event `done`, the last of an answer that succeeded."""
 
     id: str
     message_id: str
@@ -71,7 +71,7 @@ class VideoProgress(Reply):
 
 
 class VideoFailed(ErrorReply):
-    """Event `failed`, the last of a video that cannot be used."""
+    """Event `failed`, the last of a video that cannot be prepared."""
 
     video_id: str
     fraction: float
@@ -106,7 +106,7 @@ _ERRORS: tuple[ServiceError, ...] = (
     Unauthenticated("missing_key", "Send an API key in the header `Authorization: Bearer …`."),
     Forbidden("missing_scope", "This key does not have the scope `use`."),
     NotFound("video_not_found", "There is no video with this id.", param="video_id"),
-    Stalled("upload_stalled", "The upload sent nothing for 30 seconds."),
+    Stalled("upload_stalled", "Nothing was received for 30 seconds."),
     Conflict("session_busy", "This session's last question is still being answered."),
     Gone("video_gone", "The video's file is gone; upload it again.", param="video_id"),
     PreconditionFailed("unsupported_version", "Send `Tus-Resumable: 1.0.0` with every request.", param="Tus-Resumable"),
@@ -122,22 +122,22 @@ _ERRORS: tuple[ServiceError, ...] = (
 
 
 def describe_contract(app: FastAPI) -> None:
-    """Let the app's OpenAPI document tell all of this."""
-    of_routes = app.openapi
-    is_told = False
+    """Add all of this to the app's OpenAPI document."""
+    document_of_routes = app.openapi
+    is_complete = False
 
-    def whole() -> dict[str, Any]:
-        nonlocal is_told
-        document = of_routes()
-        if not is_told:
-            _tell(document)
-            is_told = True
+    def complete_document() -> dict[str, Any]:
+        nonlocal is_complete
+        document = document_of_routes()
+        if not is_complete:
+            _complete(document)
+            is_complete = True
         return document
 
-    app.openapi = whole  # type: ignore[method-assign]
+    app.openapi = complete_document  # type: ignore[method-assign]
 
 
-def _tell(document: dict[str, Any]) -> None:
+def _complete(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     models = list(dict.fromkeys(model for events in _STREAMS.values() for model in events))
     _, defined = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
@@ -158,6 +158,6 @@ def _tell(document: dict[str, Any]) -> None:
 
 
 def _stream_of(events: tuple[type[Reply], ...]) -> dict[str, object]:
-    """A text of Server-Sent Events whose `data` are these documents, as JSON."""
+    """The schema of a stream of Server-Sent Events whose data are these documents, as JSON."""
     documents = [{"$ref": _REF.format(model=event.__name__)} for event in events]
     return {"type": "string", "contentMediaType": "text/event-stream", "contentSchema": {"anyOf": documents}}

@@ -1,4 +1,4 @@
-"""What the routes share: the running service, who asks, the cursor of a list."""
+"""Dependencies of the routes: the running service, the caller, pagination, idempotency keys, upload bodies."""
 
 import hashlib
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from service.workers.pool import Pool
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
-    """The parts of a running replica, put together by `app`."""
+    """The parts of a running replica, built by `service.app`."""
 
     settings: Settings
     authentication: Authentication
@@ -53,7 +53,7 @@ def _service(request: Request) -> Service:
 
 
 def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller  # the gate put it there; without it there is no way in
+    caller: Caller = request.state.caller  # set by the authentication middleware
     return caller
 
 
@@ -67,7 +67,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="A name of your own for this request: sent again with it, the request is not done twice.",
+        description="A key that you choose for this request. Sent again with the same key, it is not executed twice.",
     ),
 ]
 
@@ -87,7 +87,7 @@ BINARY = {"type": "string", "format": "binary"}
 
 
 def upload_form(**fields: dict[str, object]) -> dict[str, object]:
-    """For the contract: a form with a file and these fields, all of them needed."""
+    """The OpenAPI schema of a form with a file and these fields, all of them required."""
     schema = {
         "type": "object",
         "required": ["file", *fields],
@@ -98,7 +98,7 @@ def upload_form(**fields: dict[str, object]) -> dict[str, object]:
 
 
 def upload_body(request: Request, *, filename: str | None = None, purposes: frozenset[str] | None = None) -> UploadBody:
-    """The request's body, as it comes, and what its headers say of it."""
+    """The request's body as a stream, with the facts from its headers."""
     length = request.headers.get("content-length", "")
     return UploadBody(
         chunks=request.stream(),
@@ -110,13 +110,13 @@ def upload_body(request: Request, *, filename: str | None = None, purposes: froz
 
 
 LOGGED = Depends(_log_ids)
-"""The ids in a request's path, in every log line about it."""
-BEARER = Depends(HTTPBearer(scheme_name="API key", description="`reeltalk keys add` makes one.", auto_error=False))
-"""For the contract alone: it is the gate that asks for the key."""
+"""Adds the ids in a request's path to its log lines."""
+BEARER = Depends(HTTPBearer(scheme_name="API key", description="`reeltalk keys add` creates one.", auto_error=False))
+"""Documents that a key is required; the middleware in `service.access` checks it."""
 RepeatableDep = Annotated[Repeatable | None, Depends(_repeatable)]
 ServiceDep = Annotated[Service, Depends(_service)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 TenantDep = Annotated[str, Depends(_tenant)]
-LimitQuery = Annotated[int, Query(ge=1, le=100, description="The most items of a page.")]
-AfterQuery = Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")]
-EVENT_NUMBER = Query(ge=0, le=2**53, description="The number of the last event that was read.")
+LimitQuery = Annotated[int, Query(ge=1, le=100, description="Maximum number of items in a page.")]
+AfterQuery = Annotated[str | None, Query(max_length=64, description="The page begins after the item with this id.")]
+EVENT_NUMBER = Query(ge=0, le=2**53, description="The number of the last event that was received.")

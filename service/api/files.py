@@ -1,4 +1,4 @@
-"""`/v1/files`: videos as OpenAI's clients know files. A file is a video under another name, and so is its id."""
+"""`/v1/files`: videos in the form of OpenAI's files. A file and its id are a video and its id under other names."""
 
 from typing import Annotated
 
@@ -6,7 +6,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api import videos
-from service.api.dependencies import CallerDep, IdempotencyKey, ServiceDep, TenantDep, upload_body, upload_form
+from service.api.dependencies import (
+    AfterQuery,
+    CallerDep,
+    IdempotencyKey,
+    ServiceDep,
+    TenantDep,
+    upload_body,
+    upload_form,
+)
 from service.api.errors import documented
 from service.api.file_schemas import File, FileDeleted, FileId, FileList
 from service.ids import file_id as named
@@ -23,7 +31,7 @@ _UPLOAD = {"requestBody": {"required": True, "content": upload_form(purpose={"co
 async def upload_file(
     request: Request, service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> File:
-    """Upload a video for later questions. The same bytes again are the same file."""
+    """Upload a video for later questions. Uploading the same bytes again returns the same file."""
     body = upload_body(request, purposes=frozenset({_PURPOSE}))
     record, _ = await service.ingest.receive(caller, body, idempotency_key=idempotency_key)
     return File.of(record)
@@ -34,12 +42,12 @@ async def list_files(
     *,
     service: ServiceDep,
     tenant: TenantDep,
-    purpose: Annotated[str, Query(max_length=64, description=f"All files here are for `{_PURPOSE}`.")] = _PURPOSE,
-    limit: Annotated[int, Query(ge=1, le=1000, description="The most items of a page.")] = 100,
-    order: Annotated[Order, Query(description="Newest or oldest first.")] = "desc",
-    after: Annotated[str | None, Query(max_length=64, description="The id after which the page begins.")] = None,
+    purpose: Annotated[str, Query(max_length=64, description=f"Every file has the purpose `{_PURPOSE}`.")] = _PURPOSE,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Maximum number of items in a page.")] = 100,
+    order: Annotated[Order, Query(description="`desc` lists the newest first, `asc` the oldest.")] = "desc",
+    after: AfterQuery = None,
 ) -> FileList:
-    """All videos, as files."""
+    """List all videos, as files."""
     if purpose != _PURPOSE:
         return FileList(data=[], first_id=None, last_id=None, has_more=False)
     start = None if after is None else video_id_of(after)
@@ -55,24 +63,24 @@ async def list_files(
 
 @router.get("/{file_id}", responses=documented(404, 422, 503))
 async def get_file(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> File:
-    """A file, and how far its preparation is."""
+    """Get a file and the status of its preparation."""
     return File.of(await service.ingest.get(tenant, _video(file_id)))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
 async def get_file_content(request: Request, service: ServiceDep, tenant: TenantDep, file_id: FileId) -> Response:
-    """The bytes, as they were uploaded."""
+    """Download the bytes as they were uploaded."""
     return await videos.get_content(request, service, tenant, _video(file_id))
 
 
 @router.delete("/{file_id}", responses=documented(404, 422, 503))
 async def delete_file(service: ServiceDep, tenant: TenantDep, file_id: FileId) -> FileDeleted:
-    """Erase a file, which is to erase the video everywhere: its features, and the sessions that talk about it."""
+    """Delete a file: the video with its features, and every session about it."""
     await videos.delete_video(service, tenant, _video(file_id))
     return FileDeleted(id=file_id)
 
 
 def _video(file_id: str) -> str:
     video_id = video_id_of(file_id)
-    assert video_id is not None, "the path allows no other"
+    assert video_id is not None, "the pattern of the path parameter ensures this"
     return video_id

@@ -1,4 +1,4 @@
-"""Alive, ready, measured, and which model: what operators and their machines look at."""
+"""Health checks, metrics, and the models that are served."""
 
 import asyncio
 from typing import Annotated
@@ -18,13 +18,13 @@ _PING_TIMEOUT = 2.0
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """The process is alive."""
+    """Liveness: the process responds."""
     return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Health, "description": "A question would not be answered."}})
+@router.get("/readyz", responses={503: {"model": Health, "description": "The replica cannot answer questions."}})
 async def readyz(response: Response, service: ServiceDep) -> Health:
-    """Whether a question would be answered now."""
+    """Readiness: whether the replica can answer questions now."""
     missing = ["draining"] if service.drain.is_announced else []
     try:
         await asyncio.wait_for(service.redis.ping(), _PING_TIMEOUT)
@@ -47,19 +47,19 @@ async def readyz(response: Response, service: ServiceDep) -> Health:
     dependencies=[BEARER],
 )
 async def metrics(service: ServiceDep) -> Response:
-    """Everything measured, in Prometheus' text format."""
+    """All metrics, in Prometheus' text format."""
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/models", responses=documented(401, 403, 429, 503), dependencies=[BEARER])
 async def list_models(service: ServiceDep) -> ModelList:
-    """The model this server answers with."""
+    """List the model that this server serves."""
     return ModelList(data=[_described(await service.preparation.model())])
 
 
 @router.get("/v1/models/{model}", responses=documented(401, 403, 404, 422, 429, 503), dependencies=[BEARER])
 async def get_model(service: ServiceDep, model: Annotated[str, Path(max_length=200)]) -> Model:
-    """One model."""
+    """Get a model."""
     info = await service.preparation.model()
     if model != info.name:
         raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")

@@ -13,7 +13,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # ask each time, by ETag: modules of two releases must not mix
+    "Cache-Control": "no-cache",  # revalidate by ETag: modules of two releases must not be mixed
 }
 
 router = APIRouter(include_in_schema=False)
@@ -35,5 +35,5 @@ async def page() -> FileResponse:
 
 
 def mount_static_files(app: FastAPI) -> None:
-    """Serve the page's scripts, styles and samples under `/static`."""
+    """Serve the page's scripts, styles and sample videos under `/static`."""
     app.mount("/static", _PageFiles(directory=_WEB), name="static")

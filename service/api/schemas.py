@@ -1,4 +1,4 @@
-"""The contract's documents: what a client sends and gets. Unknown fields are refused, types are strict."""
+"""Schemas of request bodies and replies. Unknown fields are refused; types are strict."""
 
 from typing import Annotated, Literal
 
@@ -31,19 +31,19 @@ AnswerId = Annotated[str, StringConstraints(pattern=r"^ans_[0-9a-f]{32}$")]
 
 
 class RequestBody(BaseModel):
-    """What a client sends: no unknown fields, no guessed types."""
+    """A request body: unknown fields are refused, and types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Reply(BaseModel):
-    """What a client gets."""
+    """A response body."""
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 class ErrorDetail(Reply):
-    """What went wrong: a sentence for people, a code for programs, the field it is about."""
+    """An error: a message for people, a code for programs, the field that it is about."""
 
     message: str
     type: str
@@ -52,13 +52,13 @@ class ErrorDetail(Reply):
 
 
 class ErrorReply(Reply):
-    """Every error, as a JSON body or as the data of an SSE `error` event."""
+    """The form of every error, as a JSON body and as the data of an SSE `error` event."""
 
     error: ErrorDetail
 
 
 class VideoByUrl(RequestBody):
-    """A video to fetch, where the server's operator allows it."""
+    """A video for the server to fetch, if its operator allows it."""
 
     url: str = Field(min_length=1, max_length=MAX_URL)
 
@@ -85,7 +85,7 @@ class Video(Reply):
 
     @classmethod
     def of(cls, record: VideoRecord) -> "Video":
-        """The public form of a record."""
+        """Build the public form of a record."""
         fields = record.model_dump(exclude={"content_type", "created_at", "expires_at"})
         expires_at = None if record.expires_at is None else int(record.expires_at)
         return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
@@ -100,7 +100,7 @@ class VideoList(Reply):
 
 
 class Deleted(Reply):
-    """Something was erased."""
+    """A resource was deleted."""
 
     id: str
     object: Literal["video", "session"]
@@ -108,7 +108,7 @@ class Deleted(Reply):
 
 
 class FramesField(RequestBody):
-    """Which frames the model is to see: how many, from and to which second."""
+    """The frames that the model sees: how many, and the start and end of the interval in seconds."""
 
     count: Annotated[int, Field(ge=1, le=MAX_FRAME_COUNT), WHOLE] | None = None
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -116,7 +116,7 @@ class FramesField(RequestBody):
 
 
 class SessionRequest(RequestBody):
-    """Open a session about one or more videos."""
+    """Create a session about one or more videos."""
 
     video_ids: list[VideoId] = Field(min_length=1, max_length=64)
     model: str | None = Field(default=None, max_length=200)
@@ -134,11 +134,13 @@ class Session(Reply):
     system: str
     frames: FrameRequest
     created_at: int
-    running_answer_id: str | None = Field(description="The answer that is being given in it; `…/events` follows it.")
+    running_answer_id: str | None = Field(
+        description="The running answer, if any; follow it at `/v1/answers/{answer_id}/events`."
+    )
 
     @classmethod
     def of(cls, record: SessionRecord, *, running_answer_id: str | None = None) -> "Session":
-        """The public form of a record."""
+        """Build the public form of a record."""
         return cls(
             created_at=int(record.created_at),
             running_answer_id=running_answer_id,
@@ -160,18 +162,18 @@ class MessageRequest(BeamSearchFields, RequestBody):
     content: str = Field(min_length=1, max_length=32_000)
     stream: bool = Field(default=False, description="Server-Sent Events instead of one JSON reply.")
     priority: Annotated[int, Field(ge=-9, le=9), WHOLE] = Field(
-        default=0, description="Of those that wait, a higher one goes first; a key may have a ceiling."
+        default=0, description="Waiting questions with a higher priority are answered first. A key can have a maximum."
     )
     timeout: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Seconds after which an answer that has not ended, or not begun, ends with `deadline_exceeded`.",
+        description="Seconds after which an unfinished answer, even one not begun, ends with `deadline_exceeded`.",
     )
 
     def question(self) -> Question:
-        """The question, as the service takes it."""
+        """Convert to the service's own form."""
         return Question(
             content=self.content,
             sampling=SamplingRequest(**self.model_dump(include=set(BeamSearchFields.model_fields))),
@@ -181,7 +183,7 @@ class MessageRequest(BeamSearchFields, RequestBody):
 
 
 class Message(Reply):
-    """One turn of a session; the last four fields are an answer's."""
+    """A message of a session; the last four fields are null unless it is an answer."""
 
     id: str
     object: Literal["message"] = "message"
@@ -196,12 +198,12 @@ class Message(Reply):
 
     @classmethod
     def of(cls, record: MessageRecord) -> "Message":
-        """The public form of a record."""
+        """Build the public form of a record."""
         return cls(created_at=int(record.created_at), **record.model_dump(exclude={"created_at"}))
 
 
 class MessageList(Reply):
-    """All turns of a session, oldest first."""
+    """All messages of a session, oldest first."""
 
     object: Literal["list"] = "list"
     data: list[Message]
@@ -209,7 +211,7 @@ class MessageList(Reply):
 
 
 class Answer(Reply):
-    """An answer; `message` is there once it has ended well."""
+    """An answer; `message` is null until it has ended without an error."""
 
     id: str
     object: Literal["answer"] = "answer"
@@ -222,7 +224,7 @@ class Answer(Reply):
 
     @classmethod
     def of(cls, record: AnswerRecord) -> "Answer":
-        """The public form of a record."""
+        """Build the public form of a record."""
         return cls(
             id=record.id,
             session_id=record.session_id,
@@ -235,7 +237,7 @@ class Answer(Reply):
 
 
 class Model(Reply):
-    """A model this server answers with."""
+    """A model that this server serves."""
 
     id: str
     object: Literal["model"] = "model"
@@ -248,23 +250,23 @@ class Model(Reply):
 
 
 class ModelList(Reply):
-    """The models this server answers with."""
+    """The models that this server serves."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class DrainState(Reply):
-    """How far a replica is on its way out, and how many answers it still gives."""
+    """The state of a replica's shutdown, and the number of its running answers."""
 
     state: State
     num_answers: int
 
 
 class Health(Reply):
-    """Whether a replica is alive or ready, and what is missing if it is not.
+    """The result of a health check: what is missing, if anything.
 
-    `problems` has a sentence for each worker that does not start; others may do its work.
+    `problems` has a sentence for each worker that fails to start; other workers may take over its work.
     """
 
     status: Literal["ok", "unavailable"]

@@ -1,4 +1,4 @@
-"""`/v1/sessions`: conversations about videos, and the questions asked in them."""
+"""`/v1/sessions`: conversations about videos, and their questions."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 ANSWER_EVENTS = (
     "Events, each with an `id`: `answer` {id, session_id}; `progress` {video_id, stage, fraction}; `delta` {text}; "
-    "at last `done` {id, message_id, finish_reason, usage, timings, frames} or `error` {error}."
+    "finally `done` {id, message_id, finish_reason, usage, timings, frames} or `error` {error}."
 )
 _REPLY: dict[int | str, dict[str, object]] = {
     200: {
@@ -42,7 +42,7 @@ _REPLY: dict[int | str, dict[str, object]] = {
 async def open_session(
     service: ServiceDep, tenant: TenantDep, repeatable: RepeatableDep, body: SessionRequest
 ) -> Session:
-    """Open a conversation about videos; they need not be ready yet."""
+    """Create a conversation about videos, which need not be ready yet."""
     _check_bounds(service, body)
     frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
     record = await service.sessions.create(
@@ -60,7 +60,7 @@ async def open_session(
 async def list_sessions(
     service: ServiceDep, tenant: TenantDep, limit: LimitQuery = 20, after: AfterQuery = None
 ) -> SessionList:
-    """Sessions, newest first."""
+    """List sessions, newest first."""
     records, page = await service.sessions.page(tenant, limit=limit, after=after)
     running = await service.answers.running(tenant)
     return SessionList(
@@ -71,7 +71,7 @@ async def list_sessions(
 
 @router.get("/{session_id}", responses=documented(404, 422, 503))
 async def get_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Session:
-    """A session, and the answer that is being given in it."""
+    """Get a session, with the id of its running answer."""
     record = await service.sessions.get(tenant, session_id)
     running = await service.answers.running(tenant)
     return Session.of(record, running_answer_id=running.get(session_id))
@@ -79,14 +79,14 @@ async def get_session(service: ServiceDep, tenant: TenantDep, session_id: Sessio
 
 @router.delete("/{session_id}", responses=documented(404, 422, 503))
 async def delete_session(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> Deleted:
-    """Erase a session with its messages; an answer that is being given is stopped."""
+    """Delete a session with its messages; its running answer is stopped."""
     await service.sessions.erase(tenant, session_id)
     return Deleted(id=session_id, object="session")
 
 
 @router.get("/{session_id}/messages", responses=documented(404, 422, 503))
 async def list_messages(service: ServiceDep, tenant: TenantDep, session_id: SessionId) -> MessageList:
-    """All turns of a session, oldest first."""
+    """List all messages of a session, oldest first."""
     records = await service.sessions.messages(tenant, session_id)
     return MessageList(data=[Message.of(record) for record in records])
 
@@ -105,7 +105,7 @@ async def ask(
     session_id: SessionId,
     body: MessageRequest,
 ) -> StreamingResponse | Message:
-    """Ask a question. The reply is the answer as a message or, with `stream`, as Server-Sent Events."""
+    """Ask a question. The response is the answer as a message or, with `stream`, as Server-Sent Events."""
     tenant = caller.tenant
     answer = await service.questions.ask(caller, session_id, body.question(), repeatable=repeatable)
     events = service.answers.follow(tenant, answer.id, after=0)
@@ -118,10 +118,10 @@ async def ask(
         raise from_code(record.error.code, record.error.message)
     if record.status == "in_progress":
         raise Unavailable(
-            "answer_moved", f"This replica is stopping; another one goes on with the answer {answer.id}: read it there."
+            "answer_moved", f"This replica is stopping and another one continues the answer {answer.id}: read it there."
         )
     if record.message is None:
-        raise NotFound("answer_not_found", "The answer was erased while it was given.")
+        raise NotFound("answer_not_found", "The answer was deleted before it was complete.")
     return Message.of(record.message)
 
 
@@ -136,7 +136,7 @@ def _check_bounds(service: Service, body: SessionRequest) -> None:
     if len(body.video_ids) > settings.max_videos_per_session:
         raise InvalidRequest(
             "too_many_videos",
-            f"A session talks about at most {settings.max_videos_per_session} videos.",
+            f"A session may have at most {settings.max_videos_per_session} videos.",
             param="video_ids",
         )
     frames = body.frames
@@ -144,7 +144,7 @@ def _check_bounds(service: Service, body: SessionRequest) -> None:
         return
     if frames.count is not None and frames.count > settings.max_frame_count:
         raise InvalidRequest(
-            "too_many_frames", f"At most {settings.max_frame_count} frames are sampled.", param="frames.count"
+            "too_many_frames", f"At most {settings.max_frame_count} frames can be sampled.", param="frames.count"
         )
     if frames.start is not None and frames.end is not None and frames.end <= frames.start:
         raise InvalidRequest("empty_interval", "`end` must come after `start`.", param="frames.end")

@@ -1,4 +1,4 @@
-"""`/v1/videos`: upload, look, follow the preparation, erase."""
+"""`/v1/videos`: upload and delete videos, follow their preparation, download files and frames."""
 
 from typing import Annotated
 
@@ -39,11 +39,13 @@ _UPLOAD = {
         },
     }
 }
-_KNOWN: dict[int | str, dict[str, object]] = {200: {"model": Video, "description": "These bytes are known."}}
+_EXISTING: dict[int | str, dict[str, object]] = {
+    200: {"model": Video, "description": "A video with these bytes exists."}
+}
 _PICTURE: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
 _EVENTS: dict[int | str, dict[str, object]] = {
     200: {
-        "description": "Events `decode`, `encode` {video_id, fraction}; at last `ready`, or `failed` with an error.",
+        "description": "Events `decode`, `encode` {video_id, fraction}; finally `ready`, or `failed` with an error.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -52,7 +54,7 @@ _EVENTS: dict[int | str, dict[str, object]] = {
 @router.post(
     "",
     status_code=201,
-    responses=_KNOWN | documented(403, 408, 413, 415, 422, 500, 503),
+    responses=_EXISTING | documented(403, 408, 413, 415, 422, 500, 503),
     openapi_extra=_UPLOAD,
 )
 async def upload_video(
@@ -61,10 +63,10 @@ async def upload_video(
     response: Response,
     service: ServiceDep,
     caller: CallerDep,
-    filename: Annotated[str | None, Query(max_length=1024, description="The name of a raw body's file.")] = None,
+    filename: Annotated[str | None, Query(max_length=1024, description="The file name of a raw body.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
-    """Upload a video as the field `file` of a form or as the raw body, or name its URL; its preparation begins."""
+    """Upload a video as the field `file` of a form, as the raw body, or by its URL; its preparation begins."""
     body = upload_body(request, filename=filename)
     if body.content_type.partition(";")[0].strip().lower() == "application/json":
         record, is_new = await service.ingest.fetch(caller, (await _video_by_url(request)).url)
@@ -76,7 +78,7 @@ async def upload_video(
 
 
 async def _video_by_url(request: Request) -> VideoByUrl:
-    """The JSON body of an upload; the one route whose body is a file or a document."""
+    """The JSON body of an upload. It is read here because the body of this route can also be a file."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -93,20 +95,20 @@ async def _video_by_url(request: Request) -> VideoByUrl:
 async def list_videos(
     service: ServiceDep, tenant: TenantDep, limit: LimitQuery = 20, after: AfterQuery = None
 ) -> VideoList:
-    """Videos, newest first."""
+    """List videos, newest first."""
     records, page = await service.ingest.page(tenant, limit=limit, after=after)
     return VideoList(data=[Video.of(record) for record in records], has_more=page.has_more)
 
 
 @router.get("/{video_id}", responses=documented(404, 422, 503))
 async def get_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Video:
-    """A video and how far its preparation is."""
+    """Get a video and the status of its preparation."""
     return Video.of(await service.ingest.get(tenant, video_id))
 
 
 @router.delete("/{video_id}", responses=documented(404, 422, 503))
 async def delete_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Deleted:
-    """Erase a video everywhere: its file, features, and the sessions that talk about it."""
+    """Delete a video: its file, its features, and every session about it."""
     await service.sessions.erase_about(tenant, video_id)
     await service.ingest.erase(tenant, video_id)
     return Deleted(id=video_id, object="video")
@@ -120,14 +122,14 @@ async def follow_video(
     last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0,
     after: Annotated[int, EVENT_NUMBER] = 0,
 ) -> StreamingResponse:
-    """Follow a video's preparation by Server-Sent Events."""
+    """Stream a video's preparation as Server-Sent Events."""
     await service.ingest.get(tenant, video_id)
     return event_stream(service.ingest.follow(tenant, video_id, after=max(after, last_event_id)))
 
 
 @router.get("/{video_id}/content", response_class=FileResponse, responses=documented(404, 410, 422, 503))
 async def get_content(request: Request, service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Response:
-    """The uploaded file; `Range` requests are honoured."""
+    """Download the uploaded file; `Range` requests are supported."""
     record = await service.ingest.get(tenant, video_id)
     found = await service.ingest.content(tenant, record, byte_range=request.headers.get("range"))
     kind = record.content_type if record.content_type.startswith("video/") else "application/octet-stream"
@@ -141,7 +143,7 @@ async def get_content(request: Request, service: ServiceDep, tenant: TenantDep, 
 async def get_frame(
     service: ServiceDep, tenant: TenantDep, video_id: VideoId, index: Annotated[int, Path(ge=0, le=1023)]
 ) -> Response:
-    """A small picture of one of the frames the model sees."""
+    """Get a thumbnail of one of the frames that the model sees."""
     record = await service.ingest.get(tenant, video_id)
     picture = await service.ingest.frame(tenant, record, index)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

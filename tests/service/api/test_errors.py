@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from service.api.errors import install_error_handlers
-from service.api.middleware import LimitBodies, ObserveRequests
+from service.api.request_log import ObserveRequests
+from service.api.size_limits import LimitBodies
 from service.errors import Conflict, Overloaded
 from service.observability.metrics import Metrics
 
@@ -58,25 +59,25 @@ def error(reply: httpx2.Response) -> dict[str, Any]:
     return found
 
 
-async def test_a_named_error_keeps_its_status_code_and_advice(client: httpx2.AsyncClient) -> None:
+async def test_an_error_keeps_its_status_code_and_retry_after(client: httpx2.AsyncClient) -> None:
     busy, full = await client.get("/busy"), await client.get("/full")
     assert (busy.status_code, error(busy)["code"]) == (409, "session_busy")
     assert "Retry-After" not in busy.headers
     assert (full.status_code, full.headers["Retry-After"]) == (503, "2")
 
 
-async def test_a_bug_is_ours_and_its_text_stays_here(client: httpx2.AsyncClient) -> None:
+async def test_the_text_of_an_unexpected_exception_is_not_sent(client: httpx2.AsyncClient) -> None:
     reply = await client.get("/bug")
     assert (reply.status_code, error(reply)["code"]) == (500, "internal_error")
     assert "hunter2" not in reply.text
 
 
-async def test_every_reply_has_an_id_of_its_own(client: httpx2.AsyncClient) -> None:
+async def test_every_response_has_an_id_of_its_own(client: httpx2.AsyncClient) -> None:
     ids = [(await client.get(path)).headers["X-Request-Id"] for path in ("/busy", "/busy", "/nowhere/at/all")]
     assert len(set(ids)) == 3
 
 
-async def test_responses_are_counted_by_route_and_not_by_what_a_client_typed(client: httpx2.AsyncClient) -> None:
+async def test_responses_are_counted_by_route_and_not_by_path(client: httpx2.AsyncClient) -> None:
     for path in ("/busy", "/full", "/a/b", "/c/d"):
         await client.get(path)
     counted = METRICS.render().decode()
@@ -106,7 +107,9 @@ async def test_a_body_that_does_not_fit_is_refused_by_field(
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_body_over_the_limit_is_refused_announced_or_not(client: httpx2.AsyncClient, announced: bool) -> None:
+async def test_a_body_over_the_limit_is_refused_with_or_without_a_length(
+    client: httpx2.AsyncClient, announced: bool
+) -> None:
     content = json.dumps({"count": 1}).encode() + b" " * LIMIT
 
     async def in_chunks() -> AsyncIterator[bytes]:

@@ -104,7 +104,7 @@ async def test_streams_of_documents_are_kept_alive_too(monkeypatch: pytest.Monke
         (RuntimeError("secret"), "internal_error"),
     ],
 )
-async def test_a_stream_that_breaks_off_says_so_and_no_more(failure: Exception, code: str) -> None:
+async def test_a_stream_that_fails_ends_with_an_error_event_without_internals(failure: Exception, code: str) -> None:
     async def events() -> Source:
         yield FIRST
         raise failure
@@ -138,7 +138,7 @@ async def test_the_generator_is_closed_as_soon_as_the_client_disconnects() -> No
     async with asyncio.timeout(5):
         assert await sent(event_stream(events()), receive=receive, messages=messages) == encode(FIRST)
     assert is_closed
-    assert messages[-1]["more_body"], "a stream that was broken off has no proper end"
+    assert messages[-1]["more_body"], "a response that was cut off has no final chunk"
 
 
 async def test_the_generator_is_closed_when_the_client_disconnects_while_an_event_is_sent() -> None:
@@ -167,7 +167,7 @@ async def test_the_generator_is_closed_when_the_client_disconnects_while_an_even
     assert is_closed
 
 
-async def test_no_proxy_is_to_hold_tokens_back() -> None:
+async def test_the_headers_stop_proxies_from_buffering_and_caching() -> None:
     async def events() -> Source:
         yield FIRST
 
