@@ -144,6 +144,7 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
         )
+        # A search reports no tokens before its end, so an answer that comes with tokens is not searched for again.
         is_search = params.num_beams > 1 and not output_token_ids
         self._answers[request_id] = (BeamSearch if is_search else SampledAnswer)(sequence, transcript)
         self._scheduler.add(sequence)

@@ -209,7 +209,7 @@ class Scheduler:
         sequence.status = "finished"
 
     def _fork(self, parent: Sequence) -> Sequence:
-        """A new sequence of the same tokens: running if there is room, else waiting.
+        """A new sequence of the same tokens: running if there is a place and a block for it, else waiting.
 
         It shares the full blocks of its parent; the last block, if it is not full, is copied before the next step. If
         it has to wait, it finds most of the blocks by their contents when it is admitted.

@@ -51,10 +51,10 @@ def test_greedy_token_ids_are_those_of_generate(seed: int) -> None:
 
 
 def test_the_text_is_that_of_the_token_ids_at_any_length() -> None:
-    crowd = engine()
+    busy = engine()
     for limit in range(1, 25):
-        crowd.add_request(f"{limit}", clip_prompt(0), SamplingParams(max_tokens=limit))
-    for request_id, received in run_to_end(crowd).items():
+        busy.add_request(f"{limit}", clip_prompt(0), SamplingParams(max_tokens=limit))
+    for request_id, received in run_to_end(busy).items():
         assert len(received.token_ids) == int(request_id)
         assert received.text == bytes(received.token_ids).decode(errors="replace").strip()
 
@@ -82,21 +82,21 @@ def test_an_answer_is_the_same_alone_and_in_a_batch_of_mixed_lengths_arrivals_an
         )
         for n in range(20)
     }
-    crowd = engine()
+    busy = engine()
     received: dict[str, Received] = {}
     most = 0
     for number, (request_id, (prompt, params)) in enumerate(requests.items()):
-        crowd.add_request(request_id, prompt, params)
+        busy.add_request(request_id, prompt, params)
         if number % 3 == 0:
-            collect(crowd.step(), received)
+            collect(busy.step(), received)
         if number in (7, 12):
-            assert crowd.abort(f"r{number - 1}")
-        most = max(most, crowd.num_running)
-    while crowd.has_work:
-        collect(crowd.step(), received)
-        most = max(most, crowd.num_running)
+            assert busy.abort(f"r{number - 1}")
+        most = max(most, busy.num_running)
+    while busy.has_work:
+        collect(busy.step(), received)
+        most = max(most, busy.num_running)
     assert most == CONFIG.max_num_seqs
-    assert crowd.num_held_blocks == 0
+    assert busy.num_held_blocks == 0
     for request_id, (prompt, params) in requests.items():
         expected = alone(prompt, params)
         if received[request_id].finish_reason == "abort":
@@ -196,38 +196,38 @@ def test_the_end_of_sequence_token_ends_an_answer_and_has_no_text() -> None:
 
 
 def test_an_abort_frees_the_cache_at_the_next_step_and_is_reported() -> None:
-    crowd = engine(replace(CONFIG, max_num_seqs=2))
+    busy = engine(replace(CONFIG, max_num_seqs=2))
     for request_id in ("a", "b", "waiting"):
-        crowd.add_request(request_id, clip_prompt(0), SamplingParams(max_tokens=50))
-    crowd.step()
-    crowd.step()
-    assert (crowd.num_running, crowd.num_waiting, crowd.num_held_blocks) == (2, 1, 6 + 2)
-    assert crowd.abort("a")
-    assert crowd.abort("waiting")
-    assert not crowd.abort("nobody")
+        busy.add_request(request_id, clip_prompt(0), SamplingParams(max_tokens=50))
+    busy.step()
+    busy.step()
+    assert (busy.num_running, busy.num_waiting, busy.num_held_blocks) == (2, 1, 6 + 2)
+    assert busy.abort("a")
+    assert busy.abort("waiting")
+    assert not busy.abort("unknown")
 
-    outputs = {output.request_id: output for output in crowd.step()}
+    outputs = {output.request_id: output for output in busy.step()}
     assert (outputs["a"].finish_reason, outputs["a"].num_output_tokens) == ("abort", 2)
     assert (outputs["waiting"].finish_reason, outputs["waiting"].num_output_tokens) == ("abort", 0)
     assert outputs["b"].finish_reason is None
-    assert (crowd.num_running, crowd.num_waiting, crowd.num_held_blocks) == (1, 0, 6 + 1)
-    assert not crowd.abort("a")
+    assert (busy.num_running, busy.num_waiting, busy.num_held_blocks) == (1, 0, 6 + 1)
+    assert not busy.abort("a")
 
-    crowd.abort("b")
-    crowd.step()
-    assert crowd.num_held_blocks == 0
-    assert not crowd.has_work
+    busy.abort("b")
+    busy.step()
+    assert busy.num_held_blocks == 0
+    assert not busy.has_work
 
 
 def test_a_request_with_features_that_are_not_finite_fails_alone() -> None:
     rows = video(12).embeddings.clone()
     rows[4, 7] = torch.nan
     broken = (text(3), VideoSegment(rows, "broken"), text(3))
-    crowd = engine()
-    crowd.add_request("before", clip_prompt(1), SAMPLED)
-    crowd.add_request("broken", broken, SAMPLED)
-    crowd.add_request("after", clip_prompt(2), SAMPLED)
-    received = run_to_end(crowd)
+    busy = engine()
+    busy.add_request("before", clip_prompt(1), SAMPLED)
+    busy.add_request("broken", broken, SAMPLED)
+    busy.add_request("after", clip_prompt(2), SAMPLED)
+    received = run_to_end(busy)
     assert (received["broken"].finish_reason, received["broken"].token_ids) == ("error", [])
     assert received["before"].token_ids == alone(clip_prompt(1), SAMPLED).token_ids
     assert received["after"].token_ids == alone(clip_prompt(2), SAMPLED).token_ids

@@ -124,7 +124,7 @@ def test_an_abort_takes_effect_at_the_next_step() -> None:
 
     assert scheduler.abort("a")
     assert scheduler.abort("b")
-    assert not scheduler.abort("nobody")
+    assert not scheduler.abort("unknown")
     assert (a.status, b.status) == ("running", "waiting")
 
     assert repr(scheduler.schedule()) == "compute nothing; ended a abort, b abort"
