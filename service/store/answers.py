@@ -212,11 +212,14 @@ class AnswerStore:
         """Follow an answer's log from the first event with a number greater than `after`."""
         return self._follower.follow(keys.answer_events(tenant, answer_id), after=after)
 
+    async def read(self, tenant: str, answer_id: str, *, after: int) -> list[LogEvent]:
+        """The first events with a number greater than `after`, at most `PAGE_SIZE`."""
+        return await self._log.read(keys.answer_events(tenant, answer_id), after=after)
+
     async def whole_log(self, tenant: str, answer_id: str) -> list[LogEvent]:
         """All events that the log contains now."""
-        key = keys.answer_events(tenant, answer_id)
         events: list[LogEvent] = []
-        while page := await self._log.read(key, after=events[-1].number if events else 0):
+        while page := await self.read(tenant, answer_id, after=events[-1].number if events else 0):
             events += page
         return events
 

@@ -51,7 +51,7 @@ class LogFollower:
     async def close(self) -> None:
         """Stop to read; `next` of logs that are still followed raises `Unavailable`."""
         running = {task for task in self._tasks if not task.done()}
-        while running:  # again and again: `asyncio.wait_for` of Python 3.11, in redis-py, can swallow a cancellation
+        while running:  # repeated, because `asyncio.wait_for` of Python 3.11, in redis-py, can swallow a cancellation
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=_CANCEL_INTERVAL)
@@ -64,11 +64,7 @@ class LogFollower:
         try:
             yield followed
         finally:
-            self.detach(followed)
-
-    def detach(self, followed: "FollowedLog") -> None:
-        """Deliver nothing more to a follower; it reads from the log when it calls `next` again."""
-        self._shared.detach(followed)
+            self._shared.detach(followed)
 
     async def catch_up(self, followed: "FollowedLog") -> list[LogEvent]:
         """Read one page for a log that is not attached; if there is nothing left to read, attach it.
@@ -163,15 +159,13 @@ class FollowedLog:
     async def next(self, *, timeout: float) -> list[LogEvent]:
         """The events after the last ones that were returned: in order, none missing, none twice.
 
-        Waits up to `timeout` seconds for the first of them, and returns an empty list if none came. With a timeout of
-        0 it reads the log itself: an empty list then means that the log contained no more at the time of the call.
+        Waits up to `timeout` seconds for the first of them, and returns an empty list if none came. The log may contain
+        newer events by then: to know that there are none, read the log.
 
         Raises:
             Unavailable: the store is away. The next call continues after the last event that was returned.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        if timeout <= 0 and not self._buffer:
-            self._follower.detach(self)
         while not self._buffer:
             if self._has_failed:
                 self._has_failed = False

@@ -114,16 +114,6 @@ async def test_a_follower_waits_no_longer_than_its_timeout(redis: StoreClient, f
         assert await followed.next(timeout=0) == []
 
 
-async def test_with_a_timeout_of_zero_everything_appended_before_is_seen(
-    redis: StoreClient, follower: LogFollower
-) -> None:
-    async with follower.follow(KEY, after=0) as followed:
-        for number in range(1, 51):
-            assert await followed.next(timeout=0.005) == []
-            await append(redis, KEY, number, number)
-            assert [e.number for e in await followed.next(timeout=0)] == [number]
-
-
 @pytest.mark.parametrize("seed", range(3))
 async def test_followers_that_come_at_any_time_miss_nothing_and_get_nothing_twice(
     redis: StoreClient, follower: LogFollower, seed: int
