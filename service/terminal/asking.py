@@ -20,7 +20,7 @@ from service.terminal.printing import (
     without_controls,
 )
 
-_HELP = "/frames lists the frames of the last answer, Ctrl-C stops an answer, /quit or Ctrl-D exits."
+_HELP = "/frames lists the frames of the last answer, /quit or Ctrl-D exits, Ctrl-C stops an answer."
 _HISTORY_LENGTH = 1000
 
 

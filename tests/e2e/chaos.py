@@ -21,7 +21,7 @@ from pathlib import Path
 from service.commands.demo import SAMPLE
 from tests.clips import variant
 from tests.e2e.fleet import Fleet, running_fleet
-from tests.e2e.patient import Client, Question, Told
+from tests.e2e.patient import AnsweredQuestion, Client, Question
 from tests.e2e.storm_report import KINDS, Report, growth, mistakes, peaks_by_half
 from tests.e2e.usage import Usage, every, usage_of
 from tests.running import eventually
@@ -48,7 +48,7 @@ class Storm:
         self._is_over = threading.Event()
         self._usage: list[Usage] = []
         self._uploads: dict[str, bytes] = {}
-        self._answers: list[Told] = []
+        self._answers: list[AnsweredQuestion] = []
         self._undisturbed: dict[Question, str] = {}
         self.report = Report(seed, num_clients)
 

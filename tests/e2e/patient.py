@@ -32,7 +32,7 @@ class Question:
 
 
 @dataclass
-class Told:
+class AnsweredQuestion:
     """The acknowledged results of one client, which must still exist at the end."""
 
     question: Question
@@ -71,7 +71,7 @@ class Client:
         reply = self._try(lambda: self._http.get(f"/v1/videos/{video_id}/content"))
         return reply.content if reply.status_code == 200 else b""
 
-    def ask(self, session_id: str, question: Question) -> Told:
+    def ask(self, session_id: str, question: Question) -> AnsweredQuestion:
         """Ask a question and read its answer to the end; reconnects when necessary."""
         events, num_posts = self._begin(session_id, question)
         num_connections = 1
@@ -86,7 +86,7 @@ class Client:
         assert numbers == list(range(1, len(events) + 1)), f"{answer_id}: events {numbers}"
         assert events[-1].name == "done", f"{answer_id} ended with {events[-1].data}"
         text = "".join(event.data["text"] for event in events if event.name == "delta")
-        return Told(question, session_id, answer_id, text, num_connections, num_posts)
+        return AnsweredQuestion(question, session_id, answer_id, text, num_connections, num_posts)
 
     def _begin(self, session_id: str, question: Question) -> tuple[list[Event], int]:
         """The first events of the answer, and the number of requests.

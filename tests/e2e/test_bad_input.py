@@ -16,7 +16,7 @@ import pytest
 from tests import clips
 from tests.running import RunningService, running
 
-NOBODY = "0" * 32
+UNKNOWN = "0" * 32
 
 
 def refusal(reply: Any, status: int) -> str:
@@ -72,14 +72,14 @@ def test_a_truncated_video_fails_with_an_error(service: RunningService, tmp_path
 @pytest.mark.parametrize("path", ["/v1/videos/vid_{}", "/v1/sessions/ses_{}", "/v1/answers/ans_{}"])
 def test_unknown_ids_are_not_found(service: RunningService, path: str) -> None:
     kind = path.split("/")[2].rstrip("s")
-    assert refusal(service.client.get(path.format(NOBODY)), 404) == f"{kind}_not_found"
+    assert refusal(service.client.get(path.format(UNKNOWN)), 404) == f"{kind}_not_found"
     assert refusal(service.client.get(path.format("not-an-id")), 422) == "invalid_value"
     if kind != "answer":
-        assert refusal(service.client.delete(path.format(NOBODY)), 404) == f"{kind}_not_found"
+        assert refusal(service.client.delete(path.format(UNKNOWN)), 404) == f"{kind}_not_found"
 
 
 def test_an_unknown_video_opens_no_session(service: RunningService) -> None:
-    reply = service.client.post("/v1/sessions", json={"video_ids": [f"vid_{NOBODY}"]})
+    reply = service.client.post("/v1/sessions", json={"video_ids": [f"vid_{UNKNOWN}"]})
     assert refusal(reply, 404) == "video_not_found"
 
 

@@ -41,7 +41,7 @@ def test_a_leftover_of_every_tenth_visit_is_found_among_keys_and_files() -> None
 
 
 def test_a_series_that_appears_late_is_found() -> None:
-    assert grows("keys of nobody:*", *[0.0] * 120, *(float(number) for number in range(180)))
+    assert grows("keys of nothing:*", *[0.0] * 120, *(float(number) for number in range(180)))
 
 
 def test_the_memory_of_a_storm_is_compared_by_the_half_in_which_processes_start() -> None:

@@ -25,7 +25,7 @@ class Locked:
     token: str
     acme: httpx2.Client
     rival: httpx2.Client
-    nobody: httpx2.Client
+    anonymous: httpx2.Client
 
 
 def make_key(data_dir: Path, *arguments: str) -> tuple[str, str]:
@@ -70,9 +70,9 @@ def ask(client: httpx2.Client, video_id: str) -> tuple[str, str]:
 
 def test_without_a_key_only_health_checks_and_the_page_are_served(locked: Locked) -> None:
     for path in ("/healthz", "/readyz", "/", "/static/app.js"):
-        assert locked.nobody.get(path).status_code == 200
+        assert locked.anonymous.get(path).status_code == 200
     for path in ("/v1/videos", "/v1/models", "/metrics", "/openapi.json", "/nowhere"):
-        assert refusal(locked.nobody.get(path), 401) == "missing_key"
+        assert refusal(locked.anonymous.get(path), 401) == "missing_key"
 
 
 def test_records_of_a_tenant_do_not_exist_for_another(locked: Locked, drawn: Path) -> None:

@@ -177,10 +177,15 @@ class Visitor:
             self._keep(reply.json()["id"])
 
     def ask_for_what_is_not_there(self) -> None:
-        nobody = self._rng.randbytes(16).hex()
-        for path in (f"/v1/videos/vid_{nobody}", f"/v1/sessions/ses_{nobody}/messages", f"/v1/{nobody}", f"/{nobody}"):
+        unknown = self._rng.randbytes(16).hex()
+        for path in (
+            f"/v1/videos/vid_{unknown}",
+            f"/v1/sessions/ses_{unknown}/messages",
+            f"/v1/{unknown}",
+            f"/{unknown}",
+        ):
             self._expect(self._http.get(path), 404)
-        self._expect(self._http.post("/v1/sessions", json={"video_ids": nobody}), 422)
+        self._expect(self._http.post("/v1/sessions", json={"video_ids": unknown}), 422)
 
     # -- steps
 
