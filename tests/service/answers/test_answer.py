@@ -1,7 +1,7 @@
 """A running answer: every event once and in order, one ending, and a history with what was said."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.answers.answer import RunningAnswer
@@ -48,6 +48,7 @@ def test_its_life_is_opening_progress_deltas_and_done_numbered_without_a_gap() -
     assert events[1].data == {"video_id": answer.videos[0].id, "stage": "decode", "fraction": 0.3333}
 
 
+@settings(deadline=None)
 @given(words=st.lists(st.text(max_size=3), max_size=20), looks=st.sets(st.integers(0, 20)))
 def test_however_it_is_written_out_nothing_is_lost_or_doubled(words: list[str], looks: set[int]) -> None:
     answer = running_answer(videos=(VIDEO,))

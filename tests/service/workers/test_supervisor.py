@@ -13,7 +13,7 @@ from tests.service.workers.pools import PATIENCE, pool_of, until_ready
 async def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause_and_retried() -> None:
     async with pool_of("encode,generate", checkpoint="/nowhere") as pool:
         first = set(pool.pids)
-        with pytest.raises(WorkersCannotStart, match=r"/nowhere/config\.json is not there") as cause:
+        with pytest.raises(WorkersCannotStart, match=r"/nowhere/config\.json does not exist") as cause:
             await asyncio.wait_for(pool.started(), PATIENCE)
         assert not pool.ready
         assert any(problem.endswith(f"does not start: {cause.value}") for problem in pool.problems)
