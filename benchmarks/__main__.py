@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "http": "benchmarks.http",
     "overhead": "benchmarks.overhead",
+    "readers": "benchmarks.readers",
     "engine": "benchmarks.engine",
     "decode": "benchmarks.decode",
     "answers": "training.evaluate",

@@ -1,7 +1,6 @@
 """Answers in the engine: what becomes of the logits that the model computes for a request."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from model.engine.detokenizer import Detokenizer
 from model.engine.output import FinishReason, Logprobs
@@ -9,8 +8,7 @@ from model.engine.sampler import NextToken
 from model.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Update:
+class Update(NamedTuple):
     """What an answer gains in one step, and how its sequences go on."""
 
     text: str = ""

@@ -6,7 +6,7 @@ a token uses does not depend on the other sequences of the batch, on the replica
 
 from collections import Counter
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,16 +21,22 @@ _FEW = 256
 """The number of likeliest tokens among which `top_p` usually ends; sorting a whole vocabulary takes long."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NextToken:
+class NextToken(NamedTuple):
     """The token sampled for one sequence, and the logits it was sampled from."""
 
     token_id: int | None
     """None if the logits are not finite."""
     logprobs: Logprobs | None
     """None if the request did not ask for them."""
-    logits: torch.Tensor
-    """[vocab], float32, as the model returned them."""
+    batch_logits: torch.Tensor
+    """[num_seqs, vocab], float32, as the model returned them for all sequences of the step."""
+    row: int
+    """The sequence's row in `batch_logits`."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[vocab], float32. A view made on demand: one for every sequence of every step is slow on a GPU."""
+        return self.batch_logits[self.row]
 
 
 def next_tokens(logits: torch.Tensor, sequences: Ordered[Sequence]) -> list[NextToken]:
@@ -41,8 +47,8 @@ def next_tokens(logits: torch.Tensor, sequences: Ordered[Sequence]) -> list[Next
         sequences: their parameters, and the tokens of their answers so far.
     """
     token_ids = sample(logits, sequences)
-    rows = zip(token_ids, explain(logits, sequences, token_ids), logits.unbind(), strict=True)
-    return [NextToken(*row) for row in rows]
+    explained = zip(token_ids, explain(logits, sequences, token_ids), strict=True)
+    return [NextToken(token_id, logprobs, logits, row) for row, (token_id, logprobs) in enumerate(explained)]
 
 
 @torch.inference_mode()

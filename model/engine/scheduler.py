@@ -161,6 +161,9 @@ class Scheduler:
         Returns:
             The sequences of the request from now on, one for each continuation, in their order.
         """
+        if len(sequences) == len(continuations) == 1:  # every sampled answer in every step
+            sequences[0].output_token_ids.append(continuations[0][1])
+            return [sequences[0]]
         parents = {parent for parent, _ in continuations}
         for sequence in sequences:
             if sequence not in parents:

@@ -29,7 +29,6 @@ class Place:
 
     def release(self) -> None:
         """Give the place back. Further calls do nothing."""
-        self.start()
         self._admission.release(self)
 
 
@@ -105,10 +104,11 @@ class Admission:
         place.num_tokens = num_tokens
 
     def release(self, place: Place) -> None:
-        """Free a place and note the time, from which the wait of later callers is estimated."""
+        """Free a place. The time is noted to estimate the wait of later callers, unless the question was refused."""
         if place in self._places:
             self._places.remove(place)
-            self._ends.append(time.monotonic())
+            if not place.is_queued:
+                self._ends.append(time.monotonic())
             self._drop_old_ends()
 
     def _refusal(self, reason: str) -> Overloaded:

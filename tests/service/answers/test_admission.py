@@ -96,7 +96,9 @@ def test_a_refusal_asks_to_wait_as_long_as_half_of_the_queue_takes() -> None:
 
     def end(count: int) -> None:
         for _ in range(count):
-            bounded.take_unbounded(0).release()
+            place = bounded.take_unbounded(0)
+            place.start()
+            place.release()
 
     def wait() -> str:
         with pytest.raises(Overloaded) as refused:
@@ -104,6 +106,7 @@ def test_a_refusal_asks_to_wait_as_long_as_half_of_the_queue_takes() -> None:
         return refused.value.headers()["Retry-After"]
 
     bounded.take(8)
+    bounded.take_unbounded(0).release()  # a refused question is no answer that ended
     assert wait() == "2"  # no answer has ended yet
     end(1)
     assert wait() == "30"  # 4 sequences at 0.1 a second, cut
