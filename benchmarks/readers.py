@@ -6,13 +6,16 @@ Every reader must get every event once and in order. Meanwhile the connections t
 
 import argparse
 import asyncio
+import contextlib
 import json
+import multiprocessing
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx2
@@ -73,30 +76,59 @@ def main() -> int:
 
 async def read_along(url: str, redis_url: str, *, num_readers: int, num_tokens: int = NUM_TOKENS) -> Findings:
     """Ask `NUM_ANSWERS` questions, follow their answers with `num_readers` readers, and watch the service."""
-    found = Findings()
     limits = httpx2.Limits(max_connections=num_readers + 2 * NUM_ANSWERS + 4)
     async with httpx2.AsyncClient(base_url=url, timeout=120.0, limits=limits) as client:
         video_id = await upload(client, SAMPLE.read_bytes())
-        session = {"video_ids": [video_id]}
-        started = [_ask(client, await _open_session(client, session), num_tokens) for _ in range(NUM_ANSWERS)]
-        ids = [await answer_id for answer_id, _ in started]
-        start = time.perf_counter()
-        watching = [
-            asyncio.create_task(_repeat(lambda: _probe(client, found))),
-            asyncio.create_task(_repeat(lambda: _write(client, session, found))),
-            asyncio.create_task(_count_connections(redis_url, found)),
-        ]
-        events = await asyncio.gather(*(_follow(client, ids[number % NUM_ANSWERS]) for number in range(num_readers)))
-        found.seconds = time.perf_counter() - start
-        await asyncio.gather(*(asking for _, asking in started))
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
+        with _watching(url, redis_url, video_id) as found:
+            session = {"video_ids": [video_id]}
+            started = [_ask(client, await _open_session(client, session), num_tokens) for _ in range(NUM_ANSWERS)]
+            ids = [await answer_id for answer_id, _ in started]
+            start = time.perf_counter()
+            events = await asyncio.gather(*(_follow(client, ids[n % NUM_ANSWERS]) for n in range(num_readers)))
+            found.seconds = time.perf_counter() - start
+            await asyncio.gather(*(asking for _, asking in started))
         texts = [await _text(client, answer_id) for answer_id in ids]
     for number, followed in enumerate(events):
         found.num_events += len(followed)
         found.num_whole += _is_whole(followed, texts[number % NUM_ANSWERS])
     return found
+
+
+@contextlib.contextmanager
+def _watching(url: str, redis_url: str, video_id: str) -> Iterator[Findings]:
+    """Watch the service from a process of its own, which the readers' work does not delay."""
+    found = Findings()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    watcher = context.Process(target=_watch, args=(url, redis_url, video_id, theirs))
+    watcher.start()
+    try:
+        ours.recv()  # it has begun
+        yield found
+        ours.send("end")
+        seen: Findings = ours.recv()
+    finally:
+        watcher.kill()
+        watcher.join()
+    found.max_connections, found.num_unready = seen.max_connections, seen.num_unready
+    found.readyz_seconds, found.write_seconds = seen.readyz_seconds, seen.write_seconds
+
+
+def _watch(url: str, redis_url: str, video_id: str, parent: Connection) -> None:
+    found = Findings()
+    redis = Redis.from_url(redis_url)
+    with httpx2.Client(base_url=url, timeout=60.0) as client:
+        parent.send("begun")
+        while not parent.poll(_PROBE_INTERVAL):
+            start = time.perf_counter()
+            found.num_unready += client.get("/readyz").status_code != 200
+            found.readyz_seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            client.post("/v1/sessions", json={"video_ids": [video_id]}).raise_for_status()
+            found.write_seconds.append(time.perf_counter() - start)
+            connections = redis.info("clients")["connected_clients"] - 1  # without this one
+            found.max_connections = max(found.max_connections, connections)
+    parent.send(found)
 
 
 async def _open_session(client: httpx2.AsyncClient, session: dict[str, list[str]]) -> str:
@@ -151,36 +183,6 @@ def _is_whole(events: list[tuple[int, str, str]], text: str) -> bool:
         and events[-1][1] == "done"
         and "".join(delta for _, name, delta in events if name == "delta") == text
     )
-
-
-async def _repeat(work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await work()
-        await asyncio.sleep(_PROBE_INTERVAL)
-
-
-async def _probe(client: httpx2.AsyncClient, found: Findings) -> None:
-    start = time.perf_counter()
-    reply = await client.get("/readyz")
-    found.readyz_seconds.append(time.perf_counter() - start)
-    found.num_unready += reply.status_code != 200
-
-
-async def _write(client: httpx2.AsyncClient, session: dict[str, list[str]], found: Findings) -> None:
-    start = time.perf_counter()
-    await _open_session(client, session)
-    found.write_seconds.append(time.perf_counter() - start)
-
-
-async def _count_connections(redis_url: str, found: Findings) -> None:
-    redis = Redis.from_url(redis_url)
-    try:
-        while True:
-            info = await asyncio.to_thread(redis.info, "clients")
-            found.max_connections = max(found.max_connections, info["connected_clients"] - 1)
-            await asyncio.sleep(_PROBE_INTERVAL)
-    finally:
-        redis.close()
 
 
 def _milliseconds(seconds: float) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from service.answers.admission import Admission
 from service.answers.presence import Presence
@@ -71,8 +71,8 @@ class Answers:
         """Map each session that has an answer in progress to that answer's id."""
         return await self._answers.running(tenant)
 
-    async def follow(self, tenant: str, answer_id: str, *, after: int) -> AsyncGenerator[LogEvent, None]:
-        """Yield an answer's events with a number greater than `after`, to the last one.
+    async def follow(self, tenant: str, answer_id: str, *, after: int) -> AsyncGenerator[Sequence[LogEvent], None]:
+        """Yield an answer's events with a number greater than `after`, to the last one, in batches as they arrive.
 
         When this replica drains, the events can end without a last one; the reader goes on at another replica.
 
@@ -83,9 +83,9 @@ class Answers:
             async with self._answers.follow(tenant, answer_id, after=after) as log:
                 while True:
                     events = await log.next(timeout=_IDLE)
-                    for event in events:
-                        yield event
-                        if event.name in {"done", "error"}:
+                    if events:
+                        yield events
+                        if events[-1].name in {"done", "error"}:
                             return
                     if answer_id in self._runner:
                         continue
@@ -93,8 +93,8 @@ class Answers:
                         return
                     await self._mark_read(tenant, answer_id)
                     if not events and (await self.get(tenant, answer_id)).status != "in_progress":
-                        for event in await log.next(timeout=0):  # written since the last look
-                            yield event
+                        if events := await log.next(timeout=0):  # written since the last look
+                            yield events
                         return
 
     async def _mark_read(self, tenant: str, answer_id: str) -> None:

@@ -1,7 +1,7 @@
 """`/v1/sessions`: conversations about videos, and their questions."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -125,7 +125,7 @@ async def ask(
     return Message.of(record.message)
 
 
-async def _read_to_end(events: AsyncGenerator[LogEvent, None]) -> None:
+async def _read_to_end(events: AsyncGenerator[Sequence[LogEvent], None]) -> None:
     async with contextlib.aclosing(events):
         async for _ in events:
             pass

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ class Ingest:
             raise NotFound("frame_not_found", "There is no such frame (yet).", param="index")
         return picture
 
-    def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[LogEvent, None]:
+    def follow(self, tenant: str, video_id: str, *, after: int) -> AsyncGenerator[Sequence[LogEvent], None]:
         """Yield a video's progress events after number `after`, up to `ready` or `failed`."""
         return follow_progress(
             self._videos, tenant, video_id, after=after, read_record=lambda: self.get(tenant, video_id)

@@ -3,7 +3,7 @@
 A video's event log has `decode` and `encode` events with a fraction, and ends with `ready` or `failed`.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from service.errors import ServiceError, from_code
@@ -70,8 +70,8 @@ class ProgressReporter:
 
 async def follow_progress(
     videos: VideoStore, tenant: str, video_id: str, *, after: int, read_record: Callable[[], Awaitable[VideoRecord]]
-) -> AsyncGenerator[LogEvent, None]:
-    """Yield the events of a video's log after number `after`, up to `ready` or `failed`.
+) -> AsyncGenerator[Sequence[LogEvent], None]:
+    """Yield the events of a video's log after number `after`, up to `ready` or `failed`, in batches as they arrive.
 
     `read_record` returns the video's record. It is called before each wait, so that a preparation that a crash has
     interrupted is started again, and so that the end is known where the log has expired.
@@ -83,13 +83,13 @@ async def follow_progress(
         while True:
             record = await read_record()
             events = await log.next(timeout=_READ_TIMEOUT)
-            for event in events:
-                yield event
-                after = event.number
-                if event.name in _ENDINGS:
+            if events:
+                yield events
+                after = events[-1].number
+                if events[-1].name in _ENDINGS:
                     return
-            if not events and record.status in _ENDINGS:  # the log has expired, or its end was read before
-                yield _ending(record, number=after + 1)
+            elif record.status in _ENDINGS:  # the log has expired, or its end was read before
+                yield [_ending(record, number=after + 1)]
                 return
 
 

@@ -118,7 +118,8 @@ class Replica:
     async def read(self, answer_id: str, *, after: int = 0) -> list[LogEvent]:
         """All events to the end."""
         async with asyncio.timeout(20):
-            return [event async for event in self.answers.follow(TENANT, answer_id, after=after)]
+            batches = self.answers.follow(TENANT, answer_id, after=after)
+            return [event async for batch in batches for event in batch]
 
 
 @asynccontextmanager

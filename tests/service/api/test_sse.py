@@ -1,7 +1,7 @@
 """Events are sent as browsers read them, one by one, with keep-alive comments, and errors end the stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import orjson
 import pytest
@@ -23,7 +23,7 @@ async def connected() -> Message:
 
 
 FIRST, SECOND = LogEvent(1, "answer", {"id": "ans_1"}), LogEvent(2, "delta", {"text": "Hi\n\ndata: there\r"})
-Source = AsyncGenerator[LogEvent, None]
+Source = AsyncGenerator[Sequence[LogEvent], None]
 
 
 async def sent(
@@ -53,8 +53,7 @@ def test_an_event_arrives_as_it_was_sent_whatever_its_text(number: int, text: st
 
 async def test_a_stream_is_its_events_and_ends() -> None:
     async def events() -> Source:
-        for event in (FIRST, SECOND):
-            yield event
+        yield [FIRST, SECOND]
 
     assert await body(events()) == encode(FIRST) + encode(SECOND)
 
@@ -63,9 +62,9 @@ async def test_comments_are_sent_while_there_are_no_events(monkeypatch: pytest.M
     monkeypatch.setattr(sse, "_KEEP_ALIVE", 0.05)
 
     async def events() -> Source:
-        yield FIRST
+        yield [FIRST]
         await asyncio.sleep(0.5)
-        yield SECOND
+        yield [SECOND]
 
     wire = await body(events())
     assert wire.startswith(encode(FIRST) + b": keep-alive\n\n")
@@ -79,7 +78,7 @@ async def test_no_comment_is_sent_while_events_come(monkeypatch: pytest.MonkeyPa
 
     async def events() -> Source:
         for _ in range(10):
-            yield FIRST
+            yield [FIRST]
             await asyncio.sleep(0.05)
 
     assert b": keep-alive" not in await body(events())
@@ -106,7 +105,7 @@ async def test_streams_of_documents_are_kept_alive_too(monkeypatch: pytest.Monke
 )
 async def test_a_stream_that_fails_ends_with_an_error_event_without_internals(failure: Exception, code: str) -> None:
     async def events() -> Source:
-        yield FIRST
+        yield [FIRST]
         raise failure
 
     wire = await body(events())
@@ -124,7 +123,7 @@ async def test_the_generator_is_closed_as_soon_as_the_client_disconnects() -> No
     async def events() -> Source:
         nonlocal is_closed
         try:
-            yield FIRST
+            yield [FIRST]
             has_disconnected.set()
             await asyncio.sleep(60)
         finally:
@@ -149,7 +148,7 @@ async def test_the_generator_is_closed_when_the_client_disconnects_while_an_even
         nonlocal is_closed
         try:
             while True:
-                yield FIRST
+                yield [FIRST]
         finally:
             is_closed = True
 
@@ -169,7 +168,7 @@ async def test_the_generator_is_closed_when_the_client_disconnects_while_an_even
 
 async def test_the_headers_stop_proxies_from_buffering_and_caching() -> None:
     async def events() -> Source:
-        yield FIRST
+        yield [FIRST]
 
     response = event_stream(events())
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"

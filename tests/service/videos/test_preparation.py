@@ -184,8 +184,8 @@ async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expire
         return current
 
     async def followed(after: int) -> list[LogEvent]:
-        events = follow_progress(videos, TENANT, record.id, after=after, read_record=read_record)
-        return [event async for event in events]
+        batches = follow_progress(videos, TENANT, record.id, after=after, read_record=read_record)
+        return [event async for batch in batches for event in batch]
 
     replica.stores.follower.start()
     following = asyncio.create_task(followed(0))
