@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
 
 from fastapi import FastAPI
 
@@ -19,14 +18,13 @@ from service.api.errors import ReplyToCancelled, documented, install_error_handl
 from service.api.request_log import ObserveRequests
 from service.api.size_limits import LimitBodies
 from service.api.tus import TusProtocol
-from service.decoding.decoder import build_decoder
+from service.decoding.decoder import run_decoder
 from service.drain import Drain
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.stores import open_stores
-from service.videos.build import build_videos
-from service.workers.pool import Pool
-from service.workers.protocol import WorkerConfig
+from service.videos.build import run_videos
+from service.workers.build import run_pool
 
 _FOR_TENANTS = (videos, sessions, answers, chat_completions, files, uploads)
 _FOR_ALL = (health, page)
@@ -81,24 +79,11 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     async with contextlib.AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings, redis_url=redis_url, metrics=metrics))
         admission = Admission(settings, metrics)
-        pool = Pool(
-            _worker_configs(settings),
-            encode_timeout=settings.encode_timeout,
-            worker_timeout=settings.worker_timeout,
-            metrics=metrics,
+        pool = await stack.enter_async_context(run_pool(settings, metrics=metrics))
+        decoder = await stack.enter_async_context(run_decoder(settings, metrics=metrics))
+        video_parts = await stack.enter_async_context(
+            run_videos(settings, stores, pool=pool, decoder=decoder, metrics=metrics, check_open=admission.check_open)
         )
-        stack.push_async_callback(pool.close)
-        pool.start()
-        decoder = build_decoder(settings)
-        stack.push_async_callback(decoder.close)
-        await decoder.start()
-        for layer, holds in asdict(decoder.sandbox).items():
-            metrics.decode_sandbox.labels(layer).set(holds)
-        video_parts = build_videos(
-            settings, stores, pool=pool, decoder=decoder, metrics=metrics, check_open=admission.check_open
-        )
-        stack.push_async_callback(video_parts.close)
-        video_parts.start()
         stack.callback(pool.retire)  # workers that end from here on are not started again
         answers = await stack.enter_async_context(
             run_answers(
@@ -135,24 +120,3 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             redis=stores.redis,
             metrics=metrics,
         )
-
-
-def _worker_configs(settings: Settings) -> tuple[WorkerConfig, ...]:
-    workers = settings.worker_specs
-    config = WorkerConfig(
-        name=settings.model,
-        family=settings.family,
-        checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
-        workers=workers,
-        number=0,
-        dtype=settings.dtype,
-        quantization=settings.quantize,
-        threads=settings.threads_per_worker,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        cuda_graphs=settings.cuda_graphs,
-        max_num_batched_frames=settings.max_num_batched_frames,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-    )
-    return tuple(replace(config, number=number) for number in range(len(workers)))

@@ -157,8 +157,8 @@ def codes_of_the_code_base() -> set[tuple[str, type[ServiceError] | None]]:
     found |= {(code, None) for code in (*FRAMEWORK_CODES.values(), "http_error")}
     found |= {(code, None) for _, code in _BALANCER_ERROR.findall((ROOT / "docker/nginx.conf").read_text())}
     raised: set[tuple[str, type[ServiceError] | None]] = set(found)
-    for room in ("model", "service"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("model", "service"):
+        for path in (ROOT / package).rglob("*.py"):
             raised |= set(codes_in(path))
     return raised
 

@@ -5,9 +5,10 @@ wall time and the length of replies. However a decode ends, the child's process 
 """
 
 import asyncio
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.decoding.child_process import ChildProcess, DecodeEvent
 from service.decoding.children import Children, NoChild
 from service.decoding.protocol import DecodeProgress, DecodeRequest, ProtocolViolation, Sampled
 from service.decoding.sandbox import Sandbox, SandboxUnavailable, probe_sandbox
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -234,9 +236,10 @@ def _unavailable(message: str) -> DecodeFailed:
     return DecodeFailed("decode_unavailable", message)
 
 
-def build_decoder(settings: Settings) -> Decoder:
-    """The decoder of a replica; it must be started and closed."""
-    return Decoder(
+@contextlib.asynccontextmanager
+async def run_decoder(settings: Settings, *, metrics: Metrics) -> AsyncIterator[Decoder]:
+    """Run the decoder of a replica, and show which layers of its sandbox hold on this machine."""
+    decoder = Decoder(
         VideoLimits(
             max_side=settings.max_video_side,
             max_pixels=settings.max_video_pixels,
@@ -247,3 +250,10 @@ def build_decoder(settings: Settings) -> Decoder:
         concurrency=settings.decode_concurrency,
         sandbox_required=settings.decode_sandbox == "required",
     )
+    try:
+        await decoder.start()
+        for layer, holds in asdict(decoder.sandbox).items():
+            metrics.decode_sandbox.labels(layer).set(holds)
+        yield decoder
+    finally:
+        await decoder.close()

@@ -40,13 +40,6 @@ class FeatureCache:
         self._metrics.feature_cache_hits.inc()
         return packed
 
-    async def exists(self, key: str) -> bool:
-        """Whether `key` has a value; it is not checked, and the query is not counted."""
-        try:
-            return bool(await self._redis.exists(key))
-        except Unavailable:
-            return False
-
     async def existing(self, features_keys: Sequence[str]) -> set[str]:
         """Return those keys that have a value, in one round trip; the values are not checked or counted."""
         try:

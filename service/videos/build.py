@@ -1,6 +1,7 @@
-"""Builds the parts that receive, prepare and retain the videos of a replica."""
+"""Builds the parts that receive, prepare and retain the videos of a replica, starts them, and stops them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from service.decoding.decoder import Decoder
@@ -23,19 +24,10 @@ class Videos:
     ingest: Ingest
     resumable: Resumable
     preparation: Preparation
-    retention: Retention
-
-    def start(self) -> None:
-        """Start the background work."""
-        self.retention.start()
-
-    async def close(self) -> None:
-        """Stop the background work and cancel the preparation of videos."""
-        await self.retention.close()
-        await self.preparation.close()
 
 
-def build_videos(
+@contextlib.asynccontextmanager
+async def run_videos(
     settings: Settings,
     stores: Stores,
     *,
@@ -43,8 +35,8 @@ def build_videos(
     decoder: Decoder,
     metrics: Metrics,
     check_open: Callable[[], None],
-) -> Videos:
-    """Build the parts. The caller starts and closes them, and closes them before the pool and the decoder.
+) -> AsyncIterator[Videos]:
+    """Run the parts. At the end, background work stops and the preparation of videos is cancelled.
 
     `check_open` raises an `Unavailable` when the replica accepts no new work.
     """
@@ -59,9 +51,14 @@ def build_videos(
         metrics=metrics,
         check_open=check_open,
     )
-    return Videos(
-        ingest=ingest,
-        resumable=Resumable(settings, stores, ingest=ingest, quota=quota),
-        preparation=preparation,
-        retention=Retention(settings, stores, metrics=metrics),
-    )
+    retention = Retention(settings, stores, metrics=metrics)
+    retention.start()
+    try:
+        yield Videos(
+            ingest=ingest,
+            resumable=Resumable(settings, stores, ingest=ingest, quota=quota),
+            preparation=preparation,
+        )
+    finally:
+        await retention.close()
+        await preparation.close()

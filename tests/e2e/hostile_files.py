@@ -289,7 +289,7 @@ def main() -> int:
             findings = try_all(service, iter(files))
         try:
             listener.accept()
-            findings.breaches.append("a file made the service call somebody")
+            findings.breaches.append("a file made the service open a connection")
         except TimeoutError:
             pass
     for kind, outcomes in findings.outcomes.items():

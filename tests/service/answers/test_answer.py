@@ -153,7 +153,7 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     first.add_output(delta("", 1), Metrics())
     first.add_output(delta("A r", 2), Metrics())
     first.add_output(delta("ed", 3), Metrics())
-    first.add_output(delta("", 4), Metrics())  # its text is held back: whoever goes on makes it again
+    first.add_output(delta("", 4), Metrics())  # its text is held back, so the next owner generates it again
     log = taken(first).events
     assert [event.token_ids for event in log] == [(1, 2), (3,)]
 
@@ -170,4 +170,6 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert write.ending.turn[1].content == "A red sq"
     assert write.ending.turn[1].usage is not None
     assert write.ending.turn[1].usage.completion_tokens == 5
-    assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, "it was measured by nobody who answers"
+    assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, (
+        "its owner is gone"
+    )

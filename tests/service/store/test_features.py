@@ -59,7 +59,7 @@ async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: Sto
     await redis.expire(KEY, 5)
     assert await cache.get(KEY, shape=SHAPE) == PACKED
     assert await redis.ttl(KEY) > 90, "a hit renews the time to live"
-    assert await cache.exists(KEY)
+    assert await cache.existing([KEY]) == {KEY}
     assert counts(metrics) == {"queries": 1, "hits": 1}
 
 
@@ -67,7 +67,7 @@ async def test_a_missing_value_is_a_counted_miss(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     assert await cache.get(KEY, shape=SHAPE) is None
-    assert not await cache.exists(KEY)
+    assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1}
 
 
@@ -119,7 +119,7 @@ async def test_of_a_thousand_damaged_values_none_is_taken_for_features(redis: St
         await redis.set(KEY, damaged(BLOB, rng))
         assert await cache.get(KEY, shape=SHAPE) is None
         assert counts(metrics) == {"queries": number, "corrupt": number}
-        assert not await cache.exists(KEY)
+        assert await cache.existing([KEY]) == set()
     await cache.put(KEY, PACKED)
     assert await cache.get(KEY, shape=SHAPE) == PACKED
 
@@ -137,6 +137,6 @@ async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(abse
     cache = FeatureCache(absent_redis, ttl=100, metrics=metrics)
     await cache.put(KEY, PACKED)
     assert await cache.get(KEY, shape=SHAPE) is None
-    assert not await cache.exists(KEY)
+    assert await cache.existing([KEY]) == set()
     assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1, "errors": 2}
