@@ -49,33 +49,40 @@ class Acceptance:
             raise NotFound("model_not_found", f"This server serves the model {info.name!r}.", param="model")
         return info
 
-    async def check(
-        self,
-        tenant: str,
-        question: Question,
-        *,
-        model: str | None,
-        videos: Sequence[VideoRecord],
-        frames: FrameRequest,
-        turns: tuple[Turn, ...],
-        system: str,
-        place: Place,
-        deadline: float | None,
-    ) -> Accepted:
-        """Check everything that can refuse a question, and reserve room for its tokens in the queue.
+    async def check_fields(self, question: Question, *, model: str | None) -> Accepted:
+        """Check the model's name and the sampling fields, before any work on videos.
 
         Raises:
-            ServiceError: the refusal; no work has begun.
+            ServiceError: an unknown model, no model yet, or sampling fields that are out of bounds or exclude each
+                other.
         """
         info = await self.model(model)
-        params = sampling_params(question.sampling, default=info.default_sampling)
+        return Accepted(model=info, params=sampling_params(question.sampling, default=info.default_sampling))
+
+    async def check_videos(self, tenant: str, videos: Sequence[VideoRecord], frames: FrameRequest) -> None:
+        """Refuse videos that cannot be used or must be uploaded again.
+
+        Raises:
+            ServiceError: the refusal.
+        """
         for video in videos:
             check_usable(video)
         await self._preparation.check_available(tenant, videos, frames)
-        longest = _longest_prompt(videos, turns, system=system, num_frames=frames.count, info=info)
-        num_tokens = await self._count_tokens(longest, deadline=deadline)
+
+    async def check_prompt(
+        self,
+        conversation: Conversation,
+        *,
+        place: Place,
+        deadline: float | None,
+    ) -> None:
+        """Let a worker count the tokens of a prompt, and reserve room for them in the queue.
+
+        Raises:
+            ServiceError: the prompt is too long for the model or for the queue, or no worker counts it in time.
+        """
+        num_tokens = await self._count_tokens(conversation, deadline=deadline)
         self._admission.reserve_tokens(place, num_tokens=num_tokens)
-        return Accepted(model=info, params=params)
 
     async def _count_tokens(self, conversation: Conversation, *, deadline: float | None) -> int:
         """Let a worker count the prompt's tokens; it refuses a prompt that the model cannot take."""
@@ -88,7 +95,7 @@ class Acceptance:
             raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
 
 
-def _longest_prompt(
+def longest_prompt(
     videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, num_frames: int | None, info: ModelInfo
 ) -> Conversation:
     """A conversation whose prompt is as long as one about these videos can be, whichever frames are sampled.

@@ -61,10 +61,9 @@ class Answers:
         """
         record = await self.get(tenant, answer_id)
         if record.status == "in_progress":
-            if answer_id in self._runner:
-                self._runner.cancel(answer_id)
-            else:
-                await self._answers.request_cancel(tenant, answer_id)  # its owner reads the mark when it next writes
+            is_cancelled = self._runner.cancel(answer_id)
+            if not is_cancelled:
+                await self._answers.request_cancel(tenant, answer_id)  # its owner sees this when it next writes
         return record
 
     async def running(self, tenant: str) -> dict[str, str]:
@@ -93,12 +92,16 @@ class Answers:
                         return
                     await self._mark_read(tenant, answer_id)
                     if not events and (await self.get(tenant, answer_id)).status != "in_progress":
-                        if events := await log.next(timeout=0):  # written since the last look
-                            yield events
-                        return
+                        break
+                if events := await log.next(timeout=0):  # delivered since
+                    yield events
+            # The answer has ended, but the shared reading may not have delivered its last events yet.
+            while events := await self._answers.read(tenant, answer_id, after=log.last_number):
+                yield events
+                log.last_number = events[-1].number
 
     async def _mark_read(self, tenant: str, answer_id: str) -> None:
-        """Tell the answer's owner, another replica, that it has a reader here; once for all readers, now and then."""
+        """Tell the answer's owner, another replica, that it has readers here, at most once in `_IDLE` seconds."""
         now = time.monotonic()
         if self._marked_at.get(answer_id, -_IDLE) > now - _IDLE:
             return

@@ -13,12 +13,12 @@ from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance, Accepted
+from service.answers.acceptance import Acceptance, Accepted, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.generation import Generation, deadline_exceeded, failure_of
 from service.answers.inputs import VideoInputs, prepare_videos
-from service.errors import InternalError, InvalidRequest, ServiceError
+from service.errors import Fault, InternalError, InvalidRequest, ServiceError, fault_of
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -160,7 +160,7 @@ class Completions:
     async def _accept(
         self, caller: Caller, request: CompletionRequest, place: Place, *, deadline: float
     ) -> tuple[list[VideoRecord], Accepted]:
-        await self._acceptance.model(request.model)
+        accepted = await self._acceptance.check_fields(request.question, model=request.model)
         turns = _turns(request)
         if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
             raise InvalidRequest(
@@ -176,18 +176,10 @@ class Completions:
             )
         found = {record.id: record for record in [await self._video(caller, source) for source in request.videos]}
         videos = list(found.values())
+        await self._acceptance.check_videos(caller.tenant, videos, DEFAULT_FRAMES)
+        prompt = longest_prompt(videos, turns, system=request.system, num_frames=None, info=accepted.model)
         with _naming("messages"):
-            accepted = await self._acceptance.check(
-                caller.tenant,
-                request.question,
-                model=request.model,
-                videos=videos,
-                frames=DEFAULT_FRAMES,
-                turns=turns,
-                system=request.system,
-                place=place,
-                deadline=deadline,
-            )
+            await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
         return videos, accepted
 
     async def _video(self, caller: Caller, source: VideoSource) -> VideoRecord:
@@ -286,5 +278,5 @@ def _naming(param: str) -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        error.param = param if error.status < 500 else error.param
+        error.param = param if fault_of(error.code) is Fault.CLIENT else error.param
         raise

@@ -7,7 +7,7 @@ from structlog.contextvars import bind_contextvars
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance
+from service.answers.acceptance import Acceptance, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.answer import RunningAnswer
 from service.answers.generation import Generation
@@ -91,20 +91,17 @@ class Questions:
         conversation = await self._sessions.conversation(tenant, session_id)
         if conversation is None:
             raise session_not_found()
-        session, history = conversation
+        session, history, running_id = conversation
+        if running_id is not None:
+            raise _in_progress() if running_id == answer_id else _busy()
         videos = await known_videos(self._videos, tenant, session.video_ids)
         turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-        accepted = await self._acceptance.check(
-            tenant,
-            question,
-            model=None,
-            videos=videos,
-            frames=session.frames,
-            turns=turns,
-            system=session.system,
-            place=place,
-            deadline=deadline,
+        accepted = await self._acceptance.check_fields(question, model=None)
+        await self._acceptance.check_videos(tenant, videos, session.frames)
+        prompt = longest_prompt(
+            videos, turns, system=session.system, num_frames=session.frames.count, info=accepted.model
         )
+        await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
         record = AnswerRecord(
             id=answer_id,
             session_id=session_id,
@@ -144,10 +141,14 @@ def _refusal(outcome: CreateOutcome) -> ServiceError | None:
         case CreateOutcome.GONE:
             return session_not_found()
         case CreateOutcome.DUPLICATE:
-            return Conflict(
-                "request_in_progress", "A request with this idempotency key is still being checked.", retry_after=1
-            )
-        case CreateOutcome.BUSY:
-            return Conflict("session_busy", "This session's last question is still being answered.")
-        case CreateOutcome.CHANGED:
-            return Conflict("session_busy", "This session went on while the question was checked.")
+            return _in_progress()
+        case CreateOutcome.BUSY | CreateOutcome.CHANGED:
+            return _busy()
+
+
+def _in_progress() -> Conflict:
+    return Conflict("request_in_progress", "A request with this idempotency key is still being checked.", retry_after=1)
+
+
+def _busy() -> Conflict:
+    return Conflict("session_busy", "This session's last question is still being answered.")

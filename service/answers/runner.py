@@ -95,10 +95,13 @@ class AnswerRunner:
             on_abandoned=functools.partial(self._abandon, answer),
         )
 
-    def cancel(self, answer_id: str) -> None:
-        """Stop an answer that runs here; its text so far is kept."""
-        if answer_id in self._running:
-            self._cancel(self._running[answer_id])
+    def cancel(self, answer_id: str) -> bool:
+        """Stop an answer that runs here; its text so far is kept. False if this replica does not own it any more."""
+        answer = self._running.get(answer_id)
+        if answer is None or answer.is_handed_over:
+            return False
+        self._cancel(answer)
+        return True
 
     def forget(self, answer_id: str) -> None:
         """Stop an answer that was erased. Nothing happens if it does not run here."""
@@ -182,7 +185,7 @@ class AnswerRunner:
     # -- what the store says
 
     async def _apply(self, answer: RunningAnswer, verdict: OwnerVerdict) -> None:
-        """Apply the store's verdict on an answer of ours."""
+        """Apply the store's verdict on an answer of this replica."""
         if verdict is OwnerVerdict.LOG_TRUNCATED:  # the store lost the end of the log: generate it again from there
             _log.warning("answer_log_broken", **answer.ids)
             with contextlib.suppress(ServiceError):

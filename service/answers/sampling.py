@@ -48,7 +48,7 @@ class SamplingFields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     temperature: Annotated[float, _number("temperature")] | None = None
-    top_p: Annotated[float, Field(gt=0, le=BOUNDS["top_p"][1], allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, _number("top_p")] | None = None
     top_k: Annotated[int, _integer("top_k"), WHOLE] | None = Field(default=None, description="0 is off.")
     min_p: Annotated[float, _number("min_p")] | None = Field(default=None, description="0 is off.")
     repetition_penalty: Annotated[float, _number("repetition_penalty")] | None = Field(

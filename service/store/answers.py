@@ -71,8 +71,10 @@ class AnswerWrite:
 class AnswerStore:
     """The answers of all tenants."""
 
-    def __init__(self, redis: StoreClient, follower: LogFollower) -> None:
+    def __init__(self, redis: StoreClient, follower: LogFollower, *, owners: StoreClient | None = None) -> None:
+        """`owners` has connections of its own for what owners write, which readers must not delay; default: `redis`."""
         self._redis = redis
+        self._owners = owners or redis
         self._follower = follower
         self._log = EventLog(redis)
 
@@ -126,7 +128,7 @@ class AnswerStore:
 
         May be repeated after an error, because the writer chooses the numbers of events and messages.
         """
-        async with self._redis.pipeline(transaction=False) as pipeline:
+        async with self._owners.pipeline(transaction=False) as pipeline:
             for write in writes:
                 names = (
                     keys.answer(write.tenant, write.answer_id),
@@ -169,7 +171,7 @@ class AnswerStore:
         )
         return OwnerVerdict(
             int(
-                await self._redis.eval(
+                await self._owners.eval(
                     answer_scripts.RENEW, len(names), *names, owner, str(_milliseconds(lease_seconds))
                 )
             )
@@ -178,7 +180,7 @@ class AnswerStore:
     async def release(self, tenant: str, answer_id: str, owner: str) -> None:
         """End an owner's lease, so that another replica can take the answer at once."""
         names = keys.answer_owner(tenant, answer_id), keys.answer_lease(tenant, answer_id)
-        await self._redis.eval(answer_scripts.RELEASE, len(names), *names, owner)
+        await self._owners.eval(answer_scripts.RELEASE, len(names), *names, owner)
 
     async def is_owned(self, tenant: str, answer_id: str) -> bool:
         """Whether a replica holds the lease of the answer."""

@@ -43,13 +43,22 @@ class SessionStore:
         """All messages, oldest first."""
         return _in_order(await self._redis.hgetall(keys.messages(tenant, session_id)))
 
-    async def conversation(self, tenant: str, session_id: str) -> tuple[SessionRecord, list[MessageRecord]] | None:
-        """A session's record and all its messages, oldest first, in one round trip; None if there is no session."""
+    async def conversation(
+        self, tenant: str, session_id: str
+    ) -> tuple[SessionRecord, list[MessageRecord], str | None] | None:
+        """A session's record, all its messages, oldest first, and the id of its answer in progress, in one round trip.
+
+        None if there is no session.
+        """
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.get(keys.session(tenant, session_id))
             pipeline.hgetall(keys.messages(tenant, session_id))
-            document, numbered = await pipeline.execute()
-        return (SessionRecord.model_validate_json(document), _in_order(numbered)) if document else None
+            pipeline.get(keys.session_lease(tenant, session_id))
+            document, numbered, running_id = await pipeline.execute()
+        if not document:
+            return None
+        running = text(running_id) if running_id else None
+        return SessionRecord.model_validate_json(document), _in_order(numbered), running
 
     async def erase(self, tenant: str, record: SessionRecord) -> bool:
         """Erase a session with its messages and answers; false if it did not exist."""

@@ -19,6 +19,9 @@ from service.store.sessions import SessionStore
 from service.store.uploads import UploadStore
 from service.store.videos import VideoStore
 
+_OWNER_CONNECTIONS = 2
+"""One for the writes of all running answers, which share round trips, and one for their leases."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stores:
@@ -50,21 +53,31 @@ async def open_stores(settings: Settings, *, redis_url: str, metrics: Metrics) -
             url = settings.cache_redis_url.get_secret_value()
             cache = connect(url, max_connections=settings.redis_max_connections)
             stack.push_async_callback(cache.aclose)
-        stores = build_stores(settings, redis, metrics, cache=cache)
+        owners = connect(redis_url, max_connections=_OWNER_CONNECTIONS)
+        stack.push_async_callback(owners.aclose)
+        stores = build_stores(settings, redis, metrics, cache=cache, owners=owners)
         stack.push_async_callback(stores.follower.close)
         stores.follower.start()
         yield stores
 
 
 def build_stores(
-    settings: Settings, redis: StoreClient, metrics: Metrics, *, cache: StoreClient | None = None
+    settings: Settings,
+    redis: StoreClient,
+    metrics: Metrics,
+    *,
+    cache: StoreClient | None = None,
+    owners: StoreClient | None = None,
 ) -> Stores:
-    """Build the stores on `redis`, with the features on `cache` if there is one, and create the media directory."""
+    """Build the stores on `redis`, and create the media directory.
+
+    `cache` is for the features, and `owners` for what the owners of answers write; both are `redis` by default.
+    """
     media, partial_files = _open_files(settings)
     follower = LogFollower(redis)
     return Stores(
         redis=redis,
-        answers=AnswerStore(redis, follower),
+        answers=AnswerStore(redis, follower, owners=owners),
         api_keys=ApiKeyStore(redis),
         features=FeatureCache(cache or redis, ttl=settings.feature_ttl, metrics=metrics),
         idempotency=IdempotencyStore(redis, ttl=settings.idempotency_ttl),

@@ -150,7 +150,7 @@ class Resumable:
         try:
             await self._ingest.prepare(tenant, video)
         except ServiceError as error:
-            if error.status >= 500 or is_service_failure(error.code):
+            if is_service_failure(error.code):
                 return record  # the bytes are stored, and the video's status has the error
             problem = Problem(code=error.code, message=error.message)
             await self._uploads.update(tenant, record.model_copy(update={"video_id": None, "error": problem}))

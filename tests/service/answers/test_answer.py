@@ -170,6 +170,4 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert write.ending.turn[1].content == "A red sq"
     assert write.ending.turn[1].usage is not None
     assert write.ending.turn[1].usage.completion_tokens == 5
-    assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, (
-        "its owner is gone"
-    )
+    assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, "its owner is gone"

@@ -198,6 +198,31 @@ async def test_a_reader_at_another_replica_counts_while_events_come_without_a_pa
         assert await other.status(answer.id) == "completed"
 
 
+async def test_a_reader_gets_the_last_events_though_the_shared_reading_has_not_delivered_them(
+    redis: StoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(redis) as owner, replica(redis, ready=False) as other:
+        answer, job = await owner.begin(redis)
+        async with aclosing(other.answers.follow(TENANT, answer.id, after=0)) as batches:
+            assert names(list(await anext(batches))) == ["answer"]
+            monkeypatch.setattr(other.follower._shared, "deliver", lambda *_, **__: None)  # it is slow, or reconnecting
+            owner.jobs.say(job, "A red", 1)
+            owner.jobs.say(job, " square.", 2, finish_reason="stop")
+            async with asyncio.timeout(20):
+                rest = [event async for batch in batches for event in batch]
+        assert [event.number for event in rest] == [2, 3, 4]
+        assert names(rest) == ["delta", "delta", "done"]
+
+
+async def test_a_cancel_during_the_hand_over_reaches_the_next_owner(redis: StoreClient) -> None:
+    async with replica(redis) as here:
+        answer, _ = await here.begin(redis)
+        answer.is_handed_over = True  # as `hand_over` sets it before it writes what is left
+        await here.answers.cancel(TENANT, answer.id)
+        verdict = await here.store.renew(TENANT, answer.id, answer.owner, lease_seconds=60)
+        assert verdict is OwnerVerdict.CANCEL_REQUESTED
+
+
 # -- take-over
 
 

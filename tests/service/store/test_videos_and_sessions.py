@@ -81,14 +81,14 @@ async def test_a_conversation_is_a_session_with_its_messages_in_order(redis: Sto
     sessions, session = SessionStore(redis), session_record(VIDEO.id)
     assert await sessions.conversation(TENANT, session.id) is None
     await sessions.create(TENANT, session)
-    assert await sessions.conversation(TENANT, session.id) == (session, [])
+    assert await sessions.conversation(TENANT, session.id) == (session, [], None)
     said = [
         MessageRecord(id=f"msg_{number}", role="user", content="…", created_at=0.0, answer_id="ans_1")
         for number in range(12)
     ]
     for number, message in enumerate(said):
         await redis.hset(keys.messages(TENANT, session.id), str(number), message.model_dump_json())
-    assert await sessions.conversation(TENANT, session.id) == (session, said)
+    assert await sessions.conversation(TENANT, session.id) == (session, said, None)
     assert await sessions.messages(TENANT, session.id) == said
 
 
