@@ -1,4 +1,4 @@
-"""What an API key is described by: scopes, tenant names, priorities. Has no imports, so that commands start fast."""
+"""The properties of an API key: scopes, tenant names, priorities. Has no imports, so that commands start fast."""
 
 import re
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""What is asked for with a chat completion: videos, wherever they are, and a conversation about them."""
+"""A chat completion as requested: a conversation, and the videos that it names, contains or links to."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from service.answers.question import Question
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadedVideo:
-    """A video named by its id; `param` is the field that says so."""
+    """A video named by its id; `param` is the request's field that names it."""
 
     video_id: str
     param: str
@@ -26,7 +26,7 @@ class InlineVideo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteVideo:
-    """A video that lies at an https URL."""
+    """A video at an https URL."""
 
     url: str
     param: str

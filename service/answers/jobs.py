@@ -1,4 +1,4 @@
-"""What answers need of the pool of workers: to start a job, to stop it, and to know whether one could run."""
+"""The part of the worker pool that answers use: start a job, abort it, and tell whether one can run."""
 
 from collections.abc import Callable
 from typing import Protocol

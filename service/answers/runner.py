@@ -154,7 +154,7 @@ class AnswerRunner:
             self.fail(answer, InternalError("internal_error", "Something went wrong on our side."))
 
     async def _prepare_videos(self, answer: RunningAnswer) -> VideoInputs:
-        """Prepare the videos, again while the store is away."""
+        """Prepare the videos; try again while the store cannot be reached."""
 
         def on_progress(progress: PreparationProgress) -> None:
             answer.add_progress(progress.video_id, progress.stage, progress.fraction)

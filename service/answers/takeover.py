@@ -23,8 +23,8 @@ from service.store.videos import VideoStore
 
 _log = structlog.get_logger(__name__)
 
-_MAX_BARREN_OWNERS = 10
-"""Owners that may die in a row without a token gained. After that the answer is taken to be the cause."""
+_MAX_DEATHS = 10
+"""Owners in a row that may die without adding a token. After that the answer is assumed to kill them and fails."""
 
 
 class Takeover:
@@ -68,10 +68,10 @@ class Takeover:
 
     async def ensure_owned(self, tenant: str, answer_id: str) -> None:
         """Take over an answer in progress if no replica owns it."""
-        if self._is_able(answer_id) and not await self._answers.is_owned(tenant, answer_id):
+        if self._can_take_over(answer_id) and not await self._answers.is_owned(tenant, answer_id):
             await self._take_over(tenant, answer_id)
 
-    def _is_able(self, answer_id: str) -> bool:
+    def _can_take_over(self, answer_id: str) -> bool:
         return answer_id not in self._runner and not self._is_stopped and self._jobs.ready
 
     async def _sweep(self) -> None:
@@ -81,14 +81,14 @@ class Takeover:
                 continue
             with contextlib.suppress(ServiceError):
                 for tenant, answer_id in await self._answers.orphans():
-                    if self._is_able(answer_id):  # what this replica is still writing is no orphan
+                    if self._can_take_over(answer_id):  # not what this replica is still writing
                         await self._take_over(tenant, answer_id)
 
     async def _take_over(self, tenant: str, answer_id: str) -> None:
         """Become the owner and continue, unless another replica was quicker or the answer is over."""
         owner = new_id("own")
-        num_barren = await self._answers.take(tenant, answer_id, owner, lease_seconds=self._lease_seconds)
-        if num_barren is None:
+        num_deaths = await self._answers.take(tenant, answer_id, owner, lease_seconds=self._lease_seconds)
+        if num_deaths is None:
             return
         record = await self._answers.get(tenant, answer_id)
         session = None if record is None else await self._sessions.get(tenant, record.session_id)
@@ -101,12 +101,12 @@ class Takeover:
             answer_id=answer_id,
             tenant=tenant,
             num_tokens=len(answer.resumed_token_ids),
-            num_barren=num_barren,
+            num_deaths=num_deaths,
         )
         self._runner.begin(answer)
-        obstacle = _obstacle(num_barren, session.video_ids, answer.videos)
-        if obstacle is not None:
-            self._runner.fail(answer, obstacle)
+        failure = _failure(num_deaths, session.video_ids, answer.videos)
+        if failure is not None:
+            self._runner.fail(answer, failure)
 
     async def _rebuild(self, tenant: str, owner: str, record: AnswerRecord, session: SessionRecord) -> RunningAnswer:
         history = await self._sessions.messages(tenant, session.id)
@@ -126,10 +126,10 @@ class Takeover:
         return answer
 
 
-def _obstacle(num_barren: int, video_ids: tuple[str, ...], videos: tuple[VideoRecord, ...]) -> ServiceError | None:
-    """What keeps the answer from going on, if anything does."""
+def _failure(num_deaths: int, video_ids: tuple[str, ...], videos: tuple[VideoRecord, ...]) -> ServiceError | None:
+    """The error that ends the answer at once; None if it can continue."""
     if len(videos) < len(video_ids):
         return NotFound("video_not_found", "A video of this session was erased.", param="video_ids")
-    if num_barren > _MAX_BARREN_OWNERS:
+    if num_deaths > _MAX_DEATHS:
         return InternalError("answer_lost", "Every replica that generated this answer died; ask another question.")
     return None

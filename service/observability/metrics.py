@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import platform
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from service.workers.protocol import ModelInfo, StepDone
+if TYPE_CHECKING:
+    from service.workers.protocol import ModelInfo, StepDone
+
 
 _TTFT = (
     0.001,
@@ -203,7 +206,7 @@ class Metrics:
         if num_tokens > 1 and decode_seconds:  # beam search emits all tokens together, in 0 seconds
             self.request_time_per_output_token.observe(decode_seconds / (num_tokens - 1))
 
-    def show_model(self, info: ModelInfo) -> None:
+    def show_model(self, info: "ModelInfo") -> None:
         """Publish the loaded model."""
         self.model_info.labels(info.name, info.family, info.dtype, info.quantization or "none").set(1)
 
@@ -212,7 +215,7 @@ class Metrics:
         self.worker_resident_memory.labels(str(worker)).set(resident_bytes)
         self.worker_device_memory.labels(str(worker)).set(device_bytes)
 
-    def show_step(self, worker: int, step: StepDone, *, before: StepDone) -> None:
+    def show_step(self, worker: int, step: "StepDone", *, before: "StepDone") -> None:
         """Publish the state of a worker's engine after a step; `before` is the previous step."""
         label = str(worker)
         self.num_requests_running.labels(label).set(step.num_running)

@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FeatureCache:
-    """Reads and writes features. Fails open: while the store is away, a look-up is a miss and a write is dropped."""
+    """Reads and writes features. Fails open: while the store cannot be reached, look-ups miss and writes are dropped."""
 
     def __init__(self, redis: StoreClient, *, ttl: int, metrics: Metrics) -> None:
         self._redis = redis
@@ -62,7 +62,7 @@ class FeatureCache:
         """Erase features.
 
         Raises:
-            Unavailable: the store is away, and the features may still exist.
+            Unavailable: the store cannot be reached, and the features may still exist.
         """
         if features_keys:
             await self._redis.delete(*features_keys)

@@ -70,7 +70,7 @@ class LogFollower:
         """Read one page for a log that is not attached; if there is nothing left to read, attach it.
 
         Raises:
-            Unavailable: the store is away.
+            Unavailable: the store cannot be reached.
         """
         if not followed.has_caught_up or self._shared.position(followed.key) - followed.last_number > PAGE_SIZE:
             page = await self._log.read(followed.key, after=followed.last_number)
@@ -106,7 +106,7 @@ class LogFollower:
         while True:
             await self._shared.is_followed.wait()
             positions = self._shared.positions()
-            self._blocked_client = client_id  # no `await` since `positions`: who attaches from here on unblocks
+            self._blocked_client = client_id  # no `await` since `positions`: a later follower unblocks this XREAD
             try:
                 reply: Any = await client.xread(
                     {key: f"{position}-0" for key, position in positions.items()},
@@ -124,7 +124,7 @@ class LogFollower:
             await asyncio.sleep(_PAUSE_PER_LOG * len(positions))
 
     async def _unblock(self) -> None:
-        """End the XREAD under way when it lacks a log.
+        """End the XREAD under way when it does not read a newly followed log.
 
         The command may overtake the XREAD on its way to the server and then does nothing, so it is repeated until the
         XREAD has returned.
@@ -163,7 +163,7 @@ class FollowedLog:
         newer events by then: to know that there are none, read the log.
 
         Raises:
-            Unavailable: the store is away. The next call continues after the last event that was returned.
+            Unavailable: the store cannot be reached. The next call continues after the last event that was returned.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while not self._buffer:
