@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FeatureCache:
-    """Reads and writes features. Fails open: while the store cannot be reached, look-ups miss and writes are dropped."""
+    """Reads and writes features. Fails open: while the store is unreachable, look-ups miss and writes are dropped."""
 
     def __init__(self, redis: StoreClient, *, ttl: int, metrics: Metrics) -> None:
         self._redis = redis
