@@ -13,7 +13,7 @@ from model.families.videochat.network import VideoChatNetwork
 from model.text.tokenizer import Tokenizer
 from training.augment import normalised, relight, vary
 from training.corpus import Corpus, Labels, label
-from training.loop import Schedule, learn
+from training.loop import StageSchedule, learn
 from training.scenes import NUM_SAMPLED
 from training.supervision import (
     EncoderOutputs,
@@ -69,7 +69,7 @@ class Training:
             return torch.cat([self.network.query(part.float()).half() for part in torch.split(self.tokens, 64)])
 
 
-def learn_to_look(training: Training, schedule: Schedule) -> None:
+def learn_to_look(training: Training, schedule: StageSchedule) -> None:
     """Train the trunk of the encoder, and the heads, on single frames."""
     network, heads = training.network, training.heads
 
@@ -79,10 +79,10 @@ def learn_to_look(training: Training, schedule: Schedule) -> None:
         network.see(pixels)
         return look(heads, _at(labels, which), pixels, seen)
 
-    _learn("look", training, schedule, score_clips)
+    _train_stage("look", training, schedule, score_clips)
 
 
-def learn_to_understand(training: Training, schedule: Schedule) -> None:
+def learn_to_understand(training: Training, schedule: StageSchedule) -> None:
     """Train the encoder from the first block that feeds the global token, and the heads, on whole clips."""
     network, heads = training.network, training.heads
 
@@ -95,11 +95,11 @@ def learn_to_understand(training: Training, schedule: Schedule) -> None:
     for part in (trunk.blocks[-len(trunk.gmhra) :], trunk.gmhra, network.ln_vision):
         part.requires_grad_(True)
     trunk.gmhra_cls_token.requires_grad_(True)
-    _learn("understand", training, schedule, score_clips)
+    _train_stage("understand", training, schedule, score_clips)
     network.requires_grad_(True)
 
 
-def learn_to_tell(training: Training, schedule: Schedule) -> None:
+def learn_to_tell(training: Training, schedule: StageSchedule) -> None:
     """Train the queries, the Q-Former and the heads on the tokens of the frozen encoder."""
     network, heads = training.network, training.heads
     labels = label(training.corpus.scenes())
@@ -128,7 +128,7 @@ def _without_patches(tokens: Tensor) -> Tensor:
 ScoreClips = Callable[[Tensor, Labels, EncoderOutputs, Generator], Score]
 
 
-def _learn(name: str, training: Training, schedule: Schedule, score_clips: ScoreClips) -> None:
+def _train_stage(name: str, training: Training, schedule: StageSchedule, score_clips: ScoreClips) -> None:
     corpus = training.corpus
     frames, labels = torch.from_numpy(corpus.frames()), label(corpus.scenes())
     averages: dict[str, float] = {}

@@ -15,7 +15,7 @@ Step = Callable[[int], tuple[Tensor, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
+class StageSchedule:
     """Length, batch size and learning rate of a stage."""
 
     steps: int
@@ -32,7 +32,7 @@ class Schedule:
         return self.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-def learn(name: str, module: nn.Module, step: Step, schedule: Schedule, folder: Path) -> None:
+def learn(name: str, module: nn.Module, step: Step, schedule: StageSchedule, folder: Path) -> None:
     """Run the remaining steps of a stage, updating the parameters of `module` that require gradients.
 
     The random numbers of a step must depend on its number only, so that an interrupted stage that is resumed gives the

@@ -20,7 +20,7 @@ from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece
 from training.corpus import PIXELS, Corpus
 from training.dense import Training, learn_to_look, learn_to_tell, learn_to_understand
-from training.loop import Schedule
+from training.loop import StageSchedule
 from training.scenes import NUM_SAMPLED
 from training.supervision import Heads
 from training.tuning import learn_jointly, learn_to_speak
@@ -38,11 +38,13 @@ class Recipe:
 
     seed: int = SEED
     clips: int = CLIPS
-    look: Schedule = field(default_factory=lambda: Schedule(steps=1000, batch=64, learning_rate=3e-3))
-    understand: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=16, learning_rate=2e-3))
-    tell: Schedule = field(default_factory=lambda: Schedule(steps=1200, batch=32, learning_rate=2e-3))
-    speak: Schedule = field(default_factory=lambda: Schedule(steps=3000, batch=16, learning_rate=3e-3))
-    joint: Schedule = field(default_factory=lambda: Schedule(steps=120, batch=12, learning_rate=1e-4, warm_up=20))
+    look: StageSchedule = field(default_factory=lambda: StageSchedule(steps=1000, batch=64, learning_rate=3e-3))
+    understand: StageSchedule = field(default_factory=lambda: StageSchedule(steps=2000, batch=16, learning_rate=2e-3))
+    tell: StageSchedule = field(default_factory=lambda: StageSchedule(steps=1200, batch=32, learning_rate=2e-3))
+    speak: StageSchedule = field(default_factory=lambda: StageSchedule(steps=3000, batch=16, learning_rate=3e-3))
+    joint: StageSchedule = field(
+        default_factory=lambda: StageSchedule(steps=120, batch=12, learning_rate=1e-4, warm_up=20)
+    )
 
 
 def sizes(vocab_size: int) -> VideoChatConfig:

@@ -14,7 +14,7 @@ from training.augment import normalised, relight, turn
 from training.corpus import label
 from training.dense import Training
 from training.dialogues import UNKNOWN, Exchange, draw_dialogue
-from training.loop import Schedule, learn
+from training.loop import StageSchedule, learn
 from training.pointing import SUPERVISED_HEADS, AttentionTarget, attention_loss, attention_targets, recorded_projections
 from training.prompts import Example, clip_of, conversation_about, example
 from training.scenes import FPS, Scene
@@ -129,7 +129,7 @@ def _answers_right(asked: Tensor, right: Tensor) -> float:
     return float((wrong == 0).float().mean())
 
 
-def learn_to_speak(training: Training, schedule: Schedule) -> None:
+def learn_to_speak(training: Training, schedule: StageSchedule) -> None:
     """Train the projection and the language model on features of the frozen encoder and queries."""
     network = training.network
     scenes = training.corpus.scenes()
@@ -154,7 +154,7 @@ def _averaged(averages: dict[str, float], shown: Mapping[str, float]) -> dict[st
     return averages
 
 
-def learn_jointly(training: Training, schedule: Schedule) -> None:
+def learn_jointly(training: Training, schedule: StageSchedule) -> None:
     """Train all modules at once, from pixels to answers, still with the losses of the heads."""
     network, heads, corpus = training.network, training.heads, training.corpus
     frames, scenes = torch.from_numpy(corpus.frames()), corpus.scenes()

@@ -19,7 +19,7 @@ class Update(NamedTuple):
     """Pairs of a sequence and its next token, for `Scheduler.extend`; none when the answer is finished."""
 
 
-class Answer(Protocol):
+class RequestAnswer(Protocol):
     """The answer to one request, sampled or searched for."""
 
     sequence: Sequence
@@ -82,11 +82,11 @@ class SampledAnswer:
 
     @property
     def num_output_tokens(self) -> int:
-        """As `Answer.num_output_tokens`."""
+        """As `RequestAnswer.num_output_tokens`."""
         return self._transcript.num_tokens
 
     def take(self, sequence: Sequence, next_token: NextToken) -> Update:
-        """As `Answer.take`; logits that are not finite end the answer with an error."""
+        """As `RequestAnswer.take`; logits that are not finite end the answer with an error."""
         token_id = next_token.token_id
         if token_id is None:
             return Update(finish_reason="error")

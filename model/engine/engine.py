@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from transformers import LlamaForCausalLM
 
-from model.engine.answer import Answer, SampledAnswer, Transcript, Update
+from model.engine.answer import RequestAnswer, SampledAnswer, Transcript, Update
 from model.engine.beam_search import BeamSearch
 from model.engine.config import DuplicateRequest, EngineConfig, InvalidPrompt, PromptTooLong, check_length
 from model.engine.detokenizer import Detokenizer, Vocabulary
@@ -58,7 +58,7 @@ class Engine:
         self._runner = runner
         self._scheduler = Scheduler(self._config, half_speed_context=runner.half_speed_context)
         self._runner.allocate(self._config)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, RequestAnswer] = {}
 
     @property
     def has_work(self) -> bool:
@@ -178,7 +178,7 @@ class Engine:
                     outputs.append(_output(answer, update))
         return outputs
 
-    def _apply(self, answer: Answer, update: Update) -> None:
+    def _apply(self, answer: RequestAnswer, update: Update) -> None:
         if update.finish_reason:
             self._scheduler.finish(answer.sequences, update.finish_reason)
             del self._answers[answer.sequence.request_id]
@@ -199,7 +199,7 @@ class Engine:
                 raise InvalidPrompt(f"A token id is not in the vocabulary of {self._runner.vocab_size}.")
 
 
-def _output(answer: Answer, update: Update) -> Output:
+def _output(answer: RequestAnswer, update: Update) -> Output:
     sequence = answer.sequence
     return Output(
         request_id=sequence.request_id,

@@ -30,10 +30,10 @@ from model.video.spec import VideoError
 from service.decoding import seccomp
 from service.decoding.protocol import (
     DecodeProgress,
+    DecodeReply,
     DecodeRequest,
     Probed,
     Rejected,
-    Reply,
     Sampled,
     read_request,
     write_reply,
@@ -63,7 +63,7 @@ def main() -> None:
             replies.flush()
 
 
-def decode(request: DecodeRequest, file: VideoFile) -> Iterator[Reply]:
+def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
     """Yield the facts, the progress, and at last the frames; or a rejection."""
     try:
         with read_video(file, request.limits) as video:

@@ -12,11 +12,11 @@ from model.video.spec import VideoErrorCode, VideoFacts
 from service.decoding.protocol import (
     PREFIX,
     DecodeProgress,
+    DecodeReply,
     DecodeRequest,
     Probed,
     ProtocolViolation,
     Rejected,
-    Reply,
     Sampled,
     read_lengths,
     read_reply,
@@ -105,7 +105,7 @@ class ChildProcess:
         except OSError:
             raise ProtocolViolation("The child has exited.") from None
 
-    async def _receive(self, request: DecodeRequest) -> Reply:
+    async def _receive(self, request: DecodeRequest) -> DecodeReply:
         stdout = self._process.stdout
         assert stdout is not None
         try:

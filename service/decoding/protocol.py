@@ -100,7 +100,7 @@ class Sampled:
     """The part of the decoding time that was spent on resizing."""
 
 
-Reply = Probed | DecodeProgress | Sampled | Rejected
+DecodeReply = Probed | DecodeProgress | Sampled | Rejected
 
 
 class _Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,14 +144,14 @@ def read_request(line: bytes) -> DecodeRequest:
     return _REQUEST_DECODER.decode(line)
 
 
-def write_reply(reply: Reply) -> bytes:
+def write_reply(reply: DecodeReply) -> bytes:
     """Encode a reply: its lengths, its header and its payload."""
     payload = b"".join([reply.frames, *reply.thumbnails]) if isinstance(reply, Sampled) else b""
     header = _ENCODER.encode(_header(reply))
     return PREFIX.pack(len(header), len(payload)) + header + payload
 
 
-def _header(reply: Reply) -> _AnyHeader:
+def _header(reply: DecodeReply) -> _AnyHeader:
     match reply:
         case Probed(facts=facts):
             return _ProbedHeader(facts=_Facts(**asdict(facts)))
@@ -179,7 +179,7 @@ def read_lengths(prefix: bytes, request: DecodeRequest) -> tuple[int, int]:
     return header, payload
 
 
-def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> Reply:
+def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> DecodeReply:
     """Decode and check one reply to `request`.
 
     Raises:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from model.families import load_family
 from training import corpus
-from training.loop import Muon, Schedule, learn
+from training.loop import Muon, StageSchedule, learn
 from training.train import Recipe, train
 
 
 def test_training_gives_a_model_that_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "SHARD", 4)
-    short = Schedule(steps=2, batch=2, learning_rate=1e-3, save_every=1)
+    short = StageSchedule(steps=2, batch=2, learning_rate=1e-3, save_every=1)
     stages = {field.name: short for field in fields(Recipe) if field.name not in ("seed", "clips")}
     recipe = Recipe(seed=3, clips=8, **stages)
     train(recipe, tmp_path / "work", tmp_path / "out")
@@ -51,7 +51,13 @@ def run(folder: Path, *, stop_at: int | None = None) -> dict[str, Tensor]:
         out = network["head"](network.get_submodule("layers.0")(x).relu())
         return (out - x[:, :2]).square().mean(), {}
 
-    learn("stage", network, step, Schedule(steps=6, batch=16, learning_rate=1e-2, warm_up=1, save_every=2), folder)
+    learn(
+        "stage",
+        network,
+        step,
+        StageSchedule(steps=6, batch=16, learning_rate=1e-2, warm_up=1, save_every=2),
+        folder,
+    )
     return network.state_dict()
 
 

@@ -10,11 +10,11 @@ from model.video.spec import FrameSpec, VideoFacts, VideoLimits
 from service.decoding.protocol import (
     PREFIX,
     DecodeProgress,
+    DecodeReply,
     DecodeRequest,
     Probed,
     ProtocolViolation,
     Rejected,
-    Reply,
     Sampled,
     read_lengths,
     read_reply,
@@ -60,7 +60,7 @@ def test_a_request_arrives_as_it_was_sent_and_is_one_line() -> None:
         Rejected(code="too_long", message="The video is longer than 60 seconds."),
     ],
 )
-def test_a_reply_arrives_as_it_was_sent(reply: Reply) -> None:
+def test_a_reply_arrives_as_it_was_sent(reply: DecodeReply) -> None:
     data = write_reply(reply)
     header, payload = read_lengths(data[: PREFIX.size], REQUEST)
     rest = data[PREFIX.size :]
