@@ -61,7 +61,7 @@ class BeamSearch:
         self._num_tokens = 0
 
     def take(self, sequence: Sequence, next_token: NextToken) -> Update | None:
-        """As `model.engine.answer.RequestAnswer.take`; the search goes on by one token when all beams have their logits."""
+        """As `RequestAnswer.take`; the search continues by one token when all beams have their logits."""
         if next_token.token_id is None:  # the logits are not finite
             return Update(finish_reason="error")
         self._beams[self.sequences.index(sequence)].logits = next_token.logits
