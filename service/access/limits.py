@@ -46,7 +46,7 @@ class ConcurrencyLimit:
 
     @contextlib.asynccontextmanager
     async def count_answers_until_exit(self, caller: Caller, answer_ids: Sequence[str]) -> AsyncIterator[None]:
-        """Count answers without a record until the block ends: all of them, or none if there is not room for all.
+        """Count answers that have no record until the block ends. Either all of them are counted, or none.
 
         Raises:
             LimitExceeded: the key would have more answers running or waiting than it may.

@@ -76,7 +76,7 @@ class Acceptance:
         place: Place,
         deadline: float | None,
     ) -> None:
-        """Let a worker count the tokens of a prompt, and reserve room for them in the queue.
+        """Count the tokens of a prompt on a worker, and reserve space for them in the queue.
 
         Raises:
             ServiceError: the prompt is too long for the model or for the queue, or no worker counts it in time.
@@ -85,7 +85,7 @@ class Acceptance:
         self._admission.reserve_tokens(place, num_tokens=num_tokens)
 
     async def _count_tokens(self, conversation: Conversation, *, deadline: float | None) -> int:
-        """Let a worker count the prompt's tokens; it refuses a prompt that the model cannot take."""
+        """Count the prompt's tokens on a worker, which refuses a prompt that is too long for the model."""
         seconds_left = math.inf if deadline is None else deadline - time.time()
         try:
             return await asyncio.wait_for(self._pool.check(conversation), min(_CHECK_TIMEOUT, seconds_left))

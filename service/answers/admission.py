@@ -93,10 +93,10 @@ class Admission:
         return place
 
     def reserve_tokens(self, place: Place, *, num_tokens: int) -> None:
-        """Reserve room for a prompt once its tokens are counted. A prompt alone in the queue always has room.
+        """Reserve space for a prompt once its tokens are counted. A prompt that is alone in the queue always fits.
 
         Raises:
-            Overloaded: the queue has no room for so many tokens.
+            Overloaded: the queue has no space for so many tokens.
         """
         queued = self.num_queued_tokens - (place.num_tokens if place.is_queued else 0)
         if queued and queued + num_tokens > self.settings.max_queued_tokens:
