@@ -67,7 +67,9 @@ def main() -> int:
 
     shares = operations(lambda: network.encode(clip), device)
     show(
-        "time of each operation of this encoder, float32, frames to features", ("operation", "ms", "share"), _share_rows(shares)
+        "time of each operation of this encoder, float32, frames to features",
+        ("operation", "ms", "share"),
+        _share_rows(shares),
     )
     results = {"ratio": ratio.ratio, "plain_s": ratio.plain_s, "ours_s": ratio.ours_s, "difference": ratio.difference}
     for name in arguments.dtypes if arguments.batches else ():
