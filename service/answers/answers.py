@@ -112,7 +112,7 @@ class Answers:
     # -- the end of the replica
 
     async def drain(self, *, patience: float, hurry: asyncio.Event) -> None:
-        """Take over nothing more, wait for running answers and their readers, and hand over what still runs then.
+        """Stop taking over answers, wait for running answers and their readers, and hand over those that still run.
 
         It waits at most `patience` seconds, and no longer once `hurry` is set.
         """

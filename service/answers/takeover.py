@@ -58,7 +58,7 @@ class Takeover:
         self._loops.start(self._sweep)
 
     def stop(self) -> None:
-        """Take over nothing more; this replica drains."""
+        """Stop taking over answers, because this replica drains."""
         self._is_stopped = True
 
     async def close(self) -> None:

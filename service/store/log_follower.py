@@ -243,7 +243,7 @@ class _SharedReading:
         return is_lacking
 
     def detach(self, followed: FollowedLog) -> None:
-        """Deliver nothing more to a follower."""
+        """Stop delivering events to a follower."""
         if not followed.is_attached:
             return
         followed.is_attached = followed.has_caught_up = False
