@@ -15,7 +15,6 @@ from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.video_chatgpt.network import (
     NUM_TEMPORAL_TOKENS,
-    ClipVisionConfig,
     VideoChatGPTConfig,
     VideoChatGPTNetwork,
 )
@@ -30,6 +29,7 @@ from model.families.video_chatgpt.published import (
 from model.families.video_chatgpt.verification import verify_stages
 from model.family import Family, assemble, blank
 from model.memory_estimate import ValueCounts, count_values, num_parameters
+from model.networks.clip import ClipVisionConfig
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
 from model.role import Role
