@@ -17,11 +17,11 @@ from model.families.video_chatgpt.family import (
     SYSTEM,
     TINY,
     VideoChatGPTTemplate,
-    neutralise,
     verify_stages,
 )
 from model.family import Family
 from model.text.conversation import SpecialToken, VideoSlot
+from model.text.separated import neutralise
 from model.text.tokenizer import TokenizerError, plain_tokenizer
 from model.verification.stage import Stage
 from model.weights import WeightsError
