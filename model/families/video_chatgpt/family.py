@@ -28,14 +28,15 @@ from model.families.video_chatgpt.published import (
     read_sizes,
 )
 from model.families.video_chatgpt.verification import verify_stages
-from model.family import Family, assemble, blank
+from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
 from model.role import Role
-from model.text.conversation import Conversation, Part, SpecialToken, VideoSlot
+from model.text.conversation import Conversation, Piece, Slot, SpecialToken
 from model.text.sentencepiece import read_sentencepiece
 from model.text.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
 from model.weights import KeyMap, WeightsError, checkpoint_digest, seeded
@@ -105,10 +106,10 @@ class VideoChatGPTTemplate:
 
     stop = (EOS,)
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the prompt as texts, special tokens and video slots, in order; the answer follows the last text."""
+    def render(self, conversation: Conversation) -> tuple[Piece, ...]:
+        """Return the prompt as texts, special tokens and slots, in order; the answer follows the last text."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
-        parts: list[Part] = []
+        parts: list[Piece] = []
         text = f"{neutralise(conversation.system) or SYSTEM} "
         clips = range(len(conversation.clips))
         for turn in conversation.turns:
@@ -118,7 +119,7 @@ class VideoChatGPTTemplate:
                 continue
             text += f"USER: {neutralise(turn.text)}"
             for number in clips:
-                parts += [f"{text}\n", SpecialToken(VIDEO_START), VideoSlot(number), SpecialToken(VIDEO_END)]
+                parts += [f"{text}\n", SpecialToken(VIDEO_START), Slot(number), SpecialToken(VIDEO_END)]
                 text = ""
             text += " "
             clips = range(0)
@@ -148,16 +149,19 @@ def load(
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = _tokenizer(checkpoint, saved.config)
-    config = saved.config
-    family = Family(
-        assemble(blank(VideoChatGPTNetwork, config), saved.tensors, key_map=key_map(config), dtype=dtype, role=role),
+    family = build_family(
+        saved,
+        VideoChatGPTNetwork,
         tokenizer,
         name=NAME,
-        checkpoint_digest=saved.digest,
-        frame_spec=FrameSpec(count=NUM_TEMPORAL_TOKENS, rule="video-chatgpt"),
-        pixel_spec=PixelSpec(size=config.vision.image_size, fit="nearest"),
+        key_map=key_map(saved.config),
+        dtype=dtype,
+        role=role,
+        inputs=InputSpec(
+            frames=FrameSpec(count=NUM_TEMPORAL_TOKENS, rule="video-chatgpt"),
+            pixels=PixelSpec(size=saved.config.vision.image_size, fit="nearest"),
+        ),
         template=VideoChatGPTTemplate(),
-        default_sampling=saved.sampling,
     )
     del saved  # so that the pages of a weight are released when it is quantised
     return family.move_to(device, quantization=quantization, role=role)
