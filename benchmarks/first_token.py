@@ -48,16 +48,18 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
             "videochat", checkpoint=folder, device=device, dtype=getattr(torch, dtype), quantization=quantization
         )
         _wait(device)
-    size = family.pixel_spec.size
-    pixel_values = torch.randn(1, family.frame_spec.count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    inputs = family.inputs
+    assert inputs is not None, "VideoChat sees videos"
+    size, count = inputs.pixels.size, inputs.frames.count
+    pixel_values = torch.randn(1, count, 3, size, size, generator=torch.Generator().manual_seed(0))
     with phases.phase("encode"):
-        features = family.encode(pixel_values)
+        features = family.encode(pixel_values)["video"]
         _wait(device)
     with phases.phase("project"):
-        video_tokens = family.project(features)
+        video_tokens = family.project("video", features)
         _wait(device)
     with phases.phase("first token"):
-        num_prompt_tokens, token_id = first_token(family, features[0])
+        num_prompt_tokens, token_id = first_token(family, features[0], num_frames=count)
     seen = [phase.resident for phase in phases.finished]  # the system's peak lags behind by some pages
     return {
         "phases": [asdict(phase) for phase in phases.finished],
@@ -68,8 +70,8 @@ def measure(folder: Path, device: str, dtype: str, quantization: "Quantization |
     }
 
 
-def first_token(family: "Family", features: "torch.Tensor") -> tuple[int, int]:
-    """Generate one token about a clip with the given features [*feature_shape].
+def first_token(family: "Family", features: "torch.Tensor", *, num_frames: int) -> tuple[int, int]:
+    """Generate one token about a clip with the given features [queries, width].
 
     Returns:
         The number of tokens of the prompt, and the id of the token.
@@ -80,9 +82,9 @@ def first_token(family: "Family", features: "torch.Tensor") -> tuple[int, int]:
     from model.family import EncodedClip, build_prompt
     from model.text.conversation import Clip, Conversation, Turn
 
-    clip = Clip(frame_indices=tuple(range(18, 18 + 37 * family.frame_spec.count, 37)), fps=30.0)
+    clip = Clip(frame_indices=tuple(range(18, 18 + 37 * num_frames, 37)), fps=30.0)
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=QUESTION),))
-    prompt = build_prompt(family, conversation, [EncodedClip(features, "clip")])
+    prompt = build_prompt(family, conversation, [EncodedClip({"video": features}, "clip")])
     config = EngineConfig(max_num_seqs=1, max_model_len=MAX_MODEL_LEN)
     engine = Engine(family.language_model, family.tokenizer, config)
     engine.add_request("first", prompt, SamplingParams(max_tokens=1))

@@ -4,20 +4,15 @@ import traceback
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.family import Family
-from model.video.pixels import normalize
-
-Frames = npt.NDArray[np.uint8]
-"""One clip, [T, S, S, 3]."""
-Features = npt.NDArray[np.float16]
-"""The features of one clip, [num_tokens, width]."""
+from model.features import Features
+from model.video.pixels import Levels, normalize
 
 
-def encode_clips(family: Family, clips: Sequence[Frames]) -> list[Features | None]:
-    """Encode clips of one shape in one call of the encoder; the result is None for a clip that cannot be encoded.
+def encode_clips(family: Family, clips: Sequence[Levels]) -> list[Features | None]:
+    """Encode clips of one shape, each [T, S, S, 3], in one call of the encoder; the result is None for a clip that cannot be encoded.
 
     A clip's features are the same as in a batch of one, up to the order of additions: matrix products of other sizes
     are split into other tiles.
@@ -29,12 +24,15 @@ def encode_clips(family: Family, clips: Sequence[Frames]) -> list[Features | Non
             traceback.print_exc()
             return [None]
         return [encode_clips(family, [clip])[0] for clip in clips]
-    return [each if np.isfinite(each).all() else None for each in features]
+    return [each if all(np.isfinite(part).all() for part in each.values()) else None for each in features]
 
 
-def _encode(family: Family, clips: Sequence[Frames]) -> Features:
-    """Return features [B, num_tokens, width]."""
-    pixel_values = np.stack([normalize(clip, family.pixel_spec) for clip in clips])  # [B, T, 3, S, S]
+def _encode(family: Family, clips: Sequence[Levels]) -> list[Features]:
+    """Return the features of each clip."""
+    assert family.inputs is not None, "the model sees videos"
+    pixels = family.inputs.pixels
+    pixel_values = np.stack([normalize(clip, pixels) for clip in clips])  # [B, T, 3, S, S]
     with torch.inference_mode():
-        features: Features = family.encode(torch.from_numpy(pixel_values)).to("cpu", torch.float16).numpy()
-    return features
+        encoded = family.encode(torch.from_numpy(pixel_values))
+        parts = {name: part.to("cpu", torch.float16).numpy() for name, part in encoded.items()}
+    return [{name: part[number] for name, part in parts.items()} for number in range(len(clips))]

@@ -2,27 +2,29 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
-from model.networks.video_network import ConfigT, NetworkT, VideoNetwork
+from model.networks.network import ConfigT, Network, NetworkT, VideoNetwork
 from model.quantization import Quantization, quantize
 from model.role import Role
-from model.text.conversation import Conversation, Part, SpecialToken, Template, VideoSlot
+from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Template
 from model.text.tokenizer import Tokenizer
-from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec
-from model.weights import KeyMap, WeightsError, load_strict
+from model.video.inputs import InputSpec
+from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
+
+Modality = Literal["video", "text"]
 
 
 class Family:
-    """One loaded video-chat model on one device, with the inputs that it expects.
+    """One loaded model on one device, with the inputs that it expects.
 
     Raises:
         WeightsError: the tokenizer has more pieces than the language model has embeddings.
@@ -30,15 +32,16 @@ class Family:
 
     def __init__(
         self,
-        network: VideoNetwork,
+        network: Network,
         tokenizer: Tokenizer,
         *,
         name: str,
         checkpoint_digest: str,
-        frame_spec: FrameSpec,
-        pixel_spec: PixelSpec,
+        encoder_digest: str,
+        inputs: InputSpec | None,
         template: Template,
         default_sampling: SamplingParams,
+        time_axis: int | None = None,
     ) -> None:
         """Describe a network that is ready for inference.
 
@@ -46,30 +49,37 @@ class Family:
             network: from `assemble`; one that was assembled for a role can do only what that role does.
             tokenizer: of the language model.
             name: the family's name in the registry, e.g. `videochat`.
-            checkpoint_digest: SHA-256 of all weights and sizes, hex; part of the fingerprint of cached features.
-            frame_spec: which frames of a clip the model takes.
-            pixel_spec: how frames become pixel values.
+            checkpoint_digest: SHA-256 of all weights and sizes, hex.
+            encoder_digest: SHA-256 of those that features depend on, hex; part of the fingerprint of cached features.
+            inputs: what the encoder takes of a clip; None for a language model that sees no videos.
             template: how the family writes a prompt.
             default_sampling: the settings of the published demo.
+            time_axis: numbers in answers are times, in fractions of the clip with this denominator; None: they are not.
         """
         sizes = network.config
         if tokenizer.vocab_size > sizes.decoder.vocab_size:
             raise WeightsError("The tokenizer has more pieces than the language model has rows.")
+        assert (inputs is None) == (not sizes.parts), "a model has features if it sees videos"
         self.network, self.tokenizer = network, tokenizer
-        self.name, self.checkpoint_digest = name, checkpoint_digest
-        self.frame_spec, self.pixel_spec = frame_spec, pixel_spec
-        self.template, self.default_sampling = template, default_sampling
+        self.name, self.checkpoint_digest, self.encoder_digest = name, checkpoint_digest, encoder_digest
+        self.inputs, self.parts = inputs, sizes.parts
+        self.template, self.default_sampling, self.time_axis = template, default_sampling, time_axis
         self.language_model: LlamaForCausalLM = network.decoder
         self.dtype = next(network.parameters()).dtype
         """The dtype that the encoder computes in."""
-        self.feature_shape = sizes.feature_shape
-        """[tokens, width] of one clip's features, for any number of frames."""
-        self.num_video_tokens = sizes.feature_shape[0]
-        """Positions of one clip in a prompt."""
         self.max_model_len = sizes.decoder.max_positions
         self.num_parameters = num_parameters(network)
         """Parameters of the encoder, the projection and the language model together, loaded or not."""
         self.device = torch.device("cpu")
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Positions of one clip in a prompt, all its parts together."""
+        return sum(map(self.num_rows, (part.name for part in self.parts)))
+
+    def num_rows(self, part: str) -> int:
+        """Return the positions of one slot of a part in a prompt; known without features."""
+        return next(spec.shape[0] for spec in self.parts if spec.name == part)
 
     def move_to(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
         """Move the modules that a role needs to a device, and quantise the language model's weights on request.
@@ -83,21 +93,23 @@ class Family:
         self.device = torch.device(device)
         return self
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """Encode normalised frames [B, T, 3, H, W], with T up to 100, into features [B, *feature_shape].
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Encode normalised frames [B, T, 3, H, W] into features: by part, [B, rows, width].
 
         Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """
+        assert isinstance(self.network, VideoNetwork), "the model sees videos"
         with torch.no_grad():
             return self.network.encode(pixel_values.to(self.device, self.dtype))
 
-    def project(self, features: Tensor) -> Tensor:
-        """Project features [*feature_shape] to video tokens [num_video_tokens, hidden]."""
+    def project(self, part: str, features: Tensor) -> Tensor:
+        """Project the features of one part, [rows, width], to rows of the prompt, [num_rows, hidden]."""
+        assert isinstance(self.network, VideoNetwork), "the model sees videos"
         with torch.no_grad():
-            return self.network.project(features.to(self.device, self.dtype))
+            return self.network.project(part, features.to(self.device, self.dtype))
 
-    def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | VideoSlot, ...]:
-        """Return the rendered prompt as token ids, segment by segment, with the video slots in between."""
+    def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | Slot, ...]:
+        """Return the rendered prompt as token ids, segment by segment, with the slots in between."""
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
 
 
@@ -125,18 +137,58 @@ def assemble(
     return network.requires_grad_(False).eval()
 
 
+def build_family(
+    saved: SavedModel[ConfigT],
+    build: Callable[[ConfigT], NetworkT],
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    key_map: KeyMap,
+    dtype: torch.dtype,
+    role: Role,
+    inputs: InputSpec | None,
+    template: Template,
+    time_axis: int | None = None,
+) -> Family:
+    """Build the network of a saved model, fill it for a role, on the CPU, and describe it; see `Family` and `assemble`.
+
+    Raises:
+        WeightsError: the tensors do not cover every parameter exactly once, or the tokenizer is another model's.
+    """
+    network = blank(build, saved.config)
+    digest = saved.encoder_digest or encoder_digest(
+        {
+            parameter: tensor
+            for parameter, (_, tensor) in cover(network, saved.tensors, key_map=key_map).items()
+            if network.serves(parameter, "encode")
+        },
+        saved.config.to_json(),
+    )
+    return Family(
+        assemble(network, saved.tensors, key_map=key_map, dtype=dtype, role=role),
+        tokenizer,
+        name=name,
+        checkpoint_digest=saved.digest,
+        encoder_digest=digest,
+        inputs=inputs,
+        template=template,
+        default_sampling=saved.sampling,
+        time_axis=time_axis,
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedClip:
-    """The features of one clip, [*feature_shape], in any dtype on any device.
+    """The features of one clip: by part, [rows, width], in any dtype on any device.
 
     `identity` names their content (fingerprint and content hash) for the prefix cache.
     """
 
-    features: torch.Tensor
+    features: Mapping[str, torch.Tensor]
     identity: str
 
 
-def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Part]) -> tuple[tuple[int, ...] | VideoSlot, ...]:
+def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Piece]) -> tuple[tuple[int, ...] | Slot, ...]:
     """Tokenize each text with its own dummy prefix; the begin-of-sequence id goes before the first segment only.
 
     Raises:
@@ -145,9 +197,9 @@ def tokenize_segments(tokenizer: Tokenizer, segments: Sequence[Part]) -> tuple[t
     return tuple(_tokenized(tokenizer, segment, bos=index == 0) for index, segment in enumerate(segments))
 
 
-def _tokenized(tokenizer: Tokenizer, segment: Part, *, bos: bool) -> tuple[int, ...] | VideoSlot:
+def _tokenized(tokenizer: Tokenizer, segment: Piece, *, bos: bool) -> tuple[int, ...] | Slot:
     match segment:
-        case VideoSlot():
+        case Slot():
             return segment
         case SpecialToken(name):
             return (tokenizer.special_id(name),)
@@ -161,15 +213,19 @@ def build_prompt(
     """Build the engine's prompt; `clips[i]` holds the features of `conversation.clips[i]`."""
     assert len(clips) == len(conversation.clips), "every clip is encoded"
     return tuple(
-        VideoSegment(family.project(clips[part.clip].features), clips[part.clip].identity)
-        if isinstance(part, VideoSlot)
-        else TextSegment(part)
-        for part in family.tokenize(conversation)
+        _filled(family, piece, clips[piece.clip]) if isinstance(piece, Slot) else TextSegment(piece)
+        for piece in family.tokenize(conversation)
     )
 
 
+def _filled(family: Family, slot: Slot, clip: EncodedClip) -> VideoSegment:
+    rows = family.project(slot.part, clip.features[slot.part])
+    return VideoSegment(rows, f"{clip.identity} {slot.part}")
+
+
 def count_prompt_tokens(family: Family, conversation: Conversation) -> int:
-    """Return the positions of the prompt, video tokens included; needs no features."""
+    """Return the positions of the prompt, slots included; needs no features."""
     return sum(
-        family.num_video_tokens if isinstance(part, VideoSlot) else len(part) for part in family.tokenize(conversation)
+        family.num_rows(piece.part) if isinstance(piece, Slot) else len(piece)
+        for piece in family.tokenize(conversation)
     )

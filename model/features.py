@@ -1,11 +1,11 @@
-"""Serialises features for the cache: a fingerprint of how they were made, and a blob with a checksum.
+"""Features of clips: their named parts, a fingerprint of how they were made, and a blob with a checksum for the cache.
 
 Uses numpy only, neither Redis nor torch. A worker packs features; every reader of the cache verifies them.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -14,11 +14,22 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec
+from model.video.inputs import InputSpec
 
 CHECKSUM_BYTES = 32
-_TENSOR = "features"
+VIDEO = "video"
+"""The name of the part that is computed from the frames."""
+
+Features = Mapping[str, npt.NDArray[np.float16]]
+"""The features of one clip: its parts by name, each [rows, width]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartSpec:
+    """One part of a clip's features: a float16 tensor of `shape`, [rows, width], for any number of frames."""
+
+    name: str
+    shape: tuple[int, int]
 
 
 class CorruptFeatures(ValueError):
@@ -32,9 +43,8 @@ class NonFiniteFeatures(ValueError):
 def fingerprint(
     *,
     family: str,
-    checkpoint_digest: str,
-    frame_spec: FrameSpec,
-    pixel_spec: PixelSpec,
+    encoder_digest: str,
+    inputs: InputSpec,
     preprocessing_version: int,
     dtype: str,
 ) -> str:
@@ -43,8 +53,8 @@ def fingerprint(
     Every field and part of a field is preceded by its length, so that different inputs never give the same bytes.
     Equal numbers give equal bytes, whether they are written 1 or 1.0.
     """
-    inputs = (family, checkpoint_digest, frame_spec, pixel_spec, preprocessing_version, dtype)
-    return hashlib.sha256(_framed(inputs)).hexdigest()
+    everything = (family, encoder_digest, inputs, preprocessing_version, dtype)
+    return hashlib.sha256(_framed(everything)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,40 +66,42 @@ class PackedFeatures:
     timestamps: tuple[float, ...]
 
     @classmethod
-    def checked(cls, blob: bytes, *, key: str, shape: tuple[int, ...]) -> "PackedFeatures":
+    def checked(cls, blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> "PackedFeatures":
         """Verify that `blob` is intact and was packed under `key`; the features are not unpacked.
 
         Raises:
             CorruptFeatures: as `verify`.
         """
-        frames = verify(blob, key=key, shape=shape)
+        frames = verify(blob, key=key, parts=parts)
         return cls(blob=blob, frame_indices=tuple(frames["indices"]), timestamps=tuple(frames["timestamps"]))
 
 
 def pack(
-    array: npt.NDArray[np.float16],
+    features: Features,
     key: str,
     *,
     frame_indices: Sequence[int] = (),
     timestamps: Sequence[float] = (),
 ) -> bytes:
-    """Pack features, float16 [num_tokens, width], into a blob for `key`: a SHA-256, then a safetensors file.
+    """Pack features into a blob for `key`: a SHA-256, then a safetensors file with a tensor for each part.
 
     The blob also holds the indices and seconds of the frames.
 
     Raises:
         NonFiniteFeatures: a value is infinite or not a number.
     """
-    assert array.dtype == np.float16, array.dtype
-    if not np.isfinite(array).all():
-        raise NonFiniteFeatures("The encoder gave values that are not finite.")
+    for array in features.values():
+        assert array.dtype == np.float16, array.dtype
+        if not np.isfinite(array).all():
+            raise NonFiniteFeatures("The encoder gave values that are not finite.")
     frames = json.dumps({"indices": list(frame_indices), "timestamps": list(timestamps)})
-    body: bytes = save({_TENSOR: np.ascontiguousarray(array)}, metadata={"key": key, "frames": frames})
+    tensors = {name: np.ascontiguousarray(array) for name, array in features.items()}
+    body: bytes = save(tensors, metadata={"key": key, "frames": frames})
     return hashlib.sha256(body).digest() + body
 
 
-def verify(blob: bytes, *, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Verify that `blob` is intact and holds float16 features of `shape` that were packed under `key`.
+def verify(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> dict[str, Any]:
+    """Verify that `blob` is intact and holds exactly these parts, in float16, packed under `key`.
 
     Returns:
         The frames of the features: `indices` and `timestamps`.
@@ -101,26 +113,29 @@ def verify(blob: bytes, *, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
     if hashlib.sha256(body).digest() != blob[:CHECKSUM_BYTES]:
         raise CorruptFeatures("The checksum of the cached features is wrong.")
     header = _header(body)
-    metadata = header.get("__metadata__")
+    metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("key") != key:
         raise CorruptFeatures("The cached features belong to another key.")
-    described = header.get(_TENSOR)
-    if not isinstance(described, dict) or described.get("dtype") != "F16" or len(header) != 2:
-        raise CorruptFeatures("The cached blob does not hold features in float16.")
-    if described.get("shape") != list(shape):
-        raise CorruptFeatures("The cached features have another shape.")
+    if header.keys() != {part.name for part in parts}:
+        raise CorruptFeatures("The cached features have other parts.")
+    for part in parts:
+        described = header[part.name]
+        if not isinstance(described, dict) or described.get("dtype") != "F16":
+            raise CorruptFeatures("The cached blob does not hold features in float16.")
+        if described.get("shape") != list(part.shape):
+            raise CorruptFeatures("The cached features have another shape.")
     return _frames(metadata.get("frames"))
 
 
-def unpack(blob: bytes, *, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
-    """Verify `blob` and return its features: float16 of `shape`, writable.
+def unpack(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> dict[str, npt.NDArray[np.float16]]:
+    """Verify `blob` and return its features by part: float16, writable.
 
     Raises:
         CorruptFeatures: as `verify`.
     """
-    verify(blob, key=key, shape=shape)
+    verify(blob, key=key, parts=parts)
     try:
-        features: npt.NDArray[np.float16] = load(blob[CHECKSUM_BYTES:])[_TENSOR]
+        features: dict[str, npt.NDArray[np.float16]] = load(blob[CHECKSUM_BYTES:])
     except (SafetensorError, KeyError) as error:
         raise CorruptFeatures("The cached blob is not a safetensors file.") from error
     return features

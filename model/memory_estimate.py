@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model.networks.video_network import VideoNetwork
+from model.networks.network import Network
 from model.quantization import Quantization, linear_layers, quantized_bytes
 
 MIB = 1024**2
@@ -31,14 +31,14 @@ class ValueCounts:
 
 
 def count_values(
-    network: VideoNetwork, *, modules: Mapping[str, int], num_tokens: int, width: int, mlp_width: int
+    network: Network, *, modules: Mapping[str, int], num_tokens: int = 0, width: int = 0, mlp_width: int = 0
 ) -> ValueCounts:
     """Count the values of a network, which may be on the meta device.
 
     Args:
         network: of any family.
         modules: parameters by module, without the language model.
-        num_tokens: tokens of one clip in the vision transformer.
+        num_tokens: tokens of one clip in the vision transformer; 0 without one.
         width: of the vision transformer.
         mlp_width: hidden width of its MLPs.
     """

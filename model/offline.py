@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from model.clip_encoder import encode_clips
 from model.engine.engine import Engine, EngineConfig
 from model.engine.output import Output
 from model.engine.sampling_params import SamplingParams
 from model.family import EncodedClip, Family, build_prompt
 from model.text.conversation import Clip, Conversation
-from model.video.pixels import normalize, resize
-from model.video.reader import open_video
+from model.video.sampling import sample_clip
 from model.video.spec import FrameSpec, VideoLimits
+from model.weights import WeightsError
 
 
 def watch(
@@ -28,15 +28,18 @@ def watch(
 
     Raises:
         VideoError: the file cannot be decoded, or exceeds the limits.
+        InvalidFrameSpec: the model cannot take so many frames.
+        WeightsError: the encoder gives values that are not finite.
     """
-    with open_video(path, limits or VideoLimits()) as video:
-        spec = frames or family.frame_spec
-        shown = list(video.frames(spec))
-        fps = video.facts.fps
-    pixels = normalize(np.stack([resize(frame.rgb, family.pixel_spec) for frame in shown]), family.pixel_spec)
-    features = family.encode(torch.from_numpy(pixels)[None])[0].half()
-    identity = hashlib.sha256(path.read_bytes()).hexdigest() + ("" if spec == family.frame_spec else f" {spec}")
-    return Clip(frame_indices=tuple(frame.index for frame in shown), fps=fps), EncodedClip(features, identity)
+    assert family.inputs is not None, "the model sees videos"
+    inputs = family.inputs if frames is None else replace(family.inputs, frames=frames)
+    sampled = sample_clip(path, inputs, limits)
+    [features] = encode_clips(family, [sampled.frames])
+    if features is None:
+        raise WeightsError("The model cannot encode this video; its weights are damaged.")
+    identity = hashlib.sha256(path.read_bytes()).hexdigest() + ("" if inputs == family.inputs else f" {inputs.frames}")
+    clip = Clip(frame_indices=sampled.indices, fps=sampled.facts.fps)
+    return clip, EncodedClip({name: torch.from_numpy(part) for name, part in features.items()}, identity)
 
 
 class Offline:

@@ -181,6 +181,14 @@ def checkpoint_digest(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -
     return digest.hexdigest()
 
 
+def encoder_digest(parameters: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
+    """Return the SHA-256, hex, of an encoder's parameters under our names, and of all sizes but the decoder's.
+
+    Models that differ only in their language models have the same one, and share cached features.
+    """
+    return checkpoint_digest(parameters, {name: size for name, size in sizes.items() if name != "decoder"})
+
+
 def seeded(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
     """Draw random float32 values for every parameter of `module`: none zero, and the same on every machine.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from model.families.videochat.family import VideoChatTemplate
 from model.family import tokenize_segments
-from model.text.conversation import Clip, Conversation, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.tokenizer import Tokenizer
 from model.video.spec import FRAME_RULES
 from training.corpus import sampled_frames
@@ -43,7 +43,7 @@ def conversation_about(clip: Clip | None, exchanges: Sequence[Exchange], *, syst
     return Conversation(clips=(clip,) if clip else (), turns=tuple(turns), system=system)
 
 
-def answered_segments(conversation: Conversation) -> tuple[str | VideoSlot, ...]:
+def answered_segments(conversation: Conversation) -> tuple[str | Slot, ...]:
     """Return the rendered prompt with its last answer and the separator after it."""
     *turns, last = conversation.turns
     asked = Conversation(clips=conversation.clips, turns=tuple(turns), system=conversation.system)

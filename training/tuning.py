@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from model.families.videochat.network import VideoChatNetwork
+from model.features import VIDEO
 from model.text.tokenizer import Tokenizer
 from training.augment import normalised, relight, turn
 from training.corpus import label
@@ -80,7 +81,7 @@ def speak(network: VideoChatNetwork, batch: Batch, features: Tensor) -> tuple[Te
     """Return the loss of the answers given features [B, queries, C]; the share of right answers and its parts."""
     llama = network.llama_model
     embedded = llama.model.embed_tokens(batch.tokens)  # [B, L, hidden]
-    video = network.project(features)  # [B, queries, hidden]
+    video = network.project(VIDEO, features)  # [B, queries, hidden]
     gap = video.shape[1]
     rows, is_answer, wanted = [], [], []
     for row, position in enumerate(batch.video_at):
@@ -167,7 +168,7 @@ def learn_jointly(training: Training, schedule: StageSchedule) -> None:
         clips, shown = turn(frames[rows], [scenes[row] for row in rows], random)
         labels = label(shown)
         seen.clear()
-        features = network.encode(relight(normalised(clips), generator))
+        features = network.encode(relight(normalised(clips), generator))[VIDEO]
         watching = (*understand(heads, labels, seen).losses.values(), *tell(heads, labels, features).losses.values())
         loss, right = speak(network, draw_batch(random, training.tokenizer, shown), features)
         return loss + 0.1 * torch.stack(watching).sum(), _averaged(averages, right)

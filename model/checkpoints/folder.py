@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from model.checkpoints.json_object import read_object
 from model.engine.sampling_params import SamplingParams
-from model.networks.video_network import ConfigT
-from model.weights import CheckpointDigest, WeightsError, checkpoint_digest, read_safetensors
+from model.networks.network import ConfigT
+from model.weights import CheckpointDigest, WeightsError, checkpoint_digest, encoder_digest, read_safetensors
 
 RECORD = "reeltalk.json"
 TOKENIZER = "tokenizer.model"
@@ -50,6 +50,8 @@ class Checkpoint:
     """The dtype to cast to; None keeps each tensor's own."""
     beside: Mapping[str, Path]
     """Further files, such as the tokenizer, and the paths to copy them from."""
+    encoder: Mapping[str, str] = field(default_factory=dict)
+    """The encoder's parameters, and the name of the tensor that each is loaded from."""
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in."""
@@ -92,6 +94,7 @@ def write_folder(
         "format": 1,
         "family": checkpoint.family,
         "digest": digest,
+        "encoder_digest": _encoder_digest(partial, shards, checkpoint),
         "sizes": checkpoint.sizes,
         "files": {name: (partial / name).stat().st_size for name in shards},
     }
@@ -109,6 +112,8 @@ class SavedModel(Generic[ConfigT]):
     digest: str
     """SHA-256 of the tensors and the sizes, hex."""
     sampling: SamplingParams
+    encoder_digest: str | None = None
+    """The part of it that features depend on, if the folder records it."""
 
 
 def read_model(
@@ -131,6 +136,7 @@ def read_model(
         tensors=tensors,
         digest=folder_digest(folder, tensors, config.to_json()),
         sampling=read_sampling(folder, published=published_sampling),
+        encoder_digest=(_valid_record(folder, config.to_json()) or {}).get("encoder_digest"),
     )
 
 
@@ -201,10 +207,8 @@ def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingPar
 
 def folder_digest(folder: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> str:
     """Return the recorded digest if the record still describes the folder; otherwise compute it from the tensors."""
-    record = read_record(folder)
-    if record is not None and record["sizes"] == sizes and record["files"] == _file_sizes(folder):
-        return str(record["digest"])
-    return checkpoint_digest(tensors, sizes)
+    record = _valid_record(folder, sizes)
+    return checkpoint_digest(tensors, sizes) if record is None else str(record["digest"])
 
 
 def recompute_digest(folder: Path) -> str:
@@ -227,6 +231,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     is_valid = isinstance(record, dict) and {"digest", "sizes", "files"} <= record.keys()
     return record if is_valid and isinstance(record["files"], dict) else None
+
+
+def _valid_record(folder: Path, sizes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the folder's record if it still describes the folder's files and `sizes`."""
+    record = read_record(folder)
+    if record is not None and record["sizes"] == sizes and record["files"] == _file_sizes(folder):
+        return record
+    return None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -277,6 +289,13 @@ def _write_shards(
             done += checkpoint.num_bytes(name)
             report(done, total)
     return digest.hexdigest()
+
+
+def _encoder_digest(partial: Path, shards: Mapping[str, list[str]], checkpoint: Checkpoint) -> str | None:
+    if not checkpoint.encoder:
+        return None
+    written = {name: tensor for file in shards for name, tensor in read_safetensors(partial / file).items()}
+    return encoder_digest({name: written[key] for name, key in checkpoint.encoder.items()}, checkpoint.sizes)
 
 
 def _write_whole(path: Path, tensors: dict[str, Tensor], source: str) -> None:

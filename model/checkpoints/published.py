@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, WHOLE, Checkpoint, read_folder, stamps, tokenizer_of
 from model.checkpoints.huggingface import read_weights
-from model.networks.video_network import ConfigT, VideoNetwork
+from model.networks.network import ConfigT, Network
 from model.text.sentencepiece import read_sentencepiece
 from model.weights import KeyMap, WeightsError, cover
 
@@ -185,7 +185,7 @@ def read_whole(
 
 
 def to_convert(
-    family: str, network: VideoNetwork, source: Source[ConfigT], *, key_map: KeyMap, dtype: torch.dtype | None
+    family: str, network: Network, source: Source[ConfigT], *, key_map: KeyMap, dtype: torch.dtype | None
 ) -> tuple[Checkpoint, str]:
     """Check a model against its network; return what `reeltalk convert` writes, and the identity of the sources.
 
@@ -208,6 +208,7 @@ def to_convert(
         tensors={key: source.tensors[key] for key, _ in covered.values()},
         dtype=dtype,
         beside={TOKENIZER: source.tokenizer},
+        encoder={name: key for name, (key, _) in covered.items() if network.serves(name, "encode")},
     )
     return checkpoint, stamps(_every_file(source.files))
 

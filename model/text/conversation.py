@@ -1,4 +1,4 @@
-"""Conversations: turns, clips, and the parts of a rendered prompt. Text only, no tokens and no tensors."""
+"""Conversations: turns, clips, and the pieces of a rendered prompt. Text only, no tokens and no tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +33,11 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class VideoSlot:
-    """The position in a prompt for the video tokens of `clips[clip]`."""
+class Slot:
+    """The position in a prompt for the rows of one part of the features of `clips[clip]`, e.g. its video tokens."""
 
     clip: int
+    part: str = "video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class SpecialToken:
     name: str
 
 
-Part = str | SpecialToken | VideoSlot
-"""One part of a rendered prompt."""
+Piece = str | SpecialToken | Slot
+"""One piece of a rendered prompt."""
 
 
 class Template(Protocol):
@@ -57,5 +58,5 @@ class Template(Protocol):
     def stop(self) -> Sequence[str]:
         """Strings that end an answer; they are not part of it."""
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the prompt's texts, special tokens and video slots in order; no text of a user can imitate them."""
+    def render(self, conversation: Conversation) -> tuple[Piece, ...]:
+        """Return the prompt's texts, special tokens and slots in order; no text of a user can imitate them."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import ClassVar
 
-from model.text.conversation import Conversation, Part, SpecialToken, VideoSlot
+from model.text.conversation import Conversation, Piece, Slot, SpecialToken
 from model.text.tokenizer import EOS
 
 _MARKUP = re.compile(
@@ -37,12 +37,12 @@ class SeparatedTemplate:
     system: ClassVar[str] = ""
     """The published system text; a session can replace it. If it is empty, the prompt begins with the first turn."""
 
-    def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the prompt as texts, special tokens and video slots, in order; the answer follows the last text."""
+    def render(self, conversation: Conversation) -> tuple[Piece, ...]:
+        """Return the prompt as texts, special tokens and slots, in order; the answer follows the last text."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
-        return tuple(_joined(self._parts(conversation)))
+        return tuple(_joined(self._pieces(conversation)))
 
-    def question(self, text: str, num_clips: int) -> Iterator[Part]:
+    def question(self, text: str, num_clips: int) -> Iterator[Piece]:
         """Yield a question with its videos, which precede it here, each with a line break behind it.
 
         Args:
@@ -50,7 +50,7 @@ class SeparatedTemplate:
             num_clips: clips that the question introduces: all of the conversation in the first question, then none.
         """
         for number in range(num_clips):
-            yield VideoSlot(number)
+            yield Slot(number)
             yield "\n"
         yield text
 
@@ -58,7 +58,7 @@ class SeparatedTemplate:
         """Return a question as the published demo passes it on; unchanged here."""
         return text
 
-    def _parts(self, conversation: Conversation) -> Iterator[Part]:
+    def _pieces(self, conversation: Conversation) -> Iterator[Piece]:
         if system := neutralise(conversation.system) or self.system:
             yield f"{system} "
         num_clips = len(conversation.clips)
@@ -74,10 +74,10 @@ class SeparatedTemplate:
         yield "ASSISTANT:"
 
 
-def _joined(parts: Iterable[Part]) -> Iterator[Part]:
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Join texts that follow one another, because each text is tokenized by itself."""
-    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
         if is_text:
-            yield "".join(part for part in group if isinstance(part, str))
+            yield "".join(piece for piece in group if isinstance(piece, str))
         else:
             yield from group

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from model.checkpoints.json_object import read_object
+from model.family import Family
+from model.text.conversation import Clip
+from model.video.pixels import normalize
 from model.weights import WeightsError, read_safetensors
 
 Value = TypeVar("Value")
@@ -30,6 +34,25 @@ def read_dialogue(folder: Path, *names: str) -> Mapping[str, Any]:
     """
     path = folder / "dialogue.json"
     return _complete(read_object(path), names, path)
+
+
+def read_clip(family: Family, folder: Path) -> tuple[Clip, Tensor]:
+    """Return the sampled frames of a folder's `clip.mp4`, and their pixels [1, T, 3, S, S], float32.
+
+    Raises:
+        WeightsError: the folder has no clip.
+        VideoError: the clip cannot be decoded.
+    """
+    # Imports PyAV, which folders with pixels do not need.
+    from model.video.sampling import sample_clip
+
+    assert family.inputs is not None, "the model sees videos"
+    path = folder / "clip.mp4"
+    if not path.is_file():
+        raise WeightsError(f"{folder} has neither inputs.safetensors nor clip.mp4, so there is nothing to run.")
+    sampled = sample_clip(path, family.inputs)
+    pixel_values = torch.from_numpy(normalize(sampled.frames, family.inputs.pixels)).unsqueeze(0)
+    return Clip(frame_indices=sampled.indices, fps=sampled.facts.fps), pixel_values
 
 
 def _complete(values: Mapping[str, Value], names: tuple[str, ...], path: Path) -> Mapping[str, Value]:

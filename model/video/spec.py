@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_FRAME_COUNT = 100
-"""The most frames of any family: Video-ChatGPT's."""
+"""The most frames of any family: those of Video-ChatGPT and VTimeLLM."""
 
 VideoErrorCode = Literal[
     "not_a_video",
@@ -65,9 +65,28 @@ def video_chatgpt_indices(num_frames: int, count: int) -> list[int]:
     return [(start + end) // 2 for start, end in pairwise(ends)]
 
 
+def linspace_indices(num_frames: int, count: int) -> list[int]:
+    """Select frames from the first to the last in equal steps, truncated to integers (Video-LLaVA, VTimeLLM).
+
+    If there are fewer frames than `count`, frames repeat.
+    """
+    return [int(place) for place in np.linspace(0, num_frames - 1, count, dtype=int)]
+
+
+def left_edge_indices(num_frames: int, count: int) -> list[int]:
+    """Select the first frame of each of `count` segments, truncated to integers (`np.arange`, Video-LLaVA -hf).
+
+    If there are fewer frames than `count`, frames repeat.
+    """
+    places = np.arange(0, num_frames, num_frames / count).astype(int)
+    return [int(place) for place in places[:count]]  # rounding may add a step that begins at the end
+
+
 FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {
     "videochat": videochat_indices,
     "video-chatgpt": video_chatgpt_indices,
+    "linspace": linspace_indices,
+    "left-edges": left_edge_indices,
 }
 """Frame rules by name: (num_frames, count) -> 1 to `count` frame numbers below `num_frames`, never decreasing.
 

@@ -102,6 +102,6 @@ def longest_prompt(
 
     `num_frames` is how many are requested of each video; None is the model's default.
     """
-    count = num_frames or info.frame_spec.count
+    count = num_frames or (info.inputs.frames.count if info.inputs else 0)
     clips = tuple(Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos)
     return Conversation(clips=clips, turns=turns, system=system)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.video.container import VideoFile
-from model.video.pixels import resize
+from model.video.pixels import Levels, resize
 from model.video.reader import read_video
 from model.video.spec import VideoError
 from service.decoding import seccomp
@@ -68,15 +68,15 @@ def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
     try:
         with read_video(file, request.limits) as video:
             yield Probed(facts=video.facts)
-            total = video.num_frames(request.frame_spec)
-            frames: list[npt.NDArray[np.uint8]] = []
+            total = video.num_frames(request.inputs.frames)
+            frames: list[Levels] = []
             indices: list[int] = []
             timestamps: list[float] = []
             thumbnails: list[bytes] = []
             preprocess_seconds = 0.0
-            for frame in video.frames(request.frame_spec):
+            for frame in video.frames(request.inputs.frames):
                 start = time.monotonic()
-                frames.append(resize(frame.rgb, request.pixel_spec))
+                frames.append(resize(frame.rgb, request.inputs.pixels))
                 preprocess_seconds += time.monotonic() - start
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)

@@ -16,8 +16,8 @@ from typing import Literal
 
 import structlog
 
-from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec, VideoFacts, VideoLimits
+from model.video.inputs import InputSpec
+from model.video.spec import VideoFacts, VideoLimits
 from service.decoding.child_process import ChildProcess, DecodeEvent
 from service.decoding.children import Children, NoChild
 from service.decoding.protocol import DecodeProgress, DecodeRequest, ProtocolViolation, Sampled
@@ -61,7 +61,7 @@ class DecodedVideo:
     timestamps: tuple[float, ...]
     """Seconds after the first frame."""
     frames: bytes
-    """Raw uint8 pixels of `shape`, row after row."""
+    """Levels of `shape`, row after row, in the dtype of the pixel spec."""
     shape: tuple[int, int, int, int]
     """[frames, size, size, 3]."""
     thumbnails: tuple[bytes, ...]
@@ -125,11 +125,10 @@ class Decoder:
     async def decode(
         self,
         path: Path,
-        frame_spec: FrameSpec,
-        pixel_spec: PixelSpec,
+        inputs: InputSpec,
         on_event: Callable[[DecodeEvent], None],
     ) -> DecodedVideo:
-        """Decode the frames of `path` that `frame_spec` selects, resized to `pixel_spec`.
+        """Decode and resize the frames of `path` that `inputs` selects.
 
         `on_event` is called with the facts as soon as they are known, then with each frame's progress.
 
@@ -141,7 +140,7 @@ class Decoder:
             VideoRejected: the file cannot be used.
             DecodeFailed: `decode_timeout`, `decode_crashed` or `decode_unavailable`.
         """
-        request = self._request(path, frame_spec, pixel_spec)
+        request = self._request(path, inputs)
         on_new_event = _WithoutRepeats(on_event)
         async with self._slots:
             started = time.monotonic()
@@ -161,7 +160,7 @@ class Decoder:
             indices=sampled.indices,
             timestamps=sampled.timestamps,
             frames=sampled.frames,
-            shape=(len(sampled.indices), *request.shape[1:]),
+            shape=(len(sampled.indices), inputs.pixels.size, inputs.pixels.size, 3),
             thumbnails=sampled.thumbnails,
             seconds=seconds,
             preprocess_seconds=min(seconds, sampled.preprocess_seconds),
@@ -184,11 +183,10 @@ class Decoder:
         except NoChild as error:
             raise _unavailable(str(error)) from None
 
-    def _request(self, path: Path, frame_spec: FrameSpec, pixel_spec: PixelSpec) -> DecodeRequest:
+    def _request(self, path: Path, inputs: InputSpec) -> DecodeRequest:
         return DecodeRequest(
             path=str(path.absolute()),
-            frame_spec=frame_spec,
-            pixel_spec=pixel_spec,
+            inputs=inputs,
             limits=self._limits,
             thumbnail_side=self._thumbnail_side,
             memory_bytes=self._memory_bytes,

@@ -5,7 +5,6 @@ untrusted files, so the parent validates every reply; one that is malformed or d
 `ProtocolViolation`. This module imports neither asyncio nor PyAV nor pickle.
 """
 
-import math
 import struct
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -13,8 +12,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec, VideoErrorCode, VideoFacts, VideoLimits
+from model.video.inputs import InputSpec
+from model.video.spec import VideoErrorCode, VideoFacts, VideoLimits
 
 PREFIX = struct.Struct(">II")
 """The lengths of a reply's header and payload, in bytes."""
@@ -41,8 +40,7 @@ class DecodeRequest:
     """One upload to decode, and the resources that the child may use for it."""
 
     path: str
-    frame_spec: FrameSpec
-    pixel_spec: PixelSpec
+    inputs: InputSpec
     limits: VideoLimits
     thumbnail_side: int
     """The longest side of a thumbnail, in pixels."""
@@ -52,9 +50,9 @@ class DecodeRequest:
     """Whether the child must install the seccomp filter, or fail."""
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The largest shape of the reply's frames, [frames, size, size, 3]; a short video may give fewer frames."""
-        return (self.frame_spec.count, self.pixel_spec.size, self.pixel_spec.size, 3)
+    def max_frames(self) -> int:
+        """The most frames that the reply may have; a short video may give fewer."""
+        return self.inputs.frames.count
 
 
 class _Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -94,7 +92,7 @@ class Sampled:
     timestamps: tuple[float, ...]
     """Seconds after the first frame of the video."""
     frames: bytes
-    """Raw uint8 pixels, [frames, size, size, 3]."""
+    """Levels [frames, size, size, 3] in the dtype of the request's pixel spec."""
     thumbnails: tuple[bytes, ...]
     preprocess_seconds: float
     """The part of the decoding time that was spent on resizing."""
@@ -173,7 +171,7 @@ def read_lengths(prefix: bytes, request: DecodeRequest) -> tuple[int, int]:
         ProtocolViolation: no valid reply to `request` is that long.
     """
     header, payload = PREFIX.unpack(prefix)
-    max_payload = math.prod(request.shape) + request.frame_spec.count * MAX_THUMBNAIL
+    max_payload = request.inputs.pixels.num_bytes(request.max_frames) + request.max_frames * MAX_THUMBNAIL
     if header > MAX_HEADER or payload > max_payload:
         raise ProtocolViolation("A reply is too long.")
     return header, payload
@@ -196,7 +194,7 @@ def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> DecodeR
         case _ProbedHeader(facts=facts):
             return Probed(facts=VideoFacts(**msgspec.structs.asdict(facts)))
         case DecodeProgress():
-            _check(values.total <= request.frame_spec.count)
+            _check(values.total <= request.max_frames)
             return values
         case Rejected():
             return values
@@ -204,9 +202,9 @@ def read_reply(header: bytes, payload: bytes, request: DecodeRequest) -> DecodeR
 
 def _sampled(header: _SampledHeader, payload: bytes, request: DecodeRequest) -> Sampled:
     count, sizes = len(header.indices), header.thumbnail_sizes
-    _check(1 <= count <= request.frame_spec.count)
+    _check(1 <= count <= request.max_frames)
     _check(len(header.timestamps) == len(sizes) == count)
-    pixels = count * math.prod(request.shape[1:])
+    pixels = request.inputs.pixels.num_bytes(count)
     _check(pixels + sum(sizes) == len(payload))
     ends = [pixels + sum(sizes[: place + 1]) for place in range(count)]
     return Sampled(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from model.features import CorruptFeatures, PackedFeatures
+from model.features import CorruptFeatures, PackedFeatures, PartSpec
 from service.errors import Unavailable
 from service.observability.metrics import Metrics
 from service.store.connection import StoreClient
@@ -20,7 +20,7 @@ class FeatureCache:
         self._ttl = ttl
         self._metrics = metrics
 
-    async def get(self, key: str, *, shape: tuple[int, ...]) -> PackedFeatures | None:
+    async def get(self, key: str, *, parts: Sequence[PartSpec]) -> PackedFeatures | None:
         """The features under `key`, checked; None is a miss. A corrupt value is removed and counted."""
         self._metrics.feature_cache_queries.inc()
         try:
@@ -28,7 +28,7 @@ class FeatureCache:
             if blob is None:
                 return None
             assert isinstance(blob, bytes)
-            packed = PackedFeatures.checked(blob, key=key, shape=shape)
+            packed = PackedFeatures.checked(blob, key=key, parts=parts)
         except CorruptFeatures as corrupt:
             _log.warning("feature_cache_corrupt", reason=str(corrupt))
             self._metrics.feature_cache_corrupt.inc()

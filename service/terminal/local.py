@@ -54,7 +54,9 @@ class LocalChat:
             self._params = replace(loaded.default_sampling, **sampling)
             show("load", 1, 1)
             show("watch")
-            self._clip, self._features = watch(loaded, video, frames=replace(loaded.frame_spec, **frames))
+            if loaded.inputs is None:
+                raise usage_error(f"The family {family} sees no videos.")
+            self._clip, self._features = watch(loaded, video, frames=replace(loaded.inputs.frames, **frames))
         except (UnknownFamily, WeightsError, TokenizerError, InvalidSampling, InvalidFrameSpec, OSError) as error:
             raise usage_error(str(error)) from error
         except VideoError as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from model.features import PackedFeatures
-from model.video.spec import FrameSpec, VideoFacts
+from model.video.inputs import InputSpec
+from model.video.spec import VideoFacts
 from service.decoding.child_process import DecodeEvent, VideoRejected
 from service.decoding.decoder import DecodedVideo, DecodeFailed, Decoder
 from service.decoding.protocol import Probed
@@ -32,7 +33,7 @@ class PreparationJob:
     tenant: str
     record: VideoRecord
     """The video's record, as far as this job has changed it."""
-    spec: FrameSpec
+    inputs: InputSpec
     info: ModelInfo
     key: str
     """The key of the features."""
@@ -115,7 +116,7 @@ class FeatureComputation:
                 if path is None:
                     raise video_gone()
                 with tracing.span("decode", {"reeltalk.video.id": job.record.id}):
-                    decoded = await self._decoder.decode(path, job.spec, job.info.pixel_spec, on_event)
+                    decoded = await self._decoder.decode(path, job.inputs, on_event)
         except (VideoRejected, DecodeFailed) as error:
             raise from_code(error.code, str(error)) from None
         finally:
@@ -165,7 +166,7 @@ class FeatureComputation:
             preprocess_ms=round(decoded.preprocess_seconds * 1000, 1),
             encode_ms=round(encoded.seconds * 1000, 1),
         )
-        return PackedFeatures.checked(encoded.blob, key=job.key, shape=job.info.feature_shape)
+        return PackedFeatures.checked(encoded.blob, key=job.key, parts=job.info.parts)
 
     async def _store(self, job: PreparationJob, packed: PackedFeatures, decoded: DecodedVideo) -> None:
         """Store features and thumbnails; stores nothing of a video that is erased before or meanwhile."""

@@ -11,10 +11,11 @@ import structlog
 from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures, fingerprint
+from model.video.inputs import InputSpec
 from model.video.pixels import PREPROCESSING_VERSION
-from model.video.spec import FrameSpec
+from model.video.spec import InvalidFrameSpec
 from service.decoding.decoder import Decoder
-from service.errors import Fault, ServiceError, Unavailable, fault_of, from_code
+from service.errors import Fault, InvalidRequest, ServiceError, Unavailable, fault_of, from_code
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store import keys
@@ -107,7 +108,7 @@ class Preparation:
         check_usable(video)
         job = self._job(tenant, video, frames, await self.model())
         if job.task is None:
-            cached = await self._features.get(job.key, shape=job.info.feature_shape)
+            cached = await self._features.get(job.key, parts=job.info.parts)
             if cached is not None:
                 if on_progress is not None:
                     on_progress(PreparationProgress(video_id=video.id, stage="ready", fraction=1.0))
@@ -155,16 +156,16 @@ class Preparation:
 
     def _job(self, tenant: str, video: VideoRecord, frames: FrameRequest, info: ModelInfo) -> PreparationJob:
         """Return the running job for these features, or a new one that is not started."""
-        spec = replace(info.frame_spec, count=frames.count or info.frame_spec.count, start=frames.start, end=frames.end)
-        key = _features_key(tenant, video, spec, info)
+        inputs = _inputs(info, frames)
+        key = _features_key(tenant, video, inputs, info)
         running = self._jobs.get(key)
         if running is not None:
             return running
-        is_default = spec == info.frame_spec
+        is_default = inputs == info.inputs
         return PreparationJob(
             tenant=tenant,
             record=video,
-            spec=spec,
+            inputs=inputs,
             info=info,
             key=key,
             is_default=is_default,
@@ -198,7 +199,7 @@ class Preparation:
 
     async def _stored(self, job: PreparationJob) -> PackedFeatures | None:
         """Return features that another replica has stored; completes the record if that replica died before it did."""
-        stored = await self._features.get(job.key, shape=job.info.feature_shape)
+        stored = await self._features.get(job.key, parts=job.info.parts)
         if stored is None:
             return None
         if job.is_default and job.record.num_frames is None:  # the record is from the time before the wait
@@ -210,12 +211,26 @@ class Preparation:
         return stored
 
 
-def _features_key(tenant: str, video: VideoRecord, spec: FrameSpec, info: ModelInfo) -> str:
+def _inputs(info: ModelInfo, frames: FrameRequest) -> InputSpec:
+    """The model's inputs with the requested frames.
+
+    Raises:
+        InvalidRequest: the model cannot take so many frames.
+    """
+    assert info.inputs is not None, "the model sees videos"
+    own = info.inputs.frames
+    try:
+        spec = replace(own, count=frames.count or own.count, start=frames.start, end=frames.end)
+        return replace(info.inputs, frames=spec)
+    except InvalidFrameSpec as error:
+        raise InvalidRequest("invalid_value", str(error), param=f"frames.{error.param}") from None
+
+
+def _features_key(tenant: str, video: VideoRecord, inputs: InputSpec, info: ModelInfo) -> str:
     of_model = fingerprint(
         family=info.family,
-        checkpoint_digest=info.checkpoint_digest,
-        frame_spec=spec,
-        pixel_spec=info.pixel_spec,
+        encoder_digest=info.encoder_digest,
+        inputs=inputs,
         preprocessing_version=PREPROCESSING_VERSION,
         dtype=info.dtype,
     )

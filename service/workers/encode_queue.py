@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import structlog
 
-from model.clip_encoder import Features, Frames, encode_clips
+from model.clip_encoder import encode_clips
 from model.family import Family
-from model.features import pack
+from model.features import Features, pack
+from model.video.pixels import Levels
 from model.weights import WeightsError
 from service.observability import tracing
 from service.workers.protocol import Encode, Encoded, Refused, Report
@@ -46,8 +47,10 @@ class EncodeQueue:
         Raises:
             WeightsError: the model cannot encode it.
         """
-        spec, pixels = self._family.frame_spec, self._family.pixel_spec
-        [features] = encode_clips(self._family, [np.zeros((spec.count, pixels.size, pixels.size, 3), dtype=np.uint8)])
+        inputs = self._family.inputs
+        assert inputs is not None, "the model sees videos"
+        size, dtype = inputs.pixels.size, inputs.pixels.dtype
+        [features] = encode_clips(self._family, [np.zeros((inputs.frames.count, size, size, 3), dtype=dtype)])
         if features is None:
             raise WeightsError("The model cannot encode a black clip; its weights are damaged.")
         return features
@@ -64,7 +67,7 @@ class EncodeQueue:
 
     def _encode(self, batch: list[Encode]) -> None:
         start = time.perf_counter()
-        frames = {clip.job_id: array for clip in batch if (array := _frames(clip)) is not None}
+        frames = {clip.job_id: array for clip in batch if (array := self._frames(clip)) is not None}
         features = dict(zip(frames, encode_clips(self._family, list(frames.values())) if frames else (), strict=True))
         batch_seconds = time.perf_counter() - start
         seconds = batch_seconds / len(batch)
@@ -81,11 +84,11 @@ class EncodeQueue:
             encode_ms = round(seconds * 1000, 1)
             _log.info("clip_encoded", **clip.context.ids, encode_ms=encode_ms, num_batched_clips=len(batch))
 
-
-def _frames(clip: Encode) -> Frames | None:
-    """The clip's frames as an array; None if the number of bytes does not match its shape."""
-    try:
-        return np.frombuffer(clip.frames, dtype=np.uint8).reshape(clip.shape)
-    except ValueError:
-        _log.exception("clip_refused", **clip.context.ids)
-        return None
+    def _frames(self, clip: Encode) -> Levels | None:
+        """The clip's frames as an array; None if the number of bytes does not match its shape."""
+        assert self._family.inputs is not None, "the model sees videos"
+        try:
+            return np.frombuffer(clip.frames, dtype=self._family.inputs.pixels.dtype).reshape(clip.shape)
+        except ValueError:
+            _log.exception("clip_refused", **clip.context.ids)
+            return None

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from model.engine.sampling_params import SamplingParams
+from model.features import PartSpec
 from model.text.conversation import Conversation
-from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec
+from model.video.inputs import InputSpec
 from model.weight_bits import Quantization
 from service.observability.logging import Style
 from service.workers.specs import WorkerSpec
@@ -48,16 +48,20 @@ class ModelInfo:
     name: str
     family: str
     checkpoint_digest: str
+    encoder_digest: str
+    """Of the weights and sizes that features depend on; part of their fingerprint."""
     dtype: str
     """The encoder's dtype."""
     quantization: Quantization | None
     """Format of the language model's weights; not part of the fingerprint, since features do not depend on it."""
-    frame_spec: FrameSpec
-    pixel_spec: PixelSpec
-    feature_shape: tuple[int, int]
-    """Of one clip: query tokens, width."""
+    inputs: InputSpec | None
+    """What the encoder takes of a clip; None for a language model that sees no videos."""
+    parts: tuple[PartSpec, ...]
+    """The parts of one clip's features."""
     num_video_tokens: int
-    """Tokens of one clip in a prompt."""
+    """Tokens of one clip in a prompt, all its parts together."""
+    time_axis: int | None
+    """Numbers in answers are times, in fractions of the clip with this denominator; None: they are not."""
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
@@ -78,7 +82,8 @@ class RequestContext:
 class Encode:
     """Compute the features of one clip.
 
-    `frames` holds uint8 [T, S, S, 3], row-major. `timestamps` are in seconds. `key` is stored in the blob.
+    `frames` holds levels [T, S, S, 3], row-major, in the dtype of the model's pixel spec. `timestamps` are in seconds.
+    `key` is stored in the blob.
     """
 
     job_id: str

@@ -6,14 +6,13 @@ from dataclasses import replace
 import structlog
 import torch
 
-from model.clip_encoder import Features
 from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
 from model.engine.output import Logprobs, Output
 from model.engine.sampling_params import InvalidSampling, SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
-from model.features import unpack
+from model.features import Features, unpack
 from model.text.conversation import Clip, Conversation, Turn
 from service.observability import tracing
 from service.workers.protocol import (
@@ -65,7 +64,7 @@ class TextGenerator:
         """Add a prompt to the engine; report a prompt that it cannot take."""
         try:
             clips = [
-                EncodedClip(torch.from_numpy(unpack(blob, key=key, shape=self._family.feature_shape)), key)
+                _encoded(unpack(blob, key=key, parts=self._family.parts), key)
                 for blob, key in zip(command.features, command.feature_keys, strict=True)
             ]
             self._engine.add_request(
@@ -104,11 +103,12 @@ class TextGenerator:
 
     def warm_up(self, features: Features) -> None:
         """Answer a question about a clip with these features, so that later ones find warm caches."""
+        assert self._family.inputs is not None, "the model sees videos"
         question = Conversation(
-            clips=(Clip(frame_indices=tuple(range(self._family.frame_spec.count)), fps=1.0),),
+            clips=(Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0),),
             turns=(Turn(role="user", text="What is this?"),),
         )
-        prompt = self._prompt(question, [EncodedClip(torch.from_numpy(features), "warm-up")])
+        prompt = self._prompt(question, [_encoded(features, "warm-up")])
         self._engine.add_request("warm-up", prompt, SamplingParams(max_tokens=2))
         while self._engine.has_work:
             self._engine.step()
@@ -155,6 +155,10 @@ class TextGenerator:
                 num_output_tokens=delta.num_output_tokens,
                 running_ms=round(delta.running_seconds * 1000, 1),
             )
+
+
+def _encoded(features: Features, identity: str) -> EncodedClip:
+    return EncodedClip({name: torch.from_numpy(part) for name, part in features.items()}, identity)
 
 
 def _refusal(job_id: str, error: Exception, context: RequestContext | None = None) -> Refused:

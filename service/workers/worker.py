@@ -17,6 +17,7 @@ import torch
 from model.engine.config import EngineConfig
 from model.families import load_family
 from model.family import Family
+from model.features import Features
 from model.memory import within_share
 from service.observability import tracing
 from service.observability.logging import configure_logging
@@ -89,7 +90,7 @@ class Worker:
         Raises:
             ValueError: the model cannot encode the clip.
         """
-        features = np.zeros(self._family.feature_shape, dtype=np.float16)
+        features: Features = {part.name: np.zeros(part.shape, dtype=np.float16) for part in self._family.parts}
         if self._config.spec.encodes:
             features = self._encode_queue.warm_up()
         if self._generator is not None:
@@ -173,12 +174,13 @@ def _model_info(family: Family, config: WorkerConfig) -> ModelInfo:
         name=config.name,
         family=family.name,
         checkpoint_digest=family.checkpoint_digest,
+        encoder_digest=family.encoder_digest,
         dtype=str(family.dtype),
         quantization=config.quantization,
-        frame_spec=family.frame_spec,
-        pixel_spec=family.pixel_spec,
-        feature_shape=family.feature_shape,
+        inputs=family.inputs,
+        parts=family.parts,
         num_video_tokens=family.num_video_tokens,
+        time_axis=family.time_axis,
         num_parameters=family.num_parameters,
         max_model_len=family.max_model_len,
         default_sampling=family.default_sampling,

@@ -6,7 +6,7 @@ import torch
 from model.engine.sequence import TextSegment, VideoSegment
 from model.families import load_family
 from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens, tokenize_segments
-from model.text.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Turn
 from model.text.tokenizer import TokenizerError, plain_tokenizer
 
 
@@ -22,10 +22,10 @@ def conversation(num_clips: int) -> Conversation:
 
 def test_bos_precedes_only_the_first_text_and_each_text_has_its_own_prefix() -> None:
     tokenizer = plain_tokenizer()
-    parts = tokenize_segments(tokenizer, ("a", VideoSlot(0), "b"))
+    parts = tokenize_segments(tokenizer, ("a", Slot(0), "b"))
     assert parts == (
         (tokenizer.bos_id, *tokenizer.encode("a")),
-        VideoSlot(0),
+        Slot(0),
         tuple(tokenizer.encode("b")),
     )
     assert tokenizer.decode(tokenizer.encode("a") + tokenizer.encode("b")) == "a b"

@@ -16,7 +16,7 @@ from model.families.video_chatgpt.family import VideoChatGPTTemplate, key_map, v
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.video_chatgpt.published import PUBLISHED_7B, read_sizes
 from model.family import EncodedClip, Family, blank, build_prompt, tokenize_segments
-from model.text.conversation import Clip, Conversation, Part, SpecialToken, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Turn
 from model.text.sentencepiece import read_sentencepiece
 from model.verification.stage import Claim, Stage
 from model.video.pixels import PixelSpec, normalize, resize
@@ -76,9 +76,7 @@ def test_a_question_is_tokenised_encoded_and_answered_as_by_the_original(
 ) -> None:
     conversation = Conversation(clips=ONE_CLIP, turns=(Turn(role="user", text=QUESTION),))
     patch = (family.tokenizer.special_id("<vid_patch>"),) * family.num_video_tokens
-    ids = [
-        token for part in family.tokenize(conversation) for token in (patch if isinstance(part, VideoSlot) else part)
-    ]
+    ids = [token for part in family.tokenize(conversation) for token in (patch if isinstance(part, Slot) else part)]
     assert ids == inputs["input_ids"][0].tolist()
 
     features = family.encode(inputs["pixel_values"].unsqueeze(0))[0]
@@ -119,7 +117,7 @@ def test_a_prompt_in_parts_is_tokenised_as_the_whole_of_it_is_by_a_tokenizer_tha
     )
     parts = tokenize_segments(tokenizer, VideoChatGPTTemplate().render(Conversation(clips=ONE_CLIP, turns=turns)))
     patch = tokenizer.special_id("<vid_patch>")
-    ours = [token for part in parts for token in ((patch,) if isinstance(part, VideoSlot) else part)]
+    ours = [token for part in parts for token in ((patch,) if isinstance(part, Slot) else part)]
 
     whole = tokenizer._core
     whole.add_special_tokens(["</s>", *PUBLISHED_7B.added_tokens])
@@ -129,7 +127,7 @@ def test_a_prompt_in_parts_is_tokenised_as_the_whole_of_it_is_by_a_tokenizer_tha
 
 def written(part: Part, *, video: str) -> str:
     match part:
-        case VideoSlot():
+        case Slot():
             return video
         case SpecialToken(name):
             return name

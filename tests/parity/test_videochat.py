@@ -19,7 +19,7 @@ from model.families.videochat.gmhra import GlobalTokenBlock
 from model.families.videochat.network import VideoChatNetwork
 from model.families.videochat.published import read_sizes
 from model.family import EncodedClip, Family, build_prompt, tokenize_segments
-from model.text.conversation import Clip, Conversation, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.sentencepiece import read_sentencepiece
 from model.video.pixels import normalize, resize
 from model.video.reader import open_video
@@ -301,11 +301,11 @@ def case_conversation(case: dict[str, object], number: int) -> Conversation:
     return Conversation(clips=conversation.clips, turns=conversation.turns, system=system)
 
 
-def text_of(segments: tuple[str | VideoSlot, ...]) -> str:
+def text_of(segments: tuple[str | Slot, ...]) -> str:
     """A rendered prompt as one text, with the marker at which the original splits it."""
     texts = [part for part in segments if isinstance(part, str)]
     marker = "<ImageHere>" if texts[0].endswith("<Image>") else "<VideoHere>"
-    return "".join(marker if isinstance(part, VideoSlot) else part for part in segments)
+    return "".join(marker if isinstance(part, Slot) else part for part in segments)
 
 
 def text_ids(family: Family, conversation: Conversation) -> list[tuple[int, ...]]:

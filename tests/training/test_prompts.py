@@ -6,7 +6,7 @@ import pytest
 
 from model.families.videochat.family import VideoChatTemplate
 from model.family import tokenize_segments
-from model.text.conversation import Conversation, VideoSlot
+from model.text.conversation import Conversation, Slot
 from model.text.tokenizer import SPACE, Tokenizer
 from tests.training.some_scenes import SCENE
 from training.dialogues import draw_dialogue
@@ -36,7 +36,7 @@ def test_the_tokens_before_an_answer_are_those_that_the_service_sends(tokenizer:
     learned = example(tokenizer, answered)
     asked = Conversation(clips=answered.clips, turns=answered.turns[:-1])
     before, slot, after = tokenize_segments(tokenizer, VideoChatTemplate().render(asked))
-    assert isinstance(slot, VideoSlot)
+    assert isinstance(slot, Slot)
     assert learned.before == before
     assert isinstance(after, tuple)
     assert learned.after[: len(after)] == after

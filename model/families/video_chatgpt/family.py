@@ -26,16 +26,17 @@ from model.families.video_chatgpt.published import (
     read_sizes,
 )
 from model.families.video_chatgpt.verification import verify_stages
-from model.family import Family, assemble, blank
+from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks.clip import ClipVisionConfig
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
 from model.role import Role
-from model.text.conversation import Part, SpecialToken, VideoSlot
+from model.text.conversation import Piece, Slot, SpecialToken
 from model.text.sentencepiece import read_sentencepiece
 from model.text.separated import SeparatedTemplate
 from model.text.tokenizer import ByteTokenizer, Tokenizer, plain_tokenizer
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
 from model.weights import KeyMap, WeightsError, checkpoint_digest, seeded
@@ -93,12 +94,12 @@ class VideoChatGPTTemplate(SeparatedTemplate):
 
     system = SYSTEM
 
-    def question(self, text: str, num_clips: int) -> Iterator[Part]:
+    def question(self, text: str, num_clips: int) -> Iterator[Piece]:
         """Yield a question, and its videos between their start and end tokens."""
         yield text
         for number in range(num_clips):
             yield "\n"
-            yield from (SpecialToken(VIDEO_START), VideoSlot(number), SpecialToken(VIDEO_END))
+            yield from (SpecialToken(VIDEO_START), Slot(number), SpecialToken(VIDEO_END))
 
 
 def load(
@@ -124,16 +125,19 @@ def load(
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = _tokenizer(checkpoint, saved.config)
-    config = saved.config
-    family = Family(
-        assemble(blank(VideoChatGPTNetwork, config), saved.tensors, key_map=key_map(config), dtype=dtype, role=role),
+    family = build_family(
+        saved,
+        VideoChatGPTNetwork,
         tokenizer,
         name=NAME,
-        checkpoint_digest=saved.digest,
-        frame_spec=FrameSpec(count=NUM_TEMPORAL_TOKENS, rule="video-chatgpt"),
-        pixel_spec=PixelSpec(size=config.vision.image_size, fit="nearest"),
+        key_map=key_map(saved.config),
+        dtype=dtype,
+        role=role,
+        inputs=InputSpec(
+            frames=FrameSpec(count=NUM_TEMPORAL_TOKENS, rule="video-chatgpt"),
+            pixels=PixelSpec(size=saved.config.vision.image_size, fit="nearest"),
+        ),
         template=VideoChatGPTTemplate(),
-        default_sampling=saved.sampling,
     )
     del saved  # so that the pages of a weight are released when it is quantised
     return family.move_to(device, quantization=quantization, role=role)

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from model.features import VIDEO, PartSpec
 from model.networks.clip import OPENAI_ACTIVATION, ClipEncoder, ClipVisionConfig
 from model.networks.llama import build_llama
-from model.networks.video_network import VideoNetwork, VideoNetworkConfig
+from model.networks.network import NetworkConfig, VideoNetwork
 
 NUM_TEMPORAL_TOKENS = 100
 """One per frame; a clip of fewer frames is padded with zeros (`get_spatio_temporal_features_torch`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoChatGPTConfig(VideoNetworkConfig):
+class VideoChatGPTConfig(NetworkConfig):
     """Every size of a Video-ChatGPT network, and the special tokens that are not in the tokenizer's file."""
 
     vision: ClipVisionConfig
@@ -27,9 +28,9 @@ class VideoChatGPTConfig(VideoNetworkConfig):
     """In the order of their ids, which follow those of the file."""
 
     @property
-    def feature_shape(self) -> tuple[int, int]:
-        """[temporal and spatial tokens, width] of one clip."""
-        return NUM_TEMPORAL_TOKENS + self.vision.num_patches, self.vision.width
+    def parts(self) -> tuple[PartSpec, ...]:
+        """The temporal and spatial tokens of one clip, [100 + S, C]."""
+        return (PartSpec(name=VIDEO, shape=(NUM_TEMPORAL_TOKENS + self.vision.num_patches, self.vision.width)),)
 
 
 class VideoChatGPTNetwork(VideoNetwork):
@@ -50,9 +51,9 @@ class VideoChatGPTNetwork(VideoNetwork):
         """The language model."""
         return self.language_model
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Encode normalised frames [B, T, 3, H, W], with T from 1 to 100, into unprojected [B, 100 + S, C]."""
-        return self.pool(self.see(pixel_values))
+        return {VIDEO: self.pool(self.see(pixel_values))}
 
     def see(self, pixel_values: Tensor) -> Tensor:
         """Encode frames [B, T, 3, H, W] into patches [B, T, S, C]."""
@@ -66,7 +67,7 @@ class VideoChatGPTNetwork(VideoNetwork):
         temporal = functional.pad(patches.mean(2), (0, 0, 0, num_missing))  # [B, 100, C]
         return torch.cat((temporal, patches.mean(1)), dim=1)
 
-    def project(self, features: Tensor) -> Tensor:
+    def project(self, part: str, features: Tensor) -> Tensor:  # noqa: ARG002  there is one part
         """Project features [..., C] to video tokens [..., hidden]."""
         out: Tensor = self.mm_projector(features)
         return out

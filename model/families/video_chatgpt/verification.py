@@ -10,7 +10,8 @@ from model.checkpoints.json_object import read_object
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.video_chatgpt.published import VIDEO_END, VIDEO_PATCH, VIDEO_START
 from model.family import Family
-from model.text.conversation import Clip, Conversation, SpecialToken, Turn, VideoSlot
+from model.features import VIDEO
+from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Turn
 from model.verification.decoding import decode_greedily
 from model.verification.inputs import read_inputs
 from model.verification.stage import Claim, Finding, Stage
@@ -39,7 +40,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
     features = network.pool(patches)[0]
     yield Stage(name="spatio_temporal_features", tensor=features)
     yield Stage(name="spatio_temporal_features_half", tensor=features.half())
-    video_tokens = network.project(features)
+    video_tokens = network.project(VIDEO, features)
     yield Stage(name="video_tokens", tensor=video_tokens)
     yield from _prompt(family, folder, input_ids[0].tolist())
     inputs_embeds = _spliced(family, input_ids, video_tokens)
@@ -60,12 +61,12 @@ def _prompt(family: Family, folder: Path, input_ids: list[int]) -> Iterator[Clai
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=values["question"]),))
     patches = [VIDEO_PATCH] * family.num_video_tokens
     texts: list[str] = []
-    for part in family.template.render(conversation):
-        texts += patches if isinstance(part, VideoSlot) else [part.name if isinstance(part, SpecialToken) else part]
+    for piece in family.template.render(conversation):
+        texts += patches if isinstance(piece, Slot) else [piece.name if isinstance(piece, SpecialToken) else piece]
     yield Claim(name="prompt", got="".join(texts), expected=values.get("prompt"))
     patch_ids = tuple(map(family.tokenizer.special_id, patches))
-    parts = [patch_ids if isinstance(part, VideoSlot) else part for part in family.tokenize(conversation)]
-    yield Claim(name="input_ids", got=[token for part in parts for token in part], expected=input_ids)
+    pieces = [patch_ids if isinstance(piece, Slot) else piece for piece in family.tokenize(conversation)]
+    yield Claim(name="input_ids", got=[token for piece in pieces for token in piece], expected=input_ids)
 
 
 def _spliced(family: Family, input_ids: Tensor, video_tokens: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from model.engine.sampling_params import SamplingParams
 from model.families.videochat.network import VideoChatNetwork
 from model.families.videochat.published import BUFFERS, PUBLISHED_7B, PUBLISHED_13B, read_published, read_sizes
 from model.families.videochat.verification import verify_stages
-from model.family import Family, assemble, blank
+from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.quantization import Quantization
 from model.role import Role
-from model.text.conversation import Clip, Conversation, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.sentencepiece import read_sentencepiece
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
 from model.weights import KeyMap
@@ -64,13 +65,13 @@ class VideoChatTemplate:
 
     stop = ("###",)
 
-    def render(self, conversation: Conversation) -> tuple[str | VideoSlot, ...]:
-        """Return the prompt as texts and video slots, in order; the answer follows the last text."""
+    def render(self, conversation: Conversation) -> tuple[str | Slot, ...]:
+        """Return the prompt as texts and slots, in order; the answer follows the last text."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
-        segments: list[str | VideoSlot] = []
+        segments: list[str | Slot] = []
         text = _ended(neutralise(conversation.system)) + "###"
         for number, clip in enumerate(conversation.clips):
-            segments += [f"{text}Human: <{clip.media.title()}>", VideoSlot(number)]
+            segments += [f"{text}Human: <{clip.media.title()}>", Slot(number)]
             text = f"</{clip.media.title()}>{_sampled(clip)}\n###"
         return (*segments, text + "".join(map(_turn, conversation.turns)) + "Assistant:")
 
@@ -96,15 +97,19 @@ def load(
     """
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
-    family = Family(
-        assemble(blank(VideoChatNetwork, saved.config), saved.tensors, key_map=KEY_MAP, dtype=dtype, role=role),
+    family = build_family(
+        saved,
+        VideoChatNetwork,
         read_sentencepiece(tokenizer_of(checkpoint)),
         name=NAME,
-        checkpoint_digest=saved.digest,
-        frame_spec=FrameSpec(count=saved.config.num_frames, rule="videochat"),
-        pixel_spec=PixelSpec(size=saved.config.vision.image_size),
+        key_map=KEY_MAP,
+        dtype=dtype,
+        role=role,
+        inputs=InputSpec(
+            frames=FrameSpec(count=saved.config.num_frames, rule="videochat"),
+            pixels=PixelSpec(size=saved.config.vision.image_size),
+        ),
         template=VideoChatTemplate(),
-        default_sampling=saved.sampling,
     )
     del saved  # so that the pages of a weight are released when it is quantised
     return family.move_to(device, quantization=quantization, role=role)

@@ -12,8 +12,9 @@ from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaForCausalLM
 
 from model.families.videochat.vision import VisionConfig, VisionEncoder
+from model.features import VIDEO, PartSpec
 from model.networks.llama import build_llama
-from model.networks.video_network import VideoNetwork, VideoNetworkConfig
+from model.networks.network import NetworkConfig, VideoNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoChatConfig(VideoNetworkConfig):
+class VideoChatConfig(NetworkConfig):
     """Every size of a VideoChat network. It was trained on `num_frames` frames, and can run on any number from 1."""
 
     num_frames: int
@@ -38,9 +39,10 @@ class VideoChatConfig(VideoNetworkConfig):
     qformer: QFormerConfig
 
     @property
-    def feature_shape(self) -> tuple[int, int]:
-        """[query tokens, Q-Former width] of one clip."""
-        return self.qformer.num_queries + self.qformer.num_extra_queries, self.qformer.width
+    def parts(self) -> tuple[PartSpec, ...]:
+        """The query tokens of one clip, [queries, Q-Former width]."""
+        num_queries = self.qformer.num_queries + self.qformer.num_extra_queries
+        return (PartSpec(name=VIDEO, shape=(num_queries, self.qformer.width)),)
 
 
 class Float32Norm(nn.LayerNorm):
@@ -77,9 +79,9 @@ class VideoChatNetwork(VideoNetwork):
         """The language model."""
         return self.llama_model
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Encode normalised frames [B, T, 3, H, W] into unprojected features [B, queries, Q-Former width]."""
-        return self.query(self.see(pixel_values))
+        return {VIDEO: self.query(self.see(pixel_values))}
 
     def see(self, pixel_values: Tensor) -> Tensor:
         """Encode frames [B, T, 3, H, W] into normed tokens [B, T * (patches + 1) + 1, C], the global token last."""
@@ -92,7 +94,7 @@ class VideoChatNetwork(VideoNetwork):
         features: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         return features
 
-    def project(self, features: Tensor) -> Tensor:
+    def project(self, part: str, features: Tensor) -> Tensor:  # noqa: ARG002  there is one part
         """Project features [..., Q-Former width] to video tokens [..., hidden]."""
         out: Tensor = self.llama_proj(features)
         return out

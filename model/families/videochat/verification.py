@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +15,11 @@ from model.checkpoints.json_object import read_object
 from model.engine.sampling_params import SamplingParams
 from model.families.videochat.network import VideoChatNetwork
 from model.family import Family, tokenize_segments
-from model.text.conversation import Clip, Conversation, Part, Turn, VideoSlot
+from model.features import VIDEO
+from model.text.conversation import Clip, Conversation, Piece, Slot, Turn
 from model.verification.decoding import decode_greedily, sampling_probabilities, search_beams
-from model.verification.inputs import read_dialogue, read_inputs
+from model.verification.inputs import read_clip, read_dialogue, read_inputs
 from model.verification.stage import Claim, Finding, Stage, recorded
-from model.video.pixels import normalize, resize
-from model.weights import WeightsError
 
 TEMPERATURES = (0.7, 1.0, 2.0)
 NUM_SAMPLED_STEPS = 3
@@ -50,7 +48,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         yield from _key_stages("image.", network, inputs["image"])
         clip = _clip_of(dialogue["video_message"])
     else:
-        clip, pixel_values = _decoded(family, folder / "clip.mp4")
+        clip, pixel_values = read_clip(family, folder)
         yield from _clip_findings(clip, pixel_values, folder / "clip.json")
         outputs = encoder_stages(network, pixel_values)
         # References with a clip hold no stages of single frames; references with pixels check those.
@@ -63,9 +61,9 @@ def encoder_stages(network: VideoChatNetwork, pixel_values: Tensor) -> dict[str,
     weight = network.llama_proj.weight
     num_clips, num_frames = pixel_values.shape[:2]
     with torch.inference_mode(), recorded(_modules(network)) as outputs:
-        features = network.encode(pixel_values.to(weight.device, weight.dtype))
+        features = network.encode(pixel_values.to(weight.device, weight.dtype))[VIDEO]
         outputs["query_output.last_hidden_state"] = features
-        outputs["inputs_llama"] = network.project(features)
+        outputs["inputs_llama"] = network.project(VIDEO, features)
     patches = outputs["patch_embed"]
     patches = patches.reshape(num_clips, num_frames, *patches.shape[1:])
     outputs["patch_embed"] = patches.transpose(1, 2)  # [B, C, T, h, w], the output of a convolution over time
@@ -173,27 +171,25 @@ class _Answer:
         return decode_greedily(self._llama, self._prompt, max_tokens=self._max_tokens, eos=eos, stop=stop)
 
 
-def _spliced(family: Family, segments: tuple[Part, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
+def _spliced(family: Family, segments: tuple[Piece, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Return embeddings [1, L, hidden] of a prompt with the video tokens inserted, and the ids of its texts."""
     parts = tokenize_segments(family.tokenizer, segments)
     embed = family.language_model.get_input_embeddings()
     with torch.inference_mode():
-        rows = [
-            video if isinstance(part, VideoSlot) else embed(torch.tensor(part, device=video.device)) for part in parts
-        ]
-        return torch.cat(rows).unsqueeze(0), [list(part) for part in parts if not isinstance(part, VideoSlot)]
+        rows = [video if isinstance(part, Slot) else embed(torch.tensor(part, device=video.device)) for part in parts]
+        return torch.cat(rows).unsqueeze(0), [list(part) for part in parts if not isinstance(part, Slot)]
 
 
-def _expected_texts(expected: Mapping[str, Any], ours: tuple[Part, ...]) -> tuple[Part, ...]:
+def _expected_texts(expected: Mapping[str, Any], ours: tuple[Piece, ...]) -> tuple[Piece, ...]:
     """Return the reference's texts, or ours without them, so that a wrong prompt does not change later stages."""
     texts = expected.get("segments")
     if not texts:
         return ours
-    return tuple(part for text in texts for part in (text, VideoSlot(0)))[:-1]
+    return tuple(part for text in texts for part in (text, Slot(0)))[:-1]
 
 
-def _text_of(segments: tuple[Part, ...]) -> str:
-    return "".join("<VideoHere>" if isinstance(part, VideoSlot) else str(part) for part in segments)
+def _text_of(segments: tuple[Piece, ...]) -> str:
+    return "".join("<VideoHere>" if isinstance(part, Slot) else str(part) for part in segments)
 
 
 def _without_bos(ids: list[int]) -> list[int]:
@@ -204,22 +200,6 @@ def _clip_of(message: str) -> Clip:
     """Return a clip with the times in a message; at ten frames a second, tenths of a second are frame indices."""
     tenths = tuple(int(whole) * 10 + int(tenth) for whole, tenth in re.findall(r"(\d+)\.(\d)", message))
     return Clip(frame_indices=tenths, fps=10.0)
-
-
-def _decoded(family: Family, path: Path) -> tuple[Clip, Tensor]:
-    """Return a file's sampled frames and their pixels [1, T, 3, S, S]."""
-    # Imports PyAV, which folders with pixels do not need.
-    from model.video.reader import open_video
-    from model.video.spec import VideoLimits
-
-    if not path.is_file():
-        raise WeightsError(f"{path.parent} has neither inputs.safetensors nor clip.mp4, so there is nothing to run.")
-    with open_video(path, VideoLimits()) as video:
-        fps = video.facts.fps
-        frames = list(video.frames(family.frame_spec))
-    squares = np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames])
-    pixel_values = torch.from_numpy(normalize(squares, family.pixel_spec)).unsqueeze(0)
-    return Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps), pixel_values
 
 
 def _clip_findings(clip: Clip, pixel_values: Tensor, path: Path) -> Iterator[Finding]:

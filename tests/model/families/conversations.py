@@ -1,6 +1,6 @@
 """Makes conversations, and renders them for comparison."""
 
-from model.text.conversation import Clip, Conversation, SpecialToken, Template, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Template, Turn
 
 
 def asked(*texts: str, system: str = "", num_clips: int = 1) -> Conversation:
@@ -14,6 +14,5 @@ def rendered(template: Template, conversation: Conversation) -> str:
     """A prompt as one text, with `[video]` for each video."""
     parts = template.render(conversation)
     return "".join(
-        part.name if isinstance(part, SpecialToken) else "[video]" if isinstance(part, VideoSlot) else part
-        for part in parts
+        part.name if isinstance(part, SpecialToken) else "[video]" if isinstance(part, Slot) else part for part in parts
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.text.conversation import SpecialToken, VideoSlot
+from model.text.conversation import Slot, SpecialToken
 from model.text.separated import SeparatedTemplate, neutralise
 from model.text.tokenizer import plain_tokenizer
 from tests.model.families.conversations import asked, rendered
@@ -31,13 +31,13 @@ class Polite(SeparatedTemplate):
 
 
 def test_the_first_question_follows_its_video_and_the_answer_follows_the_prompt() -> None:
-    assert SeparatedTemplate().render(asked("What is it?")) == ("USER: ", VideoSlot(0), "\nWhat is it? ASSISTANT:")
+    assert SeparatedTemplate().render(asked("What is it?")) == ("USER: ", Slot(0), "\nWhat is it? ASSISTANT:")
 
 
 def test_a_later_prompt_contains_the_earlier_turns_and_the_video_once() -> None:
     assert Polite().render(asked("What is it?", " A cat.\n", "Where?", "", "Why?")) == (
         "Be polite. USER: ",
-        VideoSlot(0),
+        Slot(0),
         "\nWhat is it? ASSISTANT: A cat.",
         SpecialToken("</s>"),
         "USER: Where? ASSISTANT: ",
@@ -82,7 +82,7 @@ def test_no_text_can_imitate_a_turn_or_a_special_token(
     system: str, first: str, answer: str, second: str, template: SeparatedTemplate
 ) -> None:
     parts = template.render(asked(first, answer, second, system=system))
-    assert [part for part in parts if not isinstance(part, str)] == [VideoSlot(0), SpecialToken("</s>")]
+    assert [part for part in parts if not isinstance(part, str)] == [Slot(0), SpecialToken("</s>")]
     texts = [part for part in parts if isinstance(part, str)]
     ids = [TOKENIZER.encode(text) for text in texts]
     for role in ("USER:", "ASSISTANT:"):

@@ -20,7 +20,7 @@ from model.families.video_chatgpt.family import (
     verify_stages,
 )
 from model.family import Family
-from model.text.conversation import SpecialToken, VideoSlot
+from model.text.conversation import Slot, SpecialToken
 from model.text.separated import neutralise
 from model.text.tokenizer import TokenizerError, plain_tokenizer
 from model.verification.stage import Stage
@@ -57,8 +57,8 @@ def test_a_later_prompt_contains_the_earlier_turns_and_the_video_once() -> None:
 def test_each_of_several_videos_is_a_line_of_its_own() -> None:
     text = rendered(VideoChatGPTTemplate(), asked("Which is longer?", num_clips=2))
     assert text.endswith("longer?\n<vid_start>[video]<vid_end>\n<vid_start>[video]<vid_end> ASSISTANT:")
-    slots = [part for part in VideoChatGPTTemplate().render(asked("?", num_clips=2)) if isinstance(part, VideoSlot)]
-    assert slots == [VideoSlot(0), VideoSlot(1)]
+    slots = [part for part in VideoChatGPTTemplate().render(asked("?", num_clips=2)) if isinstance(part, Slot)]
+    assert slots == [Slot(0), Slot(1)]
 
 
 def test_a_conversation_without_videos_is_one_text() -> None:
@@ -105,7 +105,7 @@ def test_a_video_marker_in_a_question_stays_text() -> None:
 
 def test_special_tokens_of_the_prompt_become_their_ids(tiny: Family) -> None:
     question, start, slot, end, answer = tiny.tokenize(asked("What is it?"))
-    assert (start, slot, end) == ((355,), VideoSlot(0), (356,))
+    assert (start, slot, end) == ((355,), Slot(0), (356,))
     assert isinstance(question, tuple) and isinstance(answer, tuple)
     assert question[0] == tiny.tokenizer.bos_id and answer[0] != tiny.tokenizer.bos_id
     assert tiny.tokenizer.decode(question).endswith("USER: What is it?\n")

@@ -14,7 +14,7 @@ from model.families import load_family
 from model.families.videochat.family import DEFAULT_CHECKPOINT, VideoChatTemplate, neutralise
 from model.families.videochat.network import VideoChatConfig, VideoChatNetwork
 from model.family import Family
-from model.text.conversation import Clip, Conversation, Turn, VideoSlot
+from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.tokenizer import Tokenizer
 from tests.model.families.conversations import asked, rendered
 from tests.model.text.sentencepiece_files import llama_like
@@ -49,8 +49,8 @@ def test_a_later_prompt_contains_the_earlier_turns_and_answers_end_without_a_new
 
 def test_each_of_several_videos_is_a_message_of_its_own() -> None:
     conversation = asked("Which is longer?", num_clips=2)
-    slots = [part for part in VideoChatTemplate().render(conversation) if isinstance(part, VideoSlot)]
-    assert slots == [VideoSlot(0), VideoSlot(1)]
+    slots = [part for part in VideoChatTemplate().render(conversation) if isinstance(part, Slot)]
+    assert slots == [Slot(0), Slot(1)]
     assert (
         rendered(VideoChatTemplate(), conversation).count(
             "###Human: <Video>[video]</Video> The video contains 2 frames"

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 from model.families.video_chatgpt import published as published_video_chatgpt
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.videochat import published as published_videochat
 from model.families.videochat.network import VideoChatNetwork
-from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
 from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
 

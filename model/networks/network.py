@@ -1,4 +1,4 @@
-"""The base of every family's network: sizes that survive JSON, and the steps from frames to video tokens."""
+"""The bases of every family's network: sizes that survive JSON, the language model, the steps from frames to rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from model.features import PartSpec
 from model.networks.llama import DecoderConfig, restore_rotary
 from model.role import Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoNetworkConfig(ABC):
-    """Every size of a network; the sizes of its parts are dataclasses of their own."""
+class NetworkConfig:
+    """Every size of a network; the sizes of its modules are dataclasses of their own."""
 
     decoder: DecoderConfig
 
     @property
-    @abstractmethod
-    def feature_shape(self) -> tuple[int, int]:
-        """[tokens, width] of one clip's features, for any number of frames."""
+    def parts(self) -> tuple[PartSpec, ...]:
+        """The parts of one clip's features; none for a language model alone."""
+        return ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as nested plain values; `from_json` reads them back."""
@@ -43,31 +44,23 @@ class VideoNetworkConfig(ABC):
         return cls(**{**sizes, **parts, **lists})
 
 
-ConfigT = TypeVar("ConfigT", bound=VideoNetworkConfig)
+ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
 
 
-class VideoNetwork(nn.Module, ABC):
+class Network(nn.Module, ABC):
     """All modules of one model. All parameters have one dtype and one device.
 
     Where a process needs only one role, the parameters of the other role stay on the meta device and take no memory.
     """
 
-    config: VideoNetworkConfig
-    encoding: ClassVar[frozenset[str]]
+    config: NetworkConfig
+    encoding: ClassVar[frozenset[str]] = frozenset()
     """Attributes that `encode` uses: modules and parameters. All others belong to `project` and the decoder."""
 
     @property
     @abstractmethod
     def decoder(self) -> LlamaForCausalLM:
         """The language model."""
-
-    @abstractmethod
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """Encode normalised frames [B, T, 3, H, W], with T from 1 to 100, into unprojected [B, *feature_shape]."""
-
-    @abstractmethod
-    def project(self, features: Tensor) -> Tensor:
-        """Project features [..., width] to video tokens [..., hidden]."""
 
     def restore_buffers(self) -> None:
         """Compute the buffers that no checkpoint holds; a network built on the meta device lacks them."""
@@ -87,4 +80,16 @@ class VideoNetwork(nn.Module, ABC):
                 parameter.data = parameter.data.to(device)
 
 
-NetworkT = TypeVar("NetworkT", bound=VideoNetwork)
+class VideoNetwork(Network):
+    """A network that sees clips: an encoder, whose features can be cached, and a projection into the prompt."""
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Encode normalised frames [B, T, 3, H, W] into unprojected features: by part, [B, rows, width]."""
+
+    @abstractmethod
+    def project(self, part: str, features: Tensor) -> Tensor:
+        """Project the features of a part, [..., rows, width], to rows of the prompt, [..., rows, hidden]."""
+
+
+NetworkT = TypeVar("NetworkT", bound=Network)
