@@ -12,7 +12,7 @@ from model.video.pixels import Levels, normalize
 
 
 def encode_clips(family: Family, clips: Sequence[Levels]) -> list[Features | None]:
-    """Encode clips of one shape, each [T, S, S, 3], in one call of the encoder; the result is None for a clip that cannot be encoded.
+    """Encode clips of one shape, each [T, S, S, 3], in one call; the result is None for a clip that cannot be encoded.
 
     A clip's features are the same as in a batch of one, up to the order of additions: matrix products of other sizes
     are split into other tiles.

@@ -15,78 +15,17 @@ from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, WHOLE, Checkpoint, read_folder, stamps, tokenizer_of
 from model.checkpoints.huggingface import read_weights
+from model.checkpoints.torch_file import read_torch_file
 from model.networks.network import ConfigT, Network
 from model.text.sentencepiece import read_sentencepiece
-from model.weights import KeyMap, WeightsError, cover
+from model.weights import KeyMap, WeightsError, cover, read_safetensors
 
 _NORM, _EMBEDDINGS = "model.norm.weight", "model.embed_tokens.weight"
 _DELTA_NORM = 0.05
 """The weights of a LLaMA's last norm are near 1; in the difference between two LLaMAs they are near 0."""
 
 
-class Search:
-    """Finds the parts of one published model: as the user names them, or in a folder under their published names."""
-
-    def __init__(self, model: str, folder: Path | None, named: Mapping[str, Path], *, parts: Sequence[str]) -> None:
-        """Search `folder` for the parts that are not in `named`.
-
-        Raises:
-            WeightsError: `named` has a part that is not one of `parts`.
-        """
-        if unknown := sorted(named.keys() - set(parts)):
-            raise WeightsError(f"{model} has no part {unknown[0]!r}; its parts are {', '.join(parts)}.")
-        self._folder, self._named = folder, named
-
-    def file(self, part: str, *names: str) -> Path:
-        """Find the file of a part, which was published under one of `names`.
-
-        Raises:
-            WeightsError: there is none, or more than one.
-        """
-        if part in self._named:
-            return self._named[part]
-        found = [self._folder / name for name in names if (self._folder / name).is_file()] if self._folder else []
-        if len(found) > 1:
-            raise WeightsError(
-                f"{self._folder} has {found[0].name} and {found[1].name}; say which with --part {part}=FILE."
-            )
-        if not found:
-            raise WeightsError(
-                f"{self._folder or 'No folder'} has no {names[-1]}; download it, or name it with --part {part}=FILE."
-            )
-        return found[0]
-
-    def folder(self, part: str, description: str, matches: Callable[[Path], bool]) -> Path:
-        """Find the folder of a part by its contents.
-
-        Args:
-            part: the name of the part.
-            description: e.g. `LLaMA folder (config.json, tokenizer.model, weights)`.
-            matches: whether a folder is the one.
-
-        Raises:
-            WeightsError: there is none, or more than one.
-        """
-        if part in self._named:
-            return self._named[part]
-        inside = sorted(self._folder.iterdir()) if self._folder and self._folder.is_dir() else []
-        found = [path for path in inside if path.is_dir() and matches(path)]
-        if len(found) != 1:
-            candidates = f"{found[0].name} and {found[1].name}, each a" if found else "no"
-            raise WeightsError(
-                f"{self._folder or 'No folder'} has {candidates} {description}; name one with --part {part}=FOLDER."
-            )
-        return found[0]
-
-    def llama(self) -> Path:
-        """Find the folder of the language model.
-
-        Raises:
-            WeightsError: there is none, or more than one.
-        """
-        wanted = ("config.json", TOKENIZER)
-        description = "LLaMA folder (config.json, tokenizer.model, weights)"
-        return self.folder("llama", description, lambda path: all((path / name).is_file() for name in wanted))
+LLAMA_KEYS = r"model\.(layers\.\d+\..+|(embed_tokens|norm)\.weight)|lm_head\.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,34 +39,121 @@ class Keys:
     """Prefix of the wanted keys in the merged model."""
 
 
-LLAMA_KEYS = r"model\.(layers\.\d+\..+|(embed_tokens|norm)\.weight)|lm_head\.weight"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderKind:
+    """Recognises a published folder by its contents, because people rename folders."""
+
+    description: str
+    """For the error message, e.g. `LLaMA folder (config.json, tokenizer.model, weights)`."""
+    matches: Callable[[Path], bool]
 
 
-def select_wanted(
-    path: Path, tensors: Mapping[str, Tensor], keys: Keys, *, model: str, ignored: Sequence[str]
-) -> dict[str, Tensor]:
-    """Return the tensors of a file that belong to the model, under their names in the merged model.
+def holds(*names: str) -> Callable[[Path], bool]:
+    """Return whether a folder has files of these names, as a function of the folder."""
+    return lambda folder: all((folder / name).is_file() for name in names)
 
-    Args:
-        path: of the file or folder, for the error message.
-        tensors: its content.
-        keys: the wanted keys, and those that are known to be unused.
-        model: the model's name, for the error message.
-        ignored: keys that the user knows to be harmless.
 
-    Raises:
-        WeightsError: a key is neither wanted nor unused nor ignored.
-    """
-    selected = {}
-    for key in sorted(tensors.keys() - set(ignored)):
-        if re.fullmatch(keys.wanted, key):
-            selected[keys.prefix + key] = tensors[key]
-        elif not re.fullmatch(keys.unused, key):
-            raise WeightsError(
-                f"{path.name} has a key that is not part of {model}: {key}. It may be another model's file; "
-                "if you know the key to be harmless, ignore it with --ignore."
-            )
-    return selected
+LLAMA_FOLDER = FolderKind(
+    description="LLaMA folder (config.json, tokenizer.model, weights)", matches=holds("config.json", TOKENIZER)
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedPart:
+    """One part of a published model: a file with one of the published names, or a folder of one kind."""
+
+    name: str
+    """As in `--part NAME=PATH`."""
+    keys: Keys | None = None
+    """The keys of its tensors; None for a part without tensors."""
+    files: tuple[str, ...] = ()
+    folder: FolderKind | None = None
+    is_optional: bool = False
+
+
+class PublishedModel:
+    """The parts of which one model was published, found and read by their declarations."""
+
+    def __init__(self, name: str, *parts: PublishedPart) -> None:
+        """Declare the parts; `name` is the model's, for error messages."""
+        self.name = name
+        self._parts = {part.name: part for part in parts}
+
+    def find(self, folder: Path | None, named: Mapping[str, Path]) -> dict[str, Path]:
+        """Find every part: as the user named it, or in `folder` under its published name. Optional ones may be absent.
+
+        Raises:
+            WeightsError: a part is neither named nor found, is found twice, or `named` has an unknown part.
+        """
+        if unknown := sorted(named.keys() - self._parts.keys()):
+            raise WeightsError(f"{self.name} has no part {unknown[0]!r}; its parts are {', '.join(self._parts)}.")
+        paths = {part.name: named.get(part.name) or _find(part, folder) for part in self._parts.values()}
+        return {name: path for name, path in paths.items() if path is not None}
+
+    def read(self, part: str, paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Return the tensors of a part that belong to the model, under their names in the merged model.
+
+        Raises:
+            WeightsError: a file is absent, damaged or holds an unknown key.
+        """
+        path = paths[part]
+        if path.is_dir():
+            tensors = read_weights(path)
+        else:
+            tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        return self.select(part, paths, tensors, ignored=ignored)
+
+    def select(
+        self, part: str, paths: Mapping[str, Path], tensors: Mapping[str, Tensor], *, ignored: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Return those `tensors` of a part that belong to the model, under their names in the merged model.
+
+        Args:
+            part: its name.
+            paths: from `find`, for the error message.
+            tensors: what the part holds.
+            ignored: keys that the user knows to be harmless.
+
+        Raises:
+            WeightsError: a key is neither wanted nor unused nor ignored.
+        """
+        keys = self._parts[part].keys
+        assert keys is not None, f"the part {part} has tensors"
+        selected = {}
+        for key in sorted(tensors.keys() - set(ignored)):
+            if re.fullmatch(keys.wanted, key):
+                selected[keys.prefix + key] = tensors[key]
+            elif not re.fullmatch(keys.unused, key):
+                raise WeightsError(
+                    f"{paths[part].name} has a key that is not part of {self.name}: {key}. It may be another model's "
+                    "file; if you know the key to be harmless, ignore it with --ignore."
+                )
+        return selected
+
+
+def _find(part: PublishedPart, folder: Path | None) -> Path | None:
+    """Return the path of a part in `folder`; None if it is optional and absent."""
+    if part.folder is not None:
+        inside = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+        found = [path for path in inside if path.is_dir() and part.folder.matches(path)]
+    else:
+        found = [folder / name for name in part.files if (folder / name).is_file()] if folder else []
+    if len(found) == 1:
+        return found[0]
+    if not found and part.is_optional:
+        return None
+    raise WeightsError(_not_found(part, folder, found))
+
+
+def _not_found(part: PublishedPart, folder: Path | None, found: Sequence[Path]) -> str:
+    if part.folder is not None:
+        candidates = f"{found[0].name} and {found[1].name}, each a" if found else "no"
+        what = f"{candidates} {part.folder.description}"
+        return f"{folder or 'No folder'} has {what}; name one with --part {part.name}=FOLDER."
+    if found:
+        return f"{folder} has {found[0].name} and {found[1].name}; say which with --part {part.name}=FILE."
+    what = part.files[-1]
+    return f"{folder or 'No folder'} has no {what}; download it, or name it with --part {part.name}=FILE."
 
 
 def read_llama(folder: Path, *, vocab_size: int, hint: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.checkpoints.folder import write_folder
 from model.families import load_family
 from model.families.video_chatgpt.family import read_source
-from model.families.video_chatgpt.published import VIDEO_TOKENS, find_published, merge, read_sizes
+from model.families.video_chatgpt.published import PUBLISHED, VIDEO_TOKENS, merge, read_sizes
 from model.text.tokenizer import TokenizerError
 from model.weights import WeightsError
 from tests.model.text.sentencepiece_files import llama_like, model_file
@@ -46,7 +46,7 @@ def refusal(folder: Path, **parts: Path) -> str:
 def test_the_published_parts_merge_into_the_state_dict_of_the_original_exactly(
     files: Path, reference: dict[str, Tensor]
 ) -> None:
-    config, merged = merge(find_published(files, {}))
+    config, merged = merge(PUBLISHED.find(files, {}))
     assert config == read_sizes(golden("video-chatgpt-open") / "config.json")
     of_no_use = {"vision_model.embeddings.position_ids", "model.layers.0.self_attn.rotary_emb.inv_freq"}
     assert merged.keys() - of_no_use == reference.keys()
@@ -75,7 +75,7 @@ def test_a_converted_folder_gives_the_model_of_the_files_it_was_made_from(
 
 def test_tokens_that_llava_added_come_before_those_of_video_chatgpt(tmp_path: Path) -> None:
     files = publish_video_chatgpt(tmp_path / "published", llava_tokens=LLAVA_TOKENS)
-    config, merged = merge(find_published(files, {}))
+    config, merged = merge(PUBLISHED.find(files, {}))
     assert config.added_tokens == (*LLAVA_TOKENS, *VIDEO_TOKENS)
     assert config.decoder.vocab_size == 265
     head = merged["lm_head.weight"]

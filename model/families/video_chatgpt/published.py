@@ -1,7 +1,7 @@
 """Finds Video-ChatGPT's published folders and file, and merges them as the original loads them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.checkpoints.folder import TOKENIZER, read_config
-from model.checkpoints.huggingface import llama_sizes, read_llama_config, read_weights
+from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
-from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, select_wanted
-from model.checkpoints.torch_file import read_torch_file
+from model.checkpoints.published import (
+    LLAMA_FOLDER,
+    LLAMA_KEYS,
+    FolderKind,
+    Keys,
+    PublishedModel,
+    PublishedPart,
+    Source,
+    read_llama,
+)
 from model.families.video_chatgpt.network import VideoChatGPTConfig
 from model.networks.clip import CLIP_LARGE, OPENAI_ACTIVATION, ClipVisionConfig, clip_sizes
 from model.networks.llama import DecoderConfig
@@ -34,42 +42,38 @@ PUBLISHED_7B = VideoChatGPTConfig(
 
 _PROJECTION = ("model.mm_projector.weight", "model.mm_projector.bias")
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_VISION_KEYS = Keys(wanted=r"vision_model\..+", unused=r"text_model\..+|(visual|text)_projection\.weight|logit_scale")
-_LLAMA_KEYS = Keys(wanted=LLAMA_KEYS, unused=r"model\.mm_projector\.(weight|bias)")
-"""LLaVA's projection is for images, and is not used."""
-_VIDEO_KEYS = Keys(wanted=r"model\.(embed_tokens\.weight|mm_projector\.(weight|bias))")
-"""These replace LLaVA's tensors of the same names."""
 _LLAMA_HINT = (
     "Video-ChatGPT needs LLaVA-Lightning-7B-v1-1 (mmaaz60/LLaVA-7B-Lightening-v1-1): LLaMA-1 with "
     "LLaVA-Lightning-7B-delta-v1-1 applied. A bare LLaMA, LLaMA-2, Vicunas and later LLaVAs give garbage."
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedFiles:
-    """Paths of the three parts of a published Video-ChatGPT model."""
-
-    vision: Path
-    """A folder of CLIP in Hugging Face's layout."""
-    llama: Path
-    """A folder of LLaVA in Hugging Face's layout."""
-    video: Path
-    """The parameters that Video-ChatGPT's own training changed: the projection, and all token embeddings."""
+def _is_clip(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and "vision_config" in read_object(path)
 
 
-def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedFiles:
-    """Find the three parts, each named in `named` or in `folder`: folders by their contents, the file by its name.
-
-    Raises:
-        WeightsError: a part is neither named nor found, or `named` has an unknown part.
-    """
-    search = Search(MODEL, folder, named, parts=[field.name for field in fields(PublishedFiles)])
-    what = "folder of clip-vit-large-patch14 (config.json with a vision_config, weights)"
-    return PublishedFiles(
-        vision=search.folder("vision", what, _is_clip),
-        llama=search.llama(),
-        video=search.file("video", VIDEO_FILE),
-    )
+PUBLISHED = PublishedModel(
+    MODEL,
+    PublishedPart(
+        name="vision",
+        folder=FolderKind(
+            description="folder of clip-vit-large-patch14 (config.json with a vision_config, weights)",
+            matches=_is_clip,
+        ),
+        keys=Keys(wanted=r"vision_model\..+", unused=r"text_model\..+|(visual|text)_projection\.weight|logit_scale"),
+    ),
+    PublishedPart(  # LLaVA, whose projection is for images
+        name="llama",
+        folder=LLAMA_FOLDER,
+        keys=Keys(wanted=LLAMA_KEYS, unused=r"model\.mm_projector\.(weight|bias)"),
+    ),
+    PublishedPart(  # replaces LLaVA's tensors of the same names
+        name="video",
+        files=(VIDEO_FILE,),
+        keys=Keys(wanted=r"model\.(embed_tokens\.weight|mm_projector\.(weight|bias))"),
+    ),
+)
 
 
 def read_published(
@@ -78,12 +82,12 @@ def read_published(
     """Find and merge the published model.
 
     Raises:
-        WeightsError: see `find_published` and `merge`.
+        WeightsError: a part is not found, or see `merge`.
         TokenizerError: the LLaMA folder's tokenizer cannot be used.
     """
-    files = find_published(folder, named)
-    config, tensors = merge(files, ignored=ignored)
-    return Source(config=config, tensors=tensors, tokenizer=files.llama / TOKENIZER, files=astuple(files))
+    paths = PUBLISHED.find(folder, named)
+    config, tensors = merge(paths, ignored=ignored)
+    return Source(config=config, tensors=tensors, tokenizer=paths["llama"] / TOKENIZER, files=paths.values())
 
 
 def read_sizes(path: Path) -> VideoChatGPTConfig:
@@ -95,43 +99,38 @@ def read_sizes(path: Path) -> VideoChatGPTConfig:
     return read_config(path, VideoChatGPTConfig, model=MODEL, part="clip", by_part=_sizes_by_part)
 
 
-def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoChatGPTConfig, dict[str, Tensor]]:
+def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[VideoChatGPTConfig, dict[str, Tensor]]:
     """Merge the files into the sizes and state dict of the original model: its names, each file's own dtype.
 
     All tensors are mapped except the head, which gets a row of zeros for each token that Video-ChatGPT adds. Those
     rows were never trained or published; the original draws them at random.
 
     Args:
-        files: the three parts.
+        paths: of the parts of `PUBLISHED`.
         ignored: keys, as they are in the files, that the user knows to be harmless.
 
     Raises:
         WeightsError: a file is absent, damaged, of another model, or holds an unknown key.
         TokenizerError: the LLaMA folder's tokenizer cannot be used.
     """
-    llama_config, vision = read_llama_config(files.llama), _vision_sizes(files.vision)
-    video = select_wanted(files.video, read_torch_file(files.video), _VIDEO_KEYS, model=MODEL, ignored=ignored)
-    _check_video(files.video, video, vision, llama_config)
+    llama_config, vision = read_llama_config(paths["llama"]), _vision_sizes(paths["vision"])
+    video = PUBLISHED.read("video", paths, ignored=ignored)
+    _check_video(paths["video"], video, vision, llama_config)
     num_rows = len(video[_EMBEDDINGS])
     config = VideoChatGPTConfig(
         vision=vision,
         decoder=replace(llama_config, vocab_size=num_rows),
-        added_tokens=_added_tokens(files, llama_config.vocab_size, num_rows),
+        added_tokens=_added_tokens(paths, llama_config.vocab_size, num_rows),
     )
     if config.decoder == PUBLISHED_7B.decoder and vision != PUBLISHED_7B.vision:
-        raise WeightsError(f"{files.vision} is another CLIP than Video-ChatGPT's, which is clip-vit-large-patch14.")
-    llama = read_llama(files.llama, vocab_size=llama_config.vocab_size, hint=_LLAMA_HINT)
-    merged = select_wanted(files.vision, read_weights(files.vision), _VISION_KEYS, model=MODEL, ignored=ignored)
-    merged |= select_wanted(files.llama, llama, _LLAMA_KEYS, model=MODEL, ignored=ignored)
+        raise WeightsError(f"{paths['vision']} is another CLIP than Video-ChatGPT's, which is clip-vit-large-patch14.")
+    llama = read_llama(paths["llama"], vocab_size=llama_config.vocab_size, hint=_LLAMA_HINT)
+    merged = PUBLISHED.read("vision", paths, ignored=ignored)
+    merged |= PUBLISHED.select("llama", paths, llama, ignored=ignored)
     merged |= video
     if _HEAD in merged:
         merged[_HEAD] = functional.pad(merged[_HEAD], (0, 0, 0, num_rows - llama_config.vocab_size))
     return config, merged
-
-
-def _is_clip(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and "vision_config" in read_object(path)
 
 
 def _vision_sizes(folder: Path) -> ClipVisionConfig:
@@ -159,13 +158,13 @@ def _check_video(path: Path, video: Mapping[str, Tensor], vision: ClipVisionConf
         )
 
 
-def _added_tokens(files: PublishedFiles, vocab_size: int, num_rows: int) -> tuple[str, ...]:
+def _added_tokens(paths: Mapping[str, Path], vocab_size: int, num_rows: int) -> tuple[str, ...]:
     """Return the tokens that are not in the tokenizer's file.
 
     The language model must have embeddings for LLaVA's added tokens, and the video file for all of them.
     """
-    num_pieces = read_sentencepiece(files.llama / TOKENIZER).vocab_size
-    path = files.llama / "added_tokens.json"
+    num_pieces = read_sentencepiece(paths["llama"] / TOKENIZER).vocab_size
+    path = paths["llama"] / "added_tokens.json"
     ids = read_object(path) if path.is_file() else {}
     later = {token_id: name for name, token_id in ids.items() if isinstance(token_id, int) and token_id >= num_pieces}
     of_llava = tuple(later[token_id] for token_id in range(num_pieces, num_pieces + len(later)) if token_id in later)
@@ -173,9 +172,9 @@ def _added_tokens(files: PublishedFiles, vocab_size: int, num_rows: int) -> tupl
     is_complete = len(of_llava) == len(later) and num_pieces + len(of_llava) == vocab_size
     if not is_complete or num_pieces + len(added) != num_rows:
         raise WeightsError(
-            f"{files.llama} holds another LLaMA than Video-ChatGPT was trained with: {num_pieces} pieces and "
+            f"{paths['llama']} holds another LLaMA than Video-ChatGPT was trained with: {num_pieces} pieces and "
             f"{len(later)} added tokens (added_tokens.json) for {vocab_size} rows of embeddings, which become "
-            f"{num_pieces + len(added)} with Video-ChatGPT's; {files.video.name} has {num_rows}. {_LLAMA_HINT}"
+            f"{num_pieces + len(added)} with Video-ChatGPT's; {paths['video'].name} has {num_rows}. {_LLAMA_HINT}"
         )
     return added
 

@@ -1,7 +1,7 @@
 """Finds VideoChat's four published files, and merges them in the order in which the original loads them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,15 @@ from torch import Tensor
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
-from model.checkpoints.published import LLAMA_KEYS, Keys, Search, Source, read_llama, select_wanted
-from model.checkpoints.torch_file import read_torch_file
+from model.checkpoints.published import (
+    LLAMA_FOLDER,
+    LLAMA_KEYS,
+    Keys,
+    PublishedModel,
+    PublishedPart,
+    Source,
+    read_llama,
+)
 from model.families.videochat.network import QFormerConfig, VideoChatConfig
 from model.families.videochat.vision import VisionConfig
 from model.networks.llama import DecoderConfig
@@ -40,23 +47,43 @@ PUBLISHED_13B = VideoChatConfig(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedFiles:
-    """Paths of the four parts of a published VideoChat model, and of the sizes if there is such a file."""
+PUBLISHED = PublishedModel(
+    MODEL,
+    PublishedPart(  # EVA ViT-g
+        name="vision",
+        files=(VISION_FILE,),
+        keys=Keys(
+            wanted=r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.\d+\..+",
+            unused=r"(norm|fc_norm|head)\.(weight|bias)",
+            prefix="visual_encoder.",
+        ),
+    ),
+    PublishedPart(  # BLIP-2's first stage
+        name="qformer",
+        files=(QFORMER_FILE,),
+        keys=Keys(wanted=r"Qformer\.bert\..+|query_tokens|ln_vision\.(weight|bias)", unused=r"t5_proj\..+"),
+    ),
+    PublishedPart(name="llama", folder=LLAMA_FOLDER, keys=Keys(wanted=LLAMA_KEYS, prefix="llama_model.")),
+    PublishedPart(  # the parameters that VideoChat's own training added
+        name="videochat",
+        files=VIDEOCHAT_FILES,
+        keys=Keys(
+            wanted="|".join(
+                (
+                    r"visual_encoder\.gmhra(_cls_token|\..+)",
+                    r"extra_query_tokens",
+                    r"(ln_vision|llama_proj)\.(weight|bias)",
+                    *BUFFERS,
+                )
+            )
+        ),
+    ),
+    PublishedPart(name="config", is_optional=True),  # the sizes, if they are not the published ones
+)
 
-    vision: Path
-    """EVA ViT-g."""
-    qformer: Path
-    """BLIP-2's first stage."""
-    llama: Path
-    """A folder in Hugging Face's layout."""
-    videochat: Path
-    """The parameters that VideoChat's own training added."""
-    config: Path | None = None
 
-
-def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedFiles:
-    """Find the four parts, each named in `named` or in `folder` under its published name.
+def find_published(folder: Path | None, named: Mapping[str, Path]) -> dict[str, Path]:
+    """Find the parts of `PUBLISHED`.
 
     If `named` has no `config`, the sizes are read from a `config.json` in `folder` or beside the LLaMA's folder;
     without one, they are those of the published model.
@@ -64,15 +91,9 @@ def find_published(folder: Path | None, named: Mapping[str, Path]) -> PublishedF
     Raises:
         WeightsError: a part is neither named nor found, or `named` has an unknown part.
     """
-    search = Search(MODEL, folder, named, parts=[field.name for field in fields(PublishedFiles)])
-    llama = search.llama()
-    return PublishedFiles(
-        vision=search.file("vision", VISION_FILE),
-        qformer=search.file("qformer", QFORMER_FILE),
-        llama=llama,
-        videochat=search.file("videochat", *VIDEOCHAT_FILES),
-        config=named.get("config") or _find_config(folder, llama.resolve().parent),
-    )
+    paths = PUBLISHED.find(folder, named)
+    config = paths.get("config") or _find_config(folder, paths["llama"].resolve().parent)
+    return paths if config is None else paths | {"config": config}
 
 
 def read_published(
@@ -83,9 +104,9 @@ def read_published(
     Raises:
         WeightsError: see `find_published` and `merge`.
     """
-    files = find_published(folder, named)
-    config, tensors = merge(files, ignored=ignored)
-    return Source(config=config, tensors=tensors, tokenizer=files.llama / TOKENIZER, files=astuple(files))
+    paths = find_published(folder, named)
+    config, tensors = merge(paths, ignored=ignored)
+    return Source(config=config, tensors=tensors, tokenizer=paths["llama"] / TOKENIZER, files=paths.values())
 
 
 def read_sizes(path: Path) -> VideoChatConfig:
@@ -97,29 +118,27 @@ def read_sizes(path: Path) -> VideoChatConfig:
     return read_config(path, VideoChatConfig, model=MODEL, part="vit", by_part=_sizes_by_part)
 
 
-def merge(files: PublishedFiles, *, ignored: Sequence[str] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
+def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[VideoChatConfig, dict[str, Tensor]]:
     """Merge the files into the sizes and state dict of the original model: its names, each file's own dtype, mapped.
 
     Args:
-        files: the four parts.
+        paths: from `find_published`.
         ignored: keys, as they are in the files, that the user knows to be harmless.
 
     Raises:
         WeightsError: a file is absent, damaged, of another model, or holds an unknown key.
     """
-    videochat = read_torch_file(files.videochat)
-    config = read_sizes(files.config) if files.config else _published_sizes(videochat, files.videochat)
-    _check_videochat(videochat, files.videochat, config)
-    _check_llama(files.llama, config.decoder)
-    llama = read_llama(files.llama, vocab_size=config.decoder.vocab_size, hint=_llama_hint("vocab_size"))
-    merged: dict[str, Tensor] = {}
-    for path, tensors, keys in (
-        (files.vision, read_torch_file(files.vision), _vision_keys(config.vision)),
-        (files.qformer, read_torch_file(files.qformer), _QFORMER_KEYS),
-        (files.llama, llama, _LLAMA_KEYS),
-        (files.videochat, videochat, _VIDEOCHAT_KEYS),
-    ):
-        merged |= select_wanted(path, tensors, keys, model=MODEL, ignored=ignored)
+    videochat = PUBLISHED.read("videochat", paths, ignored=ignored)
+    config = read_sizes(paths["config"]) if "config" in paths else _published_sizes(videochat, paths["videochat"])
+    _check_videochat(videochat, paths["videochat"], config)
+    _check_llama(paths["llama"], config.decoder)
+    llama = read_llama(paths["llama"], vocab_size=config.decoder.vocab_size, hint=_llama_hint("vocab_size"))
+    merged = (
+        _without_last_block(PUBLISHED.read("vision", paths, ignored=ignored), config.vision)
+        | PUBLISHED.read("qformer", paths, ignored=ignored)
+        | PUBLISHED.select("llama", paths, llama, ignored=ignored)
+        | videochat
+    )
     _inflate(merged)
     return config, merged
 
@@ -174,28 +193,11 @@ def _llama_hint(size: str) -> str:
     return "The 7B VideoChat goes with vicuna-7b-v0 and the 13B with stable-vicuna-13b, both LLaMA of 2023."
 
 
-_QFORMER_KEYS = Keys(wanted=r"Qformer\.bert\..+|query_tokens|ln_vision\.(weight|bias)", unused=r"t5_proj\..+")
-_LLAMA_KEYS = Keys(wanted=LLAMA_KEYS, prefix="llama_model.")
-_VIDEOCHAT_KEYS = Keys(
-    wanted="|".join(
-        (
-            r"visual_encoder\.gmhra(_cls_token|\..+)",
-            r"extra_query_tokens",
-            r"(ln_vision|llama_proj)\.(weight|bias)",
-            *BUFFERS,
-        )
-    )
-)
-
-
-def _vision_keys(vision: VisionConfig) -> Keys:
-    """The published trunk has one more block than the model, and a final norm and a head."""
-    blocks = "|".join(map(str, range(vision.depth)))
-    return Keys(
-        wanted=rf"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.({blocks})\..+",
-        unused=r"blocks\.\d+\..+|(norm|fc_norm|head)\.(weight|bias)",
-        prefix="visual_encoder.",
-    )
+def _without_last_block(trunk: Mapping[str, Tensor], vision: VisionConfig) -> dict[str, Tensor]:
+    """Leave out the published block after those that the model uses."""
+    return {
+        key: tensor for key, tensor in trunk.items() if not key.startswith(f"visual_encoder.blocks.{vision.depth}.")
+    }
 
 
 def _inflate(merged: dict[str, Tensor]) -> None:
