@@ -77,14 +77,11 @@ def _read_shards(index: Path, read: TensorReader) -> dict[str, Tensor]:
     for name in sorted(set(files.values())):
         if Path(name).name != name or not (index.parent / name).is_file():
             raise WeightsError(f"{index.parent} lacks {name}, which its index names. Download the rest of the folder.")
-        tensors |= read(index.parent / name)
-    _check_complete(index, files, tensors)
+        shard = read(index.parent / name)
+        if missing := sorted(key for key, file in files.items() if file == name and key not in shard):
+            raise WeightsError(f"{name} in {index.parent} lacks {missing[0]}. Download it again.")
+        tensors |= shard
     return tensors
-
-
-def _check_complete(index: Path, files: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    if missing := sorted(files.keys() - tensors.keys()):
-        raise WeightsError(f"{files[missing[0]]} in {index.parent} lacks {missing[0]}. Download it again.")
 
 
 def _rope(values: Mapping[str, Any]) -> float:

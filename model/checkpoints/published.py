@@ -182,7 +182,8 @@ class Source(Generic[ConfigT]):
 
     config: ConfigT
     tensors: Mapping[str, Tensor]
-    tokenizer: Path
+    tokenizer: Path | None
+    """None: the model was published without one, and can only be verified."""
     files: Iterable[Path | None]
     """All files and folders that were read."""
 
@@ -226,14 +227,15 @@ def to_convert(
         WeightsError, TokenizerError: the tensors do not cover every parameter exactly once, or the tokenizer cannot be
             used.
     """
-    read_sentencepiece(source.tokenizer)
+    if source.tokenizer is not None:
+        read_sentencepiece(source.tokenizer)
     covered = cover(network, source.tensors, key_map=key_map)
     checkpoint = Checkpoint(
         family=family,
         sizes=source.config.to_json(),
         tensors={key: source.tensors[key] for key, _ in covered.values()},
         dtype=dtype,
-        beside={TOKENIZER: source.tokenizer},
+        beside={} if source.tokenizer is None else {TOKENIZER: source.tokenizer},
         encoder={name: key for name, (key, _) in covered.items() if network.serves(name, "encode")},
     )
     return checkpoint, stamps(_every_file(source.files))

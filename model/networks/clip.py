@@ -4,6 +4,7 @@ The attributes are named like the tensors of published checkpoints after their p
 more layers than they use: `ClipEncoder` lacks the last layer, and `ClipImageEmbedder` has all of them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,13 @@ def clip_sizes(values: Mapping[str, Any]) -> ClipVisionConfig:
         num_heads=values["num_attention_heads"],
         mlp_width=values["intermediate_size"],
     )
+
+
+def keys_beyond_encoder(sizes: ClipVisionConfig, *, prefix: str) -> tuple[str, ...]:
+    """Return the published keys, as regular expressions, of what `ClipEncoder` lacks: last layer, last norm, buffer."""
+    last_layer = sizes.depth - 1
+    names = (rf"encoder\.layers\.{last_layer}\..+", r"post_layernorm\.(weight|bias)", r"embeddings\.position_ids")
+    return tuple(re.escape(prefix) + name for name in names)
 
 
 def to_transformers(sizes: ClipVisionConfig, *, activation: str, num_layers: int) -> CLIPVisionConfig:

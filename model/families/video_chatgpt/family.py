@@ -28,7 +28,7 @@ from model.families.video_chatgpt.published import (
 from model.families.video_chatgpt.verification import verify_stages
 from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
-from model.networks.clip import ClipVisionConfig
+from model.networks.clip import ClipVisionConfig, keys_beyond_encoder
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
 from model.role import Role
@@ -70,7 +70,6 @@ def key_map(config: VideoChatGPTConfig) -> KeyMap:
 
     The vision tower's last layer and last norm are published, but the model does not use their output.
     """
-    unused_layer = config.vision.depth - 1
     return KeyMap(
         renames=(
             (r"^vision_model\.", "vision_tower."),
@@ -78,9 +77,7 @@ def key_map(config: VideoChatGPTConfig) -> KeyMap:
             (r"^(model|lm_head)\.", r"language_model.\1."),
         ),
         ignored=(
-            rf"vision_model\.encoder\.layers\.{unused_layer}\..*",
-            r"vision_model\.post_layernorm\.(weight|bias)",
-            r"vision_model\.embeddings\.position_ids",
+            *keys_beyond_encoder(config.vision, prefix="vision_model."),
             r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         ),
     )
