@@ -47,7 +47,7 @@ def read_llama_config(folder: Path) -> DecoderConfig:
         sizes = llama_sizes(values)
     except KeyError as error:
         raise WeightsError(f"The config.json of {folder} lacks {error}; it is not a LLaMA's.") from error
-    if values.get("num_key_value_heads", sizes.num_heads) != sizes.num_heads or _rope(values) != ROPE_THETA:
+    if values.get("num_key_value_heads", sizes.num_heads) != sizes.num_heads or rope_theta(values) != ROPE_THETA:
         raise WeightsError(f"{folder} holds a LLaMA of a later generation; the model was trained with the first.")
     return sizes
 
@@ -84,7 +84,8 @@ def _read_shards(index: Path, read: TensorReader) -> dict[str, Tensor]:
     return tensors
 
 
-def _rope(values: Mapping[str, Any]) -> float:
+def rope_theta(values: Mapping[str, Any]) -> float:
+    """Return the base of the rotary frequencies that a LLaMA's `config.json` names; 0 if they are scaled."""
     parameters = values.get("rope_parameters") or {}
     if values.get("rope_scaling"):
         return 0.0

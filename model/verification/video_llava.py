@@ -17,7 +17,7 @@ from model.networks.video_llava import VideoLlavaConfig, VideoLlavaNetwork
 from model.text.conversation import Clip, Conversation, Turn
 from model.verification.inputs import read_inputs
 from model.verification.splicing import Mark, prompt_claims, prompt_findings
-from model.verification.stage import Finding, Stage
+from model.verification.stage import Finding, Omission, Stage
 from model.weights import KeyMap, load_strict
 
 IMAGE_MARK, IMAGE_MARK_ID = "<image>", -200
@@ -97,10 +97,12 @@ def encoder_stages(family: Family, pixel_values: Tensor) -> Generator[Stage, Non
     return video_tokens.flatten(0, 1)
 
 
-def _image_stages(family: Family, folder: Path, pixel_values: Tensor, prefix: str) -> Iterator[Stage]:
+def _image_stages(family: Family, folder: Path, pixel_values: Tensor, prefix: str) -> Iterator[Finding]:
     """Compute the stages of an image [3, H, W]. Its tower is loaded for this alone."""
     weights = {key: tensor for key, tensor in read_folder(folder).items() if key.startswith(prefix)}
     if not weights:
+        reason = "the folder has no image tower, which videos do not need"
+        yield from (Omission(name=name, reason=reason) for name in ("image_features", "image_tokens"))
         return
     network = _network(family)
     sizes = network.config
