@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Tem
 from model.text.tokenizer import Tokenizer
 from model.video.inputs import InputSpec
 from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
-
-Modality = Literal["video", "text"]
-
 
 class Family:
     """One loaded model on one device, with the inputs that it expects.
