@@ -20,6 +20,7 @@ from model.text.tokenizer import Tokenizer
 from model.video.inputs import InputSpec
 from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
 
+
 class Family:
     """One loaded model on one device, with the inputs that it expects.
 
