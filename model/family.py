@@ -92,7 +92,7 @@ class Family:
         return self
 
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Encode normalised frames [B, T, 3, H, W] into features: by part, [B, rows, width].
+        """Encode normalised pictures [B, T, 3, H, W] into features: by part, [B, rows, width].
 
         Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """
