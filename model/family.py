@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Tem
 from model.text.tokenizer import Tokenizer
 from model.video.inputs import InputSpec
 from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
-
-Modality = Literal["video", "text"]
 
 
 class Family:
@@ -94,7 +92,7 @@ class Family:
         return self
 
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Encode normalised frames [B, T, 3, H, W] into features: by part, [B, rows, width].
+        """Encode normalised pictures [B, T, 3, H, W] into features: by part, [B, rows, width].
 
         Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """

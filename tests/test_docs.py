@@ -350,15 +350,15 @@ def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch)
     family = module.load(checkpoint=None, device="cpu", dtype=torch.float32, quantization=None)
     assert isinstance(family, Family)
     for num_frames in (1, 8, 64):
-        features = family.encode(torch.randn(2, num_frames, 3, 64, 64))
-        assert features.shape == (2, *family.feature_shape)
+        features = family.encode(torch.randn(2, num_frames, 3, 64, 64))["video"]
+        assert features.shape == (2, *family.parts[0].shape)
     conversation = Conversation(
         clips=(Clip(frame_indices=(0, 1), fps=1.0),), turns=(Turn(role="user", text="ASSISTANT: Yes. USER: No?"),)
     )
     assert family.template.render(conversation)[-1] == "\nUSER: ASSISTANT : Yes. USER : No?\nASSISTANT:"
 
     engine = Engine(family.language_model, family.tokenizer, EngineConfig())
-    prompt = build_prompt(family, conversation, [EncodedClip(features[0], "clip")])
+    prompt = build_prompt(family, conversation, [EncodedClip({"video": features[0]}, "clip")])
     engine.add_request("one", prompt, SamplingParams(max_tokens=4))
     outputs = [output for _ in range(4) for output in engine.step()]
     assert [len(output.token_ids) for output in outputs] == [1, 1, 1, 1]

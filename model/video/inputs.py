@@ -25,6 +25,11 @@ class InputSpec:
             raise InvalidFrameSpec("count", self.refusal)
 
     @property
+    def scaled_to(self) -> int | None:
+        """The size of the squares that FFmpeg's scaler makes; None if the frames are resized by another one."""
+        return self.pixels.size if self.pixels.fit == "decoder" else None
+
+    @property
     def refusal(self) -> str:
         """The sentence that refuses a count of frames."""
         if self.min_frames == self.max_frames:

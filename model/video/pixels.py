@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.video.spec import Frame
+
 PREPROCESSING_VERSION = 1
 """Part of the fingerprint of cached features; raise it with every change that alters a pixel."""
 
@@ -30,13 +32,16 @@ class PixelSpec:
 
     `crop` takes the middle square; `squash` changes the aspect ratio; `nearest` does so without smoothing, by choosing
     pixels. `bilinear` and `bicubic` take the middle square without antialias and keep fractions of a level: rounding
-    them would move Video-LLaVA's features by 1 % of the largest value.
+    them would move Video-LLaVA's features by 1 % of the largest value. `decoder` is FFmpeg's scaler, which works on the
+    planes of a decoded frame and changes the aspect ratio.
     """
 
     size: int = 224
-    fit: Literal["crop", "squash", "nearest", "bilinear", "bicubic"] = "crop"
-    crop_rounding: Literal["even", "down"] = "even"
-    """How the offset of the middle square is rounded: to the nearest integer with halves to even, or down."""
+    fit: Literal["crop", "squash", "nearest", "bilinear", "bicubic", "decoder"] = "crop"
+    crop_rounding: Literal["even", "down", "up"] = "even"
+    """How the offset of the middle square is rounded: to the nearest integer with halves to even, down, or up."""
+    crops: Literal[1, 3] = 1
+    """Squares of a picture: the middle one, or the first, the middle and the last along the long side."""
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
@@ -46,8 +51,12 @@ class PixelSpec:
         return np.dtype(np.float32) if self.fit in _TAPS else np.dtype(np.uint8)
 
     def num_bytes(self, num_frames: int) -> int:
-        """Return the bytes of resized frames [num_frames, size, size, 3]."""
-        return num_frames * self.size * self.size * 3 * self.dtype.itemsize
+        """Return the bytes of resized frames."""
+        return math.prod(self.shape(num_frames)) * self.dtype.itemsize
+
+    def shape(self, num_frames: int) -> tuple[int, int, int, int]:
+        """Return the shape of resized frames, [num_frames * crops, size, size, 3]."""
+        return num_frames * self.crops, self.size, self.size, 3
 
 
 def resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
@@ -60,11 +69,13 @@ def resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
     return (spec.size, scaled) if width <= height else (scaled, spec.size)
 
 
+_ROUNDED: dict[str, Callable[[float], int]] = {"even": round, "down": math.floor, "up": math.ceil}
+
+
 def crop_corner(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
     """Return (left, top) of the middle square of `spec.size` pixels."""
-    offsets = ((length - spec.size) / 2.0 for length in (width, height))
-    left, top = (math.floor(offset) if spec.crop_rounding == "down" else round(offset) for offset in offsets)
-    return left, top
+    rounded = _ROUNDED[spec.crop_rounding]
+    return rounded((width - spec.size) / 2.0), rounded((height - spec.size) / 2.0)
 
 
 def nearest_indices(length: int, size: int) -> npt.NDArray[np.int64]:
@@ -73,16 +84,32 @@ def nearest_indices(length: int, size: int) -> npt.NDArray[np.int64]:
     return np.minimum((np.arange(size, dtype=np.float32) * scale).astype(np.int64), length - 1)
 
 
-def resize(rgb: npt.NDArray[np.uint8], spec: PixelSpec) -> Levels:
-    """Resize uint8 [H, W, 3] to [size, size, 3]: uint8, or float32 in levels where `spec.dtype` is float32."""
+def squares(frame: Frame, spec: PixelSpec) -> Levels:
+    """Return the squares of a decoded frame, [crops, size, size, 3] of `spec.dtype`."""
+    if spec.fit == "decoder":
+        assert frame.scaled is not None, "the reader has scaled the frame"
+        return frame.scaled[None]
+    if spec.crops == 1:
+        return resize(frame.rgb, spec)[None]
+    width, height = resized_size(frame.rgb.shape[1], frame.rgb.shape[0], spec)
+    left, top = crop_corner(width, height, spec)
+    ends = [(left, 0), (left, height - spec.size)] if height > width else [(0, top), (width - spec.size, top)]
+    return np.stack([resize(frame.rgb, spec, corner=corner) for corner in (ends[0], (left, top), ends[1])])
+
+
+def resize(rgb: npt.NDArray[np.uint8], spec: PixelSpec, *, corner: tuple[int, int] | None = None) -> Levels:
+    """Resize uint8 [H, W, 3] to [size, size, 3]: uint8, or float32 in levels where `spec.dtype` is float32.
+
+    `corner` is (left, top) of the square in the resized picture; by default it is the middle one.
+    """
     if spec.fit == "nearest":
         return rgb[np.ix_(*(nearest_indices(length, spec.size) for length in rgb.shape[:2]))]
     if spec.fit == "squash":
         return np.asarray(Image.fromarray(rgb).resize((spec.size, spec.size), Image.Resampling.BICUBIC))
     width, height = resized_size(rgb.shape[1], rgb.shape[0], spec)
-    left, top = crop_corner(width, height, spec)
+    left, top = corner or crop_corner(width, height, spec)
     if spec.fit in _TAPS:
-        return _interpolated(rgb, spec, width=width, height=height, left=left, top=top)
+        return _interpolated(rgb, spec, width, height, left=left, top=top)
     resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + spec.size, top + spec.size)))
 
@@ -119,7 +146,7 @@ _TAPS: dict[str, tuple[_Weights, int]] = {"bilinear": (_linear_weights, 0), "bic
 
 
 def _interpolated(
-    rgb: npt.NDArray[np.uint8], spec: PixelSpec, *, width: int, height: int, left: int, top: int
+    rgb: npt.NDArray[np.uint8], spec: PixelSpec, width: int, height: int, *, left: int, top: int
 ) -> npt.NDArray[np.float32]:
     """Return the square at (left, top) of the picture resized to `width` x `height`: float32 [size, size, 3]."""
     levels = rgb.astype(np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model.video.inputs import InputSpec
-from model.video.pixels import Levels, resize
+from model.video.pixels import Levels, squares
 from model.video.reader import open_video
 from model.video.spec import VideoFacts, VideoLimits
 
@@ -18,7 +18,7 @@ class SampledClip:
     facts: VideoFacts
     indices: tuple[int, ...]
     frames: Levels
-    """Levels [T, S, S, 3], resized but not normalised."""
+    """Levels [T * crops, S, S, 3], resized but not normalised."""
 
 
 def sample_clip(path: Path, inputs: InputSpec, limits: VideoLimits | None = None) -> SampledClip:
@@ -28,10 +28,10 @@ def sample_clip(path: Path, inputs: InputSpec, limits: VideoLimits | None = None
         VideoError: the file cannot be decoded, or exceeds the limits.
     """
     with open_video(path, limits or VideoLimits()) as video:
-        shown = list(video.frames(inputs.frames))
+        shown = list(video.frames(inputs.frames, scaled_to=inputs.scaled_to))
         facts = video.facts
     return SampledClip(
         facts=facts,
         indices=tuple(frame.index for frame in shown),
-        frames=np.stack([resize(frame.rgb, inputs.pixels) for frame in shown]),
+        frames=np.concatenate([squares(frame, inputs.pixels) for frame in shown]),
     )

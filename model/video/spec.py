@@ -152,3 +152,5 @@ class Frame:
     timestamp: float
     rgb: npt.NDArray[np.uint8]
     """uint8 [height, width, 3], rotated as displayed."""
+    scaled: npt.NDArray[np.uint8] | None = None
+    """The same picture as FFmpeg's scaler makes it from the decoded planes, uint8 [size, size, 3], if asked for."""

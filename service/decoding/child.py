@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.video.container import VideoFile
-from model.video.pixels import Levels, resize
+from model.video.pixels import Levels, squares
 from model.video.reader import read_video
 from model.video.spec import VideoError
 from service.decoding import seccomp
@@ -74,9 +74,9 @@ def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
             timestamps: list[float] = []
             thumbnails: list[bytes] = []
             preprocess_seconds = 0.0
-            for frame in video.frames(request.inputs.frames):
+            for frame in video.frames(request.inputs.frames, scaled_to=request.inputs.scaled_to):
                 start = time.monotonic()
-                frames.append(resize(frame.rgb, request.inputs.pixels))
+                frames.append(squares(frame, request.inputs.pixels))
                 preprocess_seconds += time.monotonic() - start
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)
@@ -85,7 +85,7 @@ def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
         yield Sampled(
             indices=tuple(indices),
             timestamps=tuple(timestamps),
-            frames=np.stack(frames).tobytes(),
+            frames=np.concatenate(frames).tobytes(),
             thumbnails=tuple(thumbnails),
             preprocess_seconds=preprocess_seconds,
         )

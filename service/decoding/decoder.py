@@ -160,7 +160,7 @@ class Decoder:
             indices=sampled.indices,
             timestamps=sampled.timestamps,
             frames=sampled.frames,
-            shape=(len(sampled.indices), inputs.pixels.size, inputs.pixels.size, 3),
+            shape=inputs.pixels.shape(len(sampled.indices)),
             thumbnails=sampled.thumbnails,
             seconds=seconds,
             preprocess_seconds=min(seconds, sampled.preprocess_seconds),

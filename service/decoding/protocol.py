@@ -92,7 +92,7 @@ class Sampled:
     timestamps: tuple[float, ...]
     """Seconds after the first frame of the video."""
     frames: bytes
-    """Levels [frames, size, size, 3] in the dtype of the request's pixel spec."""
+    """Levels [frames * crops, size, size, 3] in the dtype of the request's pixel spec."""
     thumbnails: tuple[bytes, ...]
     preprocess_seconds: float
     """The part of the decoding time that was spent on resizing."""

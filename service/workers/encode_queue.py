@@ -49,8 +49,8 @@ class EncodeQueue:
         """
         inputs = self._family.inputs
         assert inputs is not None, "the model sees videos"
-        size, dtype = inputs.pixels.size, inputs.pixels.dtype
-        [features] = encode_clips(self._family, [np.zeros((inputs.frames.count, size, size, 3), dtype=dtype)])
+        black = np.zeros(inputs.pixels.shape(inputs.frames.count), dtype=inputs.pixels.dtype)
+        [features] = encode_clips(self._family, [black])
         if features is None:
             raise WeightsError("The model cannot encode a black clip; its weights are damaged.")
         return features

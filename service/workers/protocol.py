@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from model.engine.sampling_params import SamplingParams
 from model.features import PartSpec
@@ -65,6 +66,11 @@ class ModelInfo:
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
+
+    @property
+    def modalities(self) -> tuple[Literal["video", "text"], ...]:
+        """What its conversations are about: videos, or text alone."""
+        return ("text",) if self.inputs is None else ("video",)
 
 
 # -- commands: API process to worker

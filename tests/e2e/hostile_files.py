@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import MAX_FRAME_COUNT, FrameSpec, VideoLimits
 from service.decoding.child_process import VideoRejected
@@ -29,6 +30,7 @@ from tests import clips
 from tests.running import RunningService, running
 
 SAMPLES = Path(__file__).parents[2] / "service" / "web" / "samples"
+INPUTS = InputSpec(frames=FrameSpec(count=MAX_FRAME_COUNT), pixels=PixelSpec())
 CANARY = b"canary-7f3a"
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta"}
 OUR_FAULT = {"internal_error", "worker_lost", "encode_failed", "store_unavailable", "decode_unavailable"}
@@ -253,7 +255,7 @@ async def peaks_of_memory(files: Iterable[HostileFile], folder: Path) -> list[tu
         for file in files:
             path.write_bytes(file.data)
             with contextlib.suppress(VideoRejected, DecodeFailed):
-                await decoder.decode(path, FrameSpec(count=MAX_FRAME_COUNT), PixelSpec(), lambda _: None)
+                await decoder.decode(path, INPUTS, lambda _: None)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
             if not peaks or peak > peaks[-1][1]:
                 peaks.append((file.name, peak))

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from model.clip_encoder import Frames, encode_clips
+from model.clip_encoder import encode_clips
 from model.families import family_names, load_family
 from model.family import Family
+from model.features import Features
+from model.video.pixels import Levels
 
 NOISE = 2**-8
 """Tolerance relative to the largest value.
@@ -21,8 +23,9 @@ def family(request: pytest.FixtureRequest) -> Family:
     return load_family(str(request.param))
 
 
-def drawn(family: Family, number: int, num_frames: int = 8) -> Frames:
-    size = family.pixel_spec.size
+def drawn(family: Family, number: int, num_frames: int = 8) -> Levels:
+    assert family.inputs is not None
+    size = family.inputs.pixels.size
     return np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
 
 
@@ -39,24 +42,24 @@ def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family
         assert min(apart(other, alone) for other in others) > 8 * NOISE, "no clip has another's"
 
 
-def apart(some: np.ndarray | None, others: np.ndarray) -> float:
+def apart(some: Features | None, others: Features) -> float:
     assert some is not None
-    difference = np.abs(some.astype(np.float32) - others.astype(np.float32)).max()
-    return float(difference / np.abs(others.astype(np.float32)).max())
+    one, other = (features["video"].astype(np.float32) for features in (some, others))
+    return float(np.abs(one - other).max() / np.abs(other).max())
 
 
 class Choosy:
     """A family whose encoder raises, or returns NaN, for a clip that is all white."""
 
     def __init__(self, family: Family, *, raises: bool) -> None:
-        self.pixel_spec, self._family, self._raises = family.pixel_spec, family, raises
+        self.inputs, self._family, self._raises = family.inputs, family, raises
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
         white = (pixel_values == pixel_values.amax((0, 1, 3, 4), keepdim=True)).flatten(1).all(1)
         if self._raises and white.any():
             raise RuntimeError("out of memory")
         features = self._family.encode(pixel_values)
-        features[white] = float("nan")
+        features["video"][white] = float("nan")
         return features
 
 

@@ -40,18 +40,18 @@ def test_a_special_token_becomes_its_id_alone() -> None:
 
 
 def test_projected_features_of_each_clip_replace_its_slot_in_the_prompt(family: Family) -> None:
-    features = torch.randn(2, *family.feature_shape)
-    clips = [EncodedClip(features[0], "first"), EncodedClip(features[1].half(), "second")]
+    features = torch.randn(2, *family.parts[0].shape)
+    clips = [EncodedClip({"video": features[0]}, "first"), EncodedClip({"video": features[1].half()}, "second")]
     prompt = build_prompt(family, conversation(2), clips)
     assert [type(part) for part in prompt] == [TextSegment, VideoSegment] * 2 + [TextSegment]
     videos = [part for part in prompt if isinstance(part, VideoSegment)]
-    assert [video.identity for video in videos] == ["first", "second"]
-    assert torch.equal(videos[0].embeddings, family.project(features[0]))
-    assert torch.equal(videos[1].embeddings, family.project(features[1].half()))
+    assert [video.identity for video in videos] == ["first video", "second video"]
+    assert torch.equal(videos[0].embeddings, family.project("video", features[0]))
+    assert torch.equal(videos[1].embeddings, family.project("video", features[1].half()))
 
 
 @pytest.mark.parametrize("num_clips", [0, 1, 3])
 def test_a_prompt_can_be_counted_before_anything_is_encoded(family: Family, num_clips: int) -> None:
-    clips = [EncodedClip(torch.randn(family.feature_shape), "clip")] * num_clips
+    clips = [EncodedClip({"video": torch.randn(family.parts[0].shape)}, "clip")] * num_clips
     prompt = build_prompt(family, conversation(num_clips), clips)
     assert count_prompt_tokens(family, conversation(num_clips)) == sum(part.num_tokens for part in prompt)

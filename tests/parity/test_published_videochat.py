@@ -65,10 +65,11 @@ def test_a_converted_folder_gives_the_features_of_the_files_it_was_made_from(nam
     assert converted.checkpoint_digest == digest
 
     whole = load_family("videochat", checkpoint=folder)
-    size = whole.pixel_spec.size
+    assert whole.inputs is not None
+    size = whole.inputs.pixels.size
     pixel_values = torch.randn(1, 2, 3, size, size, generator=torch.Generator().manual_seed(1))
     # Not to the last bit: the alignment of a matrix in its file decides the order of additions.
-    assert_near(converted.encode(pixel_values), whole.encode(pixel_values), "features")
+    assert_near(converted.encode(pixel_values)["video"], whole.encode(pixel_values)["video"], "features")
     assert converted.tokenizer.encode("What is it?", bos=True) == whole.tokenizer.encode("What is it?", bos=True)
     for ours, theirs in zip(converted.language_model.parameters(), whole.language_model.parameters(), strict=True):
         assert torch.equal(ours, theirs)

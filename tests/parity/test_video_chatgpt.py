@@ -16,7 +16,7 @@ from model.families.video_chatgpt.family import VideoChatGPTTemplate, key_map, v
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.video_chatgpt.published import PUBLISHED_7B, read_sizes
 from model.family import EncodedClip, Family, blank, build_prompt, tokenize_segments
-from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Turn
+from model.text.conversation import Clip, Conversation, Piece, Slot, SpecialToken, Turn
 from model.text.sentencepiece import read_sentencepiece
 from model.verification.stage import Claim, Stage
 from model.video.pixels import PixelSpec, normalize, resize
@@ -79,12 +79,12 @@ def test_a_question_is_tokenised_encoded_and_answered_as_by_the_original(
     ids = [token for part in family.tokenize(conversation) for token in (patch if isinstance(part, Slot) else part)]
     assert ids == inputs["input_ids"][0].tolist()
 
-    features = family.encode(inputs["pixel_values"].unsqueeze(0))[0]
-    assert features.shape == family.feature_shape
+    features = family.encode(inputs["pixel_values"].unsqueeze(0))["video"][0]
+    assert features.shape == family.parts[0].shape
     assert is_near(features, expected["spatio_temporal_features"])
 
     engine = Engine(family.language_model, family.tokenizer, EngineConfig(max_model_len=family.max_model_len))
-    prompt = build_prompt(family, conversation, [EncodedClip(features, "clip")])
+    prompt = build_prompt(family, conversation, [EncodedClip({"video": features}, "clip")])
     engine.add_request("one", prompt, SamplingParams(max_tokens=len(expected["greedy_ids"]), ignore_eos=True))
     answer = [token for _ in expected["greedy_ids"] for output in engine.step() for token in output.token_ids]
     assert answer == expected["greedy_ids"].tolist()
@@ -125,7 +125,7 @@ def test_a_prompt_in_parts_is_tokenised_as_the_whole_of_it_is_by_a_tokenizer_tha
     assert ours == [tokenizer.bos_id, *whole.encode(text, add_special_tokens=False).ids]
 
 
-def written(part: Part, *, video: str) -> str:
+def written(part: Piece, *, video: str) -> str:
     match part:
         case Slot():
             return video
@@ -195,7 +195,7 @@ def test_a_deliberate_mistake_is_detected(
     wrong = load_family("video-chatgpt", checkpoint=folder)
     assert isinstance(wrong.network, VideoChatGPTNetwork)
     mistake(wrong.network)
-    features = wrong.encode(inputs["pixel_values"].unsqueeze(0))[0]
+    features = wrong.encode(inputs["pixel_values"].unsqueeze(0))["video"][0]
     assert not is_near(features, expected["spatio_temporal_features"])
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,7 @@ from model.families.videochat.published import read_sizes
 from model.family import EncodedClip, Family, build_prompt, tokenize_segments
 from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.sentencepiece import read_sentencepiece
-from model.video.pixels import normalize, resize
-from model.video.reader import open_video
-from model.video.spec import VideoLimits
+from model.verification.inputs import read_clip
 from model.weights import WeightsError, load_strict
 from tests.parity.goldens import Stages, assert_near, read_json, tensors
 from tests.published import golden
@@ -61,7 +58,7 @@ def test_every_stage_gives_the_tensors_of_the_original(
     network = videochat.network
     assert isinstance(network, VideoChatNetwork)
     stages = Stages.of(network)
-    videochat.project(videochat.encode(inputs["video"]))
+    videochat.project("video", videochat.encode(inputs["video"])["video"])
     ours = stages.outputs
 
     # The original embeds all frames at once, as [B, C, T, h, w], and its global token is [1, B, C].
@@ -84,16 +81,16 @@ def test_every_stage_gives_the_tensors_of_the_original(
 def test_features_of_a_video_a_batch_and_a_picture_are_those_of_the_original(
     videochat: Family, inputs: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    features = videochat.encode(inputs["video"])
-    assert features.shape[1:] == videochat.feature_shape
+    features = videochat.encode(inputs["video"])["video"]
+    assert features.shape[1:] == videochat.parts[0].shape
     assert_near(features, expected["query_output.last_hidden_state"], "features")
-    assert_near(videochat.project(features), expected["inputs_llama"], "video")
+    assert_near(videochat.project("video", features), expected["inputs_llama"], "video")
 
-    batch = videochat.encode(torch.cat((inputs["video_other"], inputs["video"])))
-    assert_near(videochat.project(batch), expected["batch.inputs_llama"], "batch")
+    batch = videochat.encode(torch.cat((inputs["video_other"], inputs["video"])))["video"]
+    assert_near(videochat.project("video", batch), expected["batch.inputs_llama"], "batch")
 
-    picture = videochat.encode(inputs["image"])
-    assert_near(videochat.project(picture), expected["image.inputs_llama"], "image")
+    picture = videochat.encode(inputs["image"])["video"]
+    assert_near(videochat.project("video", picture), expected["image.inputs_llama"], "image")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -109,7 +106,7 @@ def test_both_turns_of_a_dialogue_are_tokenised_spliced_and_answered_as_by_the_o
         assert text_of(VideoChatTemplate().render(conversation)) == turn["prompt"]
         assert list(map(list, text_ids(family, conversation))) == turn["segment_ids"]
 
-        prompt = build_prompt(family, conversation, [EncodedClip(features, "clip")])
+        prompt = build_prompt(family, conversation, [EncodedClip({"video": features}, "clip")])
         embed = family.language_model.get_input_embeddings()
         rows = [
             embed(torch.tensor(part.token_ids)) if isinstance(part, TextSegment) else part.embeddings for part in prompt
@@ -129,20 +126,14 @@ def test_a_file_becomes_the_features_of_the_original() -> None:
     folder = golden("videochat-e2e")
     family, reference = load(folder), tensors(folder / "expected.safetensors")
     expected_clip = read_json(folder / "clip.json")
-    with open_video(folder / "clip.mp4", VideoLimits()) as video:
-        fps = video.facts.fps
-        frames = list(video.frames(family.frame_spec))
-    assert [frame.index for frame in frames] == expected_clip["indices"]
-
-    clip = Clip(frame_indices=tuple(frame.index for frame in frames), fps=fps)
+    clip, pixel_values = read_clip(family, folder)
+    assert list(clip.frame_indices) == expected_clip["indices"]
     conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text="?"),))
     assert expected_clip["msg"] in text_of(VideoChatTemplate().render(conversation))
 
-    squares = np.stack([resize(frame.rgb, family.pixel_spec) for frame in frames])
-    pixel_values = torch.from_numpy(normalize(squares, family.pixel_spec))  # [T, 3, S, S]
-    features = family.encode(pixel_values.unsqueeze(0))
+    features = family.encode(pixel_values)["video"]
     assert_near(features, reference["query_output.last_hidden_state"], "features")
-    assert_near(family.project(features), reference["inputs_llama"], "video tokens")
+    assert_near(family.project("video", features), reference["inputs_llama"], "video tokens")
 
 
 def test_a_checkpoint_with_a_missing_or_extra_key_is_refused(open_set: Path) -> None:
@@ -270,7 +261,7 @@ def test_a_deliberate_mistake_is_detected(
     stages = Stages.of(network)
 
     def compare() -> None:
-        out = wrong.project(wrong.encode(inputs["video"]))
+        out = wrong.project("video", wrong.encode(inputs["video"])["video"])
         for number in range(network.config.qformer.depth):
             name = f"qformer.encoder.layer.{number}"
             assert_near(stages.outputs[name], expected[f"qformer.layer.{number}"], name)

@@ -94,7 +94,7 @@ def test_shifted_products_are_the_convolution_and_its_gradient(untrained: tuple[
 def test_every_part_of_the_encoder_gets_a_gradient(untrained: tuple[VideoChatNetwork, Heads]) -> None:
     network, heads = untrained
     with recorded_outputs(network) as seen:
-        features = network.encode(torch.randn(2, 8, 3, 64, 64))
+        features = network.encode(torch.randn(2, 8, 3, 64, 64))["video"]
         scores = (*understand(heads, LABELS, seen).losses.values(), *tell(heads, LABELS, features).losses.values())
         torch.autograd.backward(torch.stack(scores).sum())
         seen.clear()

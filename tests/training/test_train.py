@@ -20,7 +20,7 @@ def test_training_gives_a_model_that_can_be_loaded(tmp_path: Path, monkeypatch: 
     recipe = Recipe(seed=3, clips=8, **stages)
     train(recipe, tmp_path / "work", tmp_path / "out")
     family = load_family("videochat", checkpoint=tmp_path / "out")
-    assert family.feature_shape == (96, 128)
+    assert family.parts[0].shape == (96, 128)
     assert family.default_sampling.temperature == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",

@@ -53,7 +53,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def some_frames(family: Family) -> torch.Tensor:
-    size = family.pixel_spec.size
+    assert family.inputs is not None
+    size = family.inputs.pixels.size
     return torch.randn(1, 8, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -64,7 +65,7 @@ def test_loading_the_small_model_is_repeatable_and_does_not_change_random_state(
     again = load_family(small.name)
     assert torch.equal(torch.rand(3), expected)
     assert again.checkpoint_digest == small.checkpoint_digest
-    assert torch.equal(again.encode(some_frames(small)), small.encode(some_frames(small)))
+    assert torch.equal(again.encode(some_frames(small))["video"], small.encode(some_frames(small))["video"])
 
 
 def test_the_small_model_has_a_tokenizer_of_its_own_and_room_for_a_video(small: Family) -> None:
@@ -75,22 +76,22 @@ def test_the_small_model_has_a_tokenizer_of_its_own_and_room_for_a_video(small: 
 
 def test_features_differ_between_videos_and_orders_of_frames(small: Family) -> None:
     frames = some_frames(small)
-    features = small.encode(frames)
-    assert features.shape == (1, *small.feature_shape)
+    features = small.encode(frames)["video"]
+    assert features.shape == (1, *small.parts[0].shape)
     assert not features.requires_grad and bool(features.isfinite().all())
-    assert (features - small.encode(frames.flip(1))).abs().max() > 1e-3
-    assert (features - small.encode(-frames)).abs().max() > 1e-2
+    assert (features - small.encode(frames.flip(1))["video"]).abs().max() > 1e-3
+    assert (features - small.encode(-frames)["video"]).abs().max() > 1e-2
     hidden = small.language_model.config.hidden_size
-    assert small.project(features[0].half()).shape == (small.num_video_tokens, hidden)
+    assert small.project("video", features[0].half()).shape == (small.num_video_tokens, hidden)
 
 
 def test_half_precision_changes_features_by_its_rounding_alone(small: Family) -> None:
     frames = some_frames(small)
     halved = load_family(small.name, dtype=torch.bfloat16)
-    assert halved.dtype == halved.encode(frames).dtype == torch.bfloat16
+    assert halved.dtype == halved.encode(frames)["video"].dtype == torch.bfloat16
     assert halved.checkpoint_digest == small.checkpoint_digest
-    exact = small.encode(frames)
-    assert (halved.encode(frames) - exact).abs().mean() < 0.05 * exact.abs().mean()
+    exact = small.encode(frames)["video"]
+    assert (halved.encode(frames)["video"] - exact).abs().mean() < 0.05 * exact.abs().mean()
     assert halved.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
@@ -105,9 +106,9 @@ def test_a_quantised_model_differs_in_its_logits_only(small: Family, kind: Quant
     packed = load_family(small.name, quantization=kind)
     assert packed.checkpoint_digest == small.checkpoint_digest
     assert packed.num_parameters == small.num_parameters
-    features = small.encode(some_frames(small))
-    assert torch.equal(packed.encode(some_frames(small)), features)
-    assert torch.equal(packed.project(features[0]), small.project(features[0]))
+    features = small.encode(some_frames(small))["video"]
+    assert torch.equal(packed.encode(some_frames(small))["video"], features)
+    assert torch.equal(packed.project("video", features[0]), small.project("video", features[0]))
     ids = torch.tensor([[1, 40, 50]])
     with torch.no_grad():
         assert not torch.equal(packed.language_model(ids).logits, small.language_model(ids).logits)
@@ -118,7 +119,7 @@ def test_a_checkpoint_folder_gives_the_model_that_was_saved(saved: Path, small: 
     assert loaded.checkpoint_digest == small.checkpoint_digest
     assert loaded.default_sampling == family_module(small.name).PUBLISHED_SAMPLING
     # Not to the last bit: the alignment of a matrix in its file decides the order of additions.
-    torch.testing.assert_close(loaded.encode(some_frames(small)), small.encode(some_frames(small)))
+    torch.testing.assert_close(loaded.encode(some_frames(small))["video"], small.encode(some_frames(small))["video"])
     assert loaded.tokenize(asked("Hello?")) == small.tokenize(asked("Hello?"))
 
 
@@ -184,16 +185,16 @@ def test_two_roles_compute_what_one_model_does_and_load_each_weight_once(
     speaker = load_family(small.name, checkpoint=saved, dtype=dtype, role="generate")
     for part in (encoder, speaker):
         assert (part.dtype, part.num_parameters) == (whole.dtype, whole.num_parameters)
-        assert part.checkpoint_digest == whole.checkpoint_digest, "features of any process have the same key"
-        assert (part.feature_shape, part.max_model_len) == (whole.feature_shape, whole.max_model_len)
+        assert part.encoder_digest == whole.encoder_digest, "features of any process have the same key"
+        assert (part.parts, part.max_model_len) == (whole.parts, whole.max_model_len)
     assert num_loaded(encoder) + num_loaded(speaker) == num_loaded(whole)
     assert min(num_loaded(encoder), num_loaded(speaker)) > 0
     assert all(parameter.is_meta for parameter in encoder.language_model.parameters())
 
     frames = some_frames(small)
-    features = encoder.encode(frames)
-    assert torch.equal(features, whole.encode(frames))
-    assert torch.equal(speaker.project(features[0]), whole.project(features[0]))
+    features = encoder.encode(frames)["video"]
+    assert torch.equal(features, whole.encode(frames)["video"])
+    assert torch.equal(speaker.project("video", features[0]), whole.project("video", features[0]))
     tokens = torch.tensor([[1, 5, 9]])
     assert torch.equal(speaker.language_model(tokens).logits, whole.language_model(tokens).logits)
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from model.networks.video_network import VideoNetwork, VideoNetworkConfig
 
 from model.families.video_chatgpt import published as published_video_chatgpt
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.videochat import published as published_videochat
 from model.families.videochat.network import VideoChatNetwork
+from model.networks.network import NetworkConfig, VideoNetwork
 from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
 from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
 
@@ -32,17 +32,17 @@ def network(request: pytest.FixtureRequest) -> VideoNetwork:
 @torch.no_grad()
 def test_a_clip_has_the_same_features_alone_and_in_a_batch(network: VideoNetwork) -> None:
     clips = torch.randn(3, 2, 3, 8, 8)
-    together = network.encode(clips)
+    together = network.encode(clips)["video"]
     assert not torch.allclose(together[0], together[1], atol=1e-3)
     for number in range(3):
-        torch.testing.assert_close(network.encode(clips[number : number + 1])[0], together[number])
+        torch.testing.assert_close(network.encode(clips[number : number + 1])["video"][0], together[number])
 
 
 def test_every_parameter_gets_a_gradient(network: VideoNetwork) -> None:
     with torch.no_grad():
         for parameter in network.parameters():  # zeros at the start of VideoChat's global blocks stop gradients
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    video = network.project(network.encode(torch.randn(1, 2, 3, 8, 8)))
+    video = network.project("video", network.encode(torch.randn(1, 2, 3, 8, 8))["video"])
     words = torch.tensor([[5, 7, 11]])
     rows = torch.cat((video, network.decoder.get_input_embeddings()(words)), dim=1)
     logits = network.decoder(inputs_embeds=rows).logits[:, -3:]
@@ -67,12 +67,12 @@ def test_rotary_frequencies_survive_half_precision_and_the_meta_device(network: 
 
 
 @pytest.mark.parametrize("config", [*SMALL, *PUBLISHED])
-def test_sizes_survive_json(config: VideoNetworkConfig) -> None:
+def test_sizes_survive_json(config: NetworkConfig) -> None:
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize("config", SMALL)
-def test_an_unknown_size_is_refused_and_so_is_a_missing_one(config: VideoNetworkConfig) -> None:
+def test_an_unknown_size_is_refused_and_so_is_a_missing_one(config: NetworkConfig) -> None:
     with pytest.raises(TypeError, match="depht"):
         type(config).from_json(config.to_json() | {"depht": 3})
     with pytest.raises(KeyError, match="decoder"):

@@ -1,10 +1,12 @@
 """Preprocessing is bit-exact with the published one."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from model.video.pixels import PixelSpec, crop_corner, nearest_indices, normalize, resize, resized_size
 from model.video.reader import open_video
@@ -14,14 +16,47 @@ from tests.published import clip, golden
 
 def test_sizes_and_corners_are_the_published_ones() -> None:
     for case in json.loads((golden("videochat-preproc") / "geometry.json").read_text()):
-        size = resized_size(case["width"], case["height"], 224)
+        size = resized_size(case["width"], case["height"], PixelSpec())
         assert list(size) == case["resized"]
-        assert crop_corner(*size, 224) == (case["left"], case["top"])
+        assert crop_corner(*size, PixelSpec()) == (case["left"], case["top"])
 
 
 def test_half_a_pixel_is_rounded_to_even() -> None:
-    assert crop_corner(397, 224, 224) == (86, 0)
-    assert crop_corner(399, 224, 224) == (88, 0)
+    assert crop_corner(397, 224, PixelSpec()) == (86, 0)
+    assert crop_corner(399, 224, PixelSpec()) == (88, 0)
+
+
+def test_half_a_pixel_is_rounded_down_on_request() -> None:
+    assert crop_corner(399, 224, PixelSpec(crop_rounding="down")) == (87, 0)
+
+
+@pytest.mark.parametrize("fit", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(176, 320), (320, 176), (225, 300), (77, 100), (1080, 1920), (90, 450)])
+def test_fits_in_floats_are_those_of_torch_without_antialias(
+    fit: Literal["bilinear", "bicubic"], height: int, width: int
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    spec = PixelSpec(fit=fit)
+    resized_width, resized_height = resized_size(width, height, spec)
+    left, top = crop_corner(resized_width, resized_height, spec)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    whole = functional.interpolate(pixels, size=(resized_height, resized_width), mode=fit, align_corners=False)
+    expected = whole[0, :, top : top + 224, left : left + 224].permute(1, 2, 0).numpy()
+    got = resize(picture, spec)
+    assert got.dtype == spec.dtype == np.float32
+    assert np.abs(got - expected).max() < 1e-3, "levels, of 255"
+    assert np.abs(got - np.rint(got)).max() > 0.4, "fractions of a level are kept"
+
+
+def test_the_long_side_is_computed_as_the_original_of_each_fit_does() -> None:
+    width, height = next(
+        (width, height)
+        for height in range(224, 800)
+        for width in range(height, 1200)
+        if resized_size(width, height, PixelSpec(fit="bilinear")) != resized_size(width, height, PixelSpec())
+    )
+    assert resized_size(width, height, PixelSpec(fit="bilinear")) == (int(width / height * 224), 224)
+    assert resized_size(width, height, PixelSpec(fit="bicubic")) == (int(224 * width / height), 224)
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

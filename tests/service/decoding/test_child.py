@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoLimits
 from service.decoding.protocol import DecodeRequest, write_request
@@ -13,8 +14,7 @@ from service.decoding.protocol import DecodeRequest, write_request
 ROOT = Path(__file__).parents[3]
 REQUEST = DecodeRequest(
     path="/nowhere.mp4",
-    frame_spec=FrameSpec(),
-    pixel_spec=PixelSpec(),
+    inputs=InputSpec(frames=FrameSpec(), pixels=PixelSpec()),
     limits=VideoLimits(),
     thumbnail_side=320,
     memory_bytes=600 << 20,

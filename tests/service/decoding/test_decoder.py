@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec, resize
 from model.video.reader import open_video
 from model.video.spec import FrameSpec, VideoLimits
@@ -25,7 +26,8 @@ from service.decoding.protocol import DecodeProgress, Probed
 from tests import clips
 
 PIXELS = PixelSpec(size=64)
-FRAMES = FrameSpec(count=8)
+INPUTS = InputSpec(frames=FrameSpec(count=8), pixels=PIXELS)
+MANY = InputSpec(frames=FrameSpec(count=64), pixels=PIXELS)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
@@ -120,10 +122,10 @@ async def test_a_child_gives_the_same_frames_as_decoding_in_this_process(tmp_pat
     path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(48))
     events: list[DecodeEvent] = []
     async with running(Decoder(VideoLimits(), 60)) as decoder:
-        decoded = await decoder.decode(path, FRAMES, PIXELS, events.append)
+        decoded = await decoder.decode(path, INPUTS, events.append)
 
     with open_video(path, VideoLimits()) as video:
-        frames = list(video.frames(FRAMES))
+        frames = list(video.frames(INPUTS.frames))
         expected = np.stack([resize(frame.rgb, PIXELS) for frame in frames])
     assert decoded.facts == video.facts
     assert decoded.indices == tuple(frame.index for frame in frames)
@@ -138,7 +140,9 @@ async def test_a_rule_may_take_fewer_frames_of_a_short_video_than_requested(tmp_
     path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(3))
     events: list[DecodeEvent] = []
     async with running(Decoder(VideoLimits(), 60)) as decoder:
-        decoded = await decoder.decode(path, FrameSpec(count=100, rule="video-chatgpt"), PIXELS, events.append)
+        decoded = await decoder.decode(
+            path, InputSpec(frames=FrameSpec(count=100, rule="video-chatgpt"), pixels=PIXELS), events.append
+        )
     assert decoded.indices == (0, 1, 1)
     assert decoded.shape == (3, 64, 64, 3)
     assert len(decoded.frames) == 3 * 64 * 64 * 3
@@ -149,7 +153,7 @@ async def test_a_rule_may_take_fewer_frames_of_a_short_video_than_requested(tmp_
 async def test_thumbnails_show_the_whole_frame_the_right_way_up(tmp_path: Path) -> None:
     path = clips.rotated_mp4(tmp_path / "a.mp4", 180)
     async with running(Decoder(VideoLimits(), 60, thumbnail_side=80)) as decoder:
-        decoded = await decoder.decode(path, FRAMES, PIXELS, ignore)
+        decoded = await decoder.decode(path, INPUTS, ignore)
     assert len(decoded.thumbnails) == 8
     picture = Image.open(BytesIO(decoded.thumbnails[0]))
     assert (picture.format, picture.size) == ("JPEG", (80, 48))
@@ -172,7 +176,7 @@ async def test_bad_files_are_rejected_with_a_code_and_our_own_message(tmp_path: 
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         for make, codes in BAD_FILES:
             with pytest.raises(VideoRejected) as rejected:
-                await decoder.decode(make(tmp_path / "upload.mp4"), FRAMES, PIXELS, ignore)
+                await decoder.decode(make(tmp_path / "upload.mp4"), INPUTS, ignore)
             assert rejected.value.code in codes, make
             assert "upload" not in str(rejected.value)
 
@@ -182,7 +186,7 @@ async def test_a_script_named_like_a_video_reads_no_other_file(tmp_path: Path) -
     script = clips.ffconcat_script(tmp_path / "film.mp4", secret)
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         with pytest.raises(VideoRejected, match="not a video"):
-            await decoder.decode(script, FRAMES, PIXELS, ignore)
+            await decoder.decode(script, INPUTS, ignore)
 
 
 async def test_memory_is_limited_even_if_the_video_limits_are_not(tmp_path: Path) -> None:
@@ -190,7 +194,7 @@ async def test_memory_is_limited_even_if_the_video_limits_are_not(tmp_path: Path
     unlimited = VideoLimits(max_side=1 << 20, max_pixels=1 << 30)  # accepts its frames of 96 MB each
     async with running(Decoder(unlimited, 60, memory_bytes=320 << 20)) as decoder:
         with pytest.raises(VideoRejected) as rejected:
-            await decoder.decode(path, FRAMES, PIXELS, ignore)
+            await decoder.decode(path, INPUTS, ignore)
     assert rejected.value.code == "too_large"
 
 
@@ -205,7 +209,7 @@ async def test_a_decode_whose_child_is_killed_is_retried_without_repeated_events
             if isinstance(event, DecodeProgress) and event.done == 8 and is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
-        decoded = await decoder.decode(slow, FrameSpec(count=64), PIXELS, kill_half_way)
+        decoded = await decoder.decode(slow, MANY, kill_half_way)
         assert not is_alive(pid)
     assert len(decoded.indices) == 64
     assert events == [Probed(facts=decoded.facts), *(DecodeProgress(done=done, total=64) for done in range(1, 65))]
@@ -228,10 +232,10 @@ async def test_a_second_child_that_dies_fails_this_decode_only(
         os.kill(first, signal.SIGSTOP)
         ending = asyncio.create_task(end_two(number, first))
         with pytest.raises(DecodeFailed) as failed:
-            await decoder.decode(slow, FrameSpec(count=64), PIXELS, ignore)
+            await decoder.decode(slow, MANY, ignore)
         await ending
         assert failed.value.code == code
-        assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
+        assert (await decoder.decode(good, INPUTS, ignore)).facts.num_frames == 48
 
 
 async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ async def test_children_that_take_too_long_are_killed(tmp_path: Path) -> None:
         first = only_child()
         os.kill(first, signal.SIGSTOP)
         started = time.monotonic()
-        decoding = asyncio.create_task(decoder.decode(good, FRAMES, PIXELS, ignore))
+        decoding = asyncio.create_task(decoder.decode(good, INPUTS, ignore))
         second = await new_child({first})
         os.kill(second, signal.SIGSTOP)
         with pytest.raises(DecodeFailed) as failed:
@@ -274,7 +278,7 @@ async def test_a_child_that_used_up_its_cpu_time_is_not_retried(tmp_path: Path) 
     slow = slow_mp4(tmp_path / "slow.mp4")
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         with pytest.raises(DecodeFailed) as failed:
-            await decoder.decode(slow, FrameSpec(count=64), PIXELS, send(signal.SIGXCPU, only_child()))
+            await decoder.decode(slow, MANY, send(signal.SIGXCPU, only_child()))
     assert failed.value.code == "decode_timeout"
 
 
@@ -283,7 +287,7 @@ async def test_a_cancelled_decode_leaves_no_child_behind(tmp_path: Path) -> None
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         pid = only_child()
         probed = asyncio.Event()
-        decoding = asyncio.create_task(decoder.decode(slow, FrameSpec(count=64), PIXELS, lambda _: probed.set()))
+        decoding = asyncio.create_task(decoder.decode(slow, MANY, lambda _: probed.set()))
         await probed.wait()
         decoding.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -295,22 +299,22 @@ async def test_closing_ends_a_decode_that_is_under_way(tmp_path: Path) -> None:
     slow = slow_mp4(tmp_path / "slow.mp4")
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         probed = asyncio.Event()
-        decoding = asyncio.create_task(decoder.decode(slow, FrameSpec(count=64), PIXELS, lambda _: probed.set()))
+        decoding = asyncio.create_task(decoder.decode(slow, MANY, lambda _: probed.set()))
         await probed.wait()
         await decoder.close()
         with pytest.raises(DecodeFailed):
             await decoding
         with pytest.raises(DecodeFailed):
-            await decoder.decode(slow, FRAMES, PIXELS, ignore)
+            await decoder.decode(slow, INPUTS, ignore)
 
 
 async def test_no_child_decodes_twice(tmp_path: Path) -> None:
     good = clips.h264_mp4(tmp_path / "good.mp4")
     async with running(Decoder(VideoLimits(), 60)) as decoder:
         first = only_child()
-        await decoder.decode(good, FRAMES, PIXELS, ignore)
+        await decoder.decode(good, INPUTS, ignore)
         assert not is_alive(first)
-        await decoder.decode(good, FRAMES, PIXELS, ignore)
+        await decoder.decode(good, INPUTS, ignore)
 
 
 async def test_a_spare_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
@@ -321,7 +325,7 @@ async def test_a_spare_that_died_while_it_waited_is_replaced(tmp_path: Path) -> 
             while decode_children():  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        assert (await decoder.decode(good, FRAMES, PIXELS, ignore)).facts.num_frames == 48
+        assert (await decoder.decode(good, INPUTS, ignore)).facts.num_frames == 48
 
 
 async def test_a_spare_that_died_is_replaced_without_an_upload() -> None:
@@ -340,7 +344,7 @@ async def test_no_more_decodes_run_at_a_time_than_allowed(tmp_path: Path) -> Non
     async with running(Decoder(VideoLimits(), 60, concurrency=1)) as decoder:
         await asyncio.gather(
             *(
-                decoder.decode(good, FRAMES, PIXELS, lambda _, name=name: events.append(name))  # type: ignore[misc]
+                decoder.decode(good, INPUTS, lambda _, name=name: events.append(name))  # type: ignore[misc]
                 for name in "abc"
             )
         )
@@ -360,6 +364,7 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import structlog
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoLimits
 from service.decoding.decoder import Decoder
@@ -373,7 +378,7 @@ async def main():
     def hold(event):
         os.kill(busy, signal.SIGSTOP)
         asyncio.get_running_loop().call_later(1.0, lambda: print(*decode_children(), flush=True))
-    await decoder.decode(Path(sys.argv[1]), FrameSpec(count=64), PixelSpec(), hold)
+    await decoder.decode(Path(sys.argv[1]), InputSpec(frames=FrameSpec(count=64), pixels=PixelSpec()), hold)
 
 asyncio.run(main())
 """

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoFacts, VideoLimits
 from service.decoding.protocol import (
@@ -25,8 +26,7 @@ from service.decoding.protocol import (
 
 REQUEST = DecodeRequest(
     path="/uploads/a film.mp4",
-    frame_spec=FrameSpec(count=2, start=0.5),
-    pixel_spec=PixelSpec(size=4, fit="squash"),
+    inputs=InputSpec(frames=FrameSpec(count=2, start=0.5), pixels=PixelSpec(size=4, fit="squash")),
     limits=VideoLimits(max_frames=10),
     thumbnail_side=320,
     memory_bytes=1 << 30,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from model.features import PackedFeatures, pack
+from model.features import PackedFeatures, PartSpec, pack
 from service.errors import Unavailable
 from service.observability.metrics import Metrics
 from service.store.connection import StoreClient
@@ -16,9 +16,10 @@ from service.store.features import FeatureCache
 
 KEY = "features:acme:made-so:of-this"
 SHAPE = (4, 6)
+PARTS = (PartSpec(name="video", shape=SHAPE),)
 ARRAY = np.arange(24, dtype=np.float16).reshape(SHAPE)
-BLOB = pack(ARRAY, KEY, frame_indices=(1, 5), timestamps=(0.25, 1.25))
-PACKED = PackedFeatures.checked(BLOB, key=KEY, shape=SHAPE)
+BLOB = pack({"video": ARRAY}, KEY, frame_indices=(1, 5), timestamps=(0.25, 1.25))
+PACKED = PackedFeatures.checked(BLOB, key=KEY, parts=PARTS)
 
 
 def counts(metrics: Metrics) -> dict[str, float]:
@@ -35,7 +36,7 @@ def flipped(blob: bytes) -> bytes:
 
 def in_float32(_: bytes) -> bytes:
     """A valid blob with another dtype."""
-    body: bytes = save({"features": ARRAY.astype(np.float32)}, metadata={"key": KEY})
+    body: bytes = save({"video": ARRAY.astype(np.float32)}, metadata={"key": KEY})
     return hashlib.sha256(body).digest() + body
 
 
@@ -45,8 +46,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut to less than a checksum": lambda blob: blob[:5],
     "empty": lambda blob: b"",
     "with a byte appended": lambda blob: blob + b"\0",
-    "another key's": lambda blob: pack(ARRAY, KEY + "-other"),
-    "of another shape": lambda blob: pack(ARRAY.reshape(6, 4), KEY),
+    "another key's": lambda blob: pack({"video": ARRAY}, KEY + "-other"),
+    "of another shape": lambda blob: pack({"video": ARRAY.reshape(6, 4)}, KEY),
     "of another type": in_float32,
     "not a blob": lambda blob: b"hello" * 100,
 }
@@ -57,7 +58,7 @@ async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: Sto
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     await cache.put(KEY, PACKED)
     await redis.expire(KEY, 5)
-    assert await cache.get(KEY, shape=SHAPE) == PACKED
+    assert await cache.get(KEY, parts=PARTS) == PACKED
     assert await redis.ttl(KEY) > 90, "a hit renews the time to live"
     assert await cache.existing([KEY]) == {KEY}
     assert counts(metrics) == {"queries": 1, "hits": 1}
@@ -66,7 +67,7 @@ async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: Sto
 async def test_a_missing_value_is_a_counted_miss(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
-    assert await cache.get(KEY, shape=SHAPE) is None
+    assert await cache.get(KEY, parts=PARTS) is None
     assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1}
 
@@ -87,7 +88,7 @@ async def test_a_value_that_does_not_match_is_a_miss_and_removed(
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     await redis.set(KEY, damage(BLOB))
-    assert await cache.get(KEY, shape=SHAPE) is None
+    assert await cache.get(KEY, parts=PARTS) is None
     assert counts(metrics) == {"queries": 1, "corrupt": 1}
     assert await redis.exists(KEY) == 0
 
@@ -106,9 +107,9 @@ def damaged(blob: bytes, rng: random.Random) -> bytes:
         return blob + rng.randbytes(rng.randint(1, 64))
     array = np.array([rng.random() for _ in range(24)]).reshape(SHAPE)
     if kind == 3:
-        return pack(array.astype(np.float16), f"features:acme:{rng.randbytes(32).hex()}:of-this")
+        return pack({"video": array.astype(np.float16)}, f"features:acme:{rng.randbytes(32).hex()}:of-this")
     dtype = rng.choice((np.float32, np.float64, np.int16, np.uint16))
-    body: bytes = save({"features": (array * 100).astype(dtype)}, metadata={"key": KEY})
+    body: bytes = save({"video": (array * 100).astype(dtype)}, metadata={"key": KEY})
     return hashlib.sha256(body).digest() + body
 
 
@@ -117,11 +118,11 @@ async def test_of_a_thousand_damaged_values_none_is_taken_for_features(redis: St
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     for number in range(1, 1001):
         await redis.set(KEY, damaged(BLOB, rng))
-        assert await cache.get(KEY, shape=SHAPE) is None
+        assert await cache.get(KEY, parts=PARTS) is None
         assert counts(metrics) == {"queries": number, "corrupt": number}
         assert await cache.existing([KEY]) == set()
     await cache.put(KEY, PACKED)
-    assert await cache.get(KEY, shape=SHAPE) == PACKED
+    assert await cache.get(KEY, parts=PARTS) == PACKED
 
 
 async def test_erasing_succeeds_or_raises(redis: StoreClient, absent_redis: StoreClient) -> None:
@@ -136,7 +137,7 @@ async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(abse
     metrics = Metrics()
     cache = FeatureCache(absent_redis, ttl=100, metrics=metrics)
     await cache.put(KEY, PACKED)
-    assert await cache.get(KEY, shape=SHAPE) is None
+    assert await cache.get(KEY, parts=PARTS) is None
     assert await cache.existing([KEY]) == set()
     assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1, "errors": 2}

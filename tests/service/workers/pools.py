@@ -70,7 +70,9 @@ def conversation(*, text: str = "What is it?", fps: float = 1.0) -> Conversation
 
 
 def encode(info: ModelInfo, job_id: str, *, key: str = "features:key") -> Encode:
-    shape = (info.frame_spec.count, info.pixel_spec.size, info.pixel_spec.size, 3)
+    assert info.inputs is not None
+    size = info.inputs.pixels.size
+    shape = (info.inputs.frames.count, size, size, 3)
     return Encode(
         job_id=job_id,
         key=key,

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from model.engine.sampling_params import SamplingParams
+from model.features import PartSpec
+from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
 from service.observability.metrics import Metrics
@@ -17,12 +19,13 @@ from tests.service.workers.pools import CONFIG, Outputs, generate
 INFO = ModelInfo(
     name="tiny",
     family="videochat",
+    encoder_digest="ef" * 32,
     checkpoint_digest="",
     dtype="float32",
     quantization=None,
-    frame_spec=FrameSpec(count=8),
-    pixel_spec=PixelSpec(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    feature_shape=(1, 1),
+    inputs=InputSpec(frames=FrameSpec(count=8), pixels=PixelSpec(size=8)),
+    parts=(PartSpec(name="video", shape=(1, 1)),),
+    time_axis=None,
     num_video_tokens=1,
     num_parameters=1,
     max_model_len=100,

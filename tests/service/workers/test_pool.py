@@ -89,7 +89,7 @@ async def test_the_life_of_a_worker() -> None:
 
         # it encodes, and answers a question about the features
         encoded = await pool.encode(encode(info, "req_1"))
-        assert np.isfinite(unpack(encoded.blob, key="features:key", shape=info.feature_shape)).all()
+        assert np.isfinite(unpack(encoded.blob, key="features:key", parts=info.parts)["video"]).all()
         pool.generate(generate("ans_1", blob=encoded.blob), outputs.put_nowait)
         deltas, reason = await end_of(outputs, "ans_1")
         token_ids = [token for delta in deltas for token in delta.token_ids]

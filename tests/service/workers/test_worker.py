@@ -67,8 +67,8 @@ async def test_a_poisoned_request_fails_alone() -> None:
         assert isinstance(encoded, Encoded)
         assert isinstance(same, Encoded)
         blob = encoded.blob
-        features = unpack(blob, key="features:key", shape=info.feature_shape)
-        others = unpack(same.blob, key="features:other", shape=info.feature_shape)
+        features = unpack(blob, key="features:key", parts=info.parts)["video"]
+        others = unpack(same.blob, key="features:other", parts=info.parts)["video"]
         assert np.abs(features - others).max() <= 2**-8 * np.abs(features).max(), "see tests/model/test_clip_encoder.py"
 
         # bad prompts are refused, and the answers in the same batch are those of a prompt that runs alone

@@ -24,6 +24,9 @@ from model.text.conversation import Slot, SpecialToken
 from model.text.separated import neutralise
 from model.text.tokenizer import TokenizerError, plain_tokenizer
 from model.verification.stage import Stage
+from model.video.inputs import InputSpec
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 from model.weights import WeightsError
 from tests.model.families.conversations import asked, rendered
 from tests.published import golden
@@ -113,8 +116,8 @@ def test_special_tokens_of_the_prompt_become_their_ids(tiny: Family) -> None:
 
 def test_the_small_model_has_the_whole_architecture(tiny: Family) -> None:
     assert tiny.num_video_tokens == 116
-    assert (tiny.frame_spec.count, tiny.frame_spec.rule) == (100, "video-chatgpt")
-    assert (tiny.pixel_spec.size, tiny.pixel_spec.fit) == (56, "nearest")
+    frames, pixels = FrameSpec(count=100, rule="video-chatgpt"), PixelSpec(size=56, fit="nearest")
+    assert tiny.inputs == InputSpec(frames=frames, pixels=pixels)
     assert tiny.default_sampling == PUBLISHED_SAMPLING
 
 

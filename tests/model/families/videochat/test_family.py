@@ -16,6 +16,9 @@ from model.families.videochat.network import VideoChatConfig, VideoChatNetwork
 from model.family import Family
 from model.text.conversation import Clip, Conversation, Slot, Turn
 from model.text.tokenizer import Tokenizer
+from model.video.inputs import InputSpec
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 from tests.model.families.conversations import asked, rendered
 from tests.model.text.sentencepiece_files import llama_like
 
@@ -105,7 +108,7 @@ def test_the_tiny_model_has_the_whole_architecture_in_a_few_million_parameters(t
     assert TINY.vision.num_global_blocks > 0
     assert tiny.num_video_tokens == 96
     assert tiny.default_sampling == SamplingParams(temperature=0.0, max_tokens=256)
-    assert (tiny.frame_spec.count, tiny.frame_spec.rule, tiny.pixel_spec.size) == (8, "videochat", 64)
+    assert tiny.inputs == InputSpec(frames=FrameSpec(count=8, rule="videochat"), pixels=PixelSpec(size=64))
 
 
 def test_a_video_is_encoded_in_well_under_a_second(tiny: Family) -> None:

@@ -40,7 +40,7 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
 def test_the_number_of_features_does_not_depend_on_the_number_of_frames() -> None:
     network = small()
     for num_frames in (1, 2, 5):
-        features = network.encode(torch.randn(3, num_frames, 3, 8, 8))
+        features = network.encode(torch.randn(3, num_frames, 3, 8, 8))["video"]
         assert features.shape == (3, 7, 12)
-        assert features.shape[1:] == SMALL.feature_shape
-    assert network.project(features).shape == (3, 7, 16)
+        assert features.shape[1:] == SMALL.parts[0].shape
+    assert network.project("video", features).shape == (3, 7, 16)
