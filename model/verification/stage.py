@@ -34,7 +34,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Omission:
-    """A stage that a model in this folder cannot compute, because the folder lacks weights that serving does not need."""
+    """A stage that cannot be computed because the folder lacks weights that serving does not need."""
 
     name: str
     reason: str

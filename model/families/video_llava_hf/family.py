@@ -33,8 +33,9 @@ from model.weights import KeyMap, checkpoint_digest, seeded
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
 NAME = "video-llava-hf"
-PUBLISHED_SAMPLING = SamplingParams(temperature=0.0, max_tokens=512)
-"""Greedy, the default of transformers, in the model's documentation. The length is chosen here."""
+PUBLISHED_SAMPLING = SamplingParams(temperature=0.0, top_k=50, max_tokens=512)
+"""Greedy, as in the model's documentation. `top_k` is transformers' default, for sessions that sample. The length is
+chosen here."""
 
 SIZES = {"7b": PUBLISHED_7B}
 TINY = VideoLlavaConfig(
