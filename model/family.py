@@ -156,8 +156,8 @@ def build_family(
     network = blank(build, saved.config)
     digest = saved.encoder_digest or encoder_digest(
         {
-            parameter: tensor
-            for parameter, (_, tensor) in cover(network, saved.tensors, key_map=key_map).items()
+            parameter: saved.tensors[key]
+            for parameter, (key, _) in cover(network, saved.tensors, key_map=key_map).items()
             if network.serves(parameter, "encode")
         },
         saved.config.to_json(),

@@ -17,12 +17,14 @@ from typing import Any, get_args
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 
 from model.engine.engine import Engine, EngineConfig
 from model.engine.sampling_params import SamplingParams
 from model.family import EncodedClip, Family, build_prompt
 from model.text.conversation import Clip, Conversation, Turn
 from model.video.spec import VideoErrorCode
+from model.weights import WeightsError, load_strict, seeded
 from service import errors
 from service.api.errors import FRAMEWORK_CODES, VALIDATION_CODES
 from service.commands.demo import SAMPLE
@@ -341,7 +343,7 @@ def test_the_programs_in_javascript_print_what_is_printed(served: str, tmp_path:
         assert node_clients.run(folder, program.replace("http://127.0.0.1:8000", served)) == printed
 
 
-def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = types.ModuleType("pooled")
     monkeypatch.setitem(sys.modules, "pooled", module)
     exec("\n".join(blocks("adding-a-family.md", "python")), vars(module))  # noqa: S102  the page is part of this repository
@@ -363,3 +365,20 @@ def test_the_family_of_the_walk_through_answers(monkeypatch: pytest.MonkeyPatch)
     outputs = [output for _ in range(4) for output in engine.step()]
     assert [len(output.token_ids) for output in outputs] == [1, 1, 1, 1]
     assert outputs[-1].finish_reason == "length"
+
+    # The published parts give every tensor of the model; one that is absent is named.
+    tensors = seeded(family.network, seed=3)
+    published = {re.sub(r"^patches\.", "vision.conv.", name): tensor for name, tensor in tensors.items()}
+    published = {re.sub(r"^projection\.", "mm_projector.", name): tensor for name, tensor in published.items()}
+    llama = {key.removeprefix("llama_model."): tensor for key, tensor in published.items() if "llama" in key}
+    torch.save({key: tensor for key, tensor in published.items() if "llama" not in key}, tmp_path / "pooled-7b.pth")
+    (tmp_path / "llama").mkdir()
+    save_file(llama, tmp_path / "llama" / "model.safetensors")
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / "llama" / name).touch()
+    merged = module.merge(tmp_path)
+    load_strict(family.network, merged, key_map=module.KEY_MAP)
+    assert merged.keys() == published.keys()
+    (tmp_path / "pooled-7b.pth").unlink()
+    with pytest.raises(WeightsError, match=r"no pooled-7b\.pth"):
+        module.merge(tmp_path)

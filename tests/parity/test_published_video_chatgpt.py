@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoints.folder import write_folder
+from model.checkpoints.folder import RECORD, write_folder
 from model.families import load_family
 from model.families.video_chatgpt.family import read_source
 from model.families.video_chatgpt.published import PUBLISHED, VIDEO_TOKENS, merge, read_sizes
@@ -63,6 +63,8 @@ def test_a_converted_folder_gives_the_model_of_the_files_it_was_made_from(
 
     converted = load_family("video-chatgpt", checkpoint=tmp_path / "mine")
     assert converted.checkpoint_digest == digest
+    (tmp_path / "mine" / RECORD).rename(tmp_path / "record.json")
+    assert load_family("video-chatgpt", checkpoint=tmp_path / "mine").encoder_digest == converted.encoder_digest
     assert [converted.tokenizer.special_id(name) for name in VIDEO_TOKENS] == [259, 260, 261]
     original = load_family("video-chatgpt", checkpoint=golden("video-chatgpt-open"))
     pixel_values = torch.randn(1, 3, 3, 42, 42, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoints.folder import write_folder
+from model.checkpoints.folder import RECORD, write_folder
 from model.families import load_family
 from model.families.videochat.family import read_source
 from model.families.videochat.network import VideoChatConfig
@@ -63,6 +63,8 @@ def test_a_converted_folder_gives_the_features_of_the_files_it_was_made_from(nam
     digest = write_folder(tmp_path / "mine", checkpoint, origin=origin, report=lambda *_: None)
     converted = load_family("videochat", checkpoint=tmp_path / "mine")
     assert converted.checkpoint_digest == digest
+    (tmp_path / "mine" / RECORD).rename(tmp_path / "record.json")
+    assert load_family("videochat", checkpoint=tmp_path / "mine").encoder_digest == converted.encoder_digest
 
     whole = load_family("videochat", checkpoint=folder)
     assert whole.inputs is not None

@@ -125,6 +125,26 @@ def test_a_checkpoint_folder_gives_the_model_that_was_saved(saved: Path, small: 
     assert loaded.tokenize(asked("Hello?")) == small.tokenize(asked("Hello?"))
 
 
+def test_models_that_differ_in_their_language_models_alone_share_features(folder: Path, small: Family) -> None:
+    def retouch(name: str) -> Family:
+        for path in folder.glob("*.safetensors"):
+            tensors = load_file(path)
+            if name in tensors:
+                save_file(tensors | {name: tensors[name] + 0.5}, path)
+        return load_family(small.name, checkpoint=folder)
+
+    names = [name for name, _ in small.network.named_parameters() if name in read_folder(folder)]
+    of_encoder = [name for name in names if small.network.serves(name, "encode")]
+    of_speaker = [name for name in names if small.network.serves(name, "generate")]
+    before = load_family(small.name, checkpoint=folder)
+    other = retouch(of_speaker[0])
+    assert other.checkpoint_digest != before.checkpoint_digest
+    assert other.encoder_digest == before.encoder_digest
+    assert bool(of_encoder) == bool(small.parts)
+    if of_encoder:
+        assert retouch(of_encoder[0]).encoder_digest != before.encoder_digest
+
+
 def test_a_checkpoint_can_set_the_default_sampling(folder: Path, small: Family) -> None:
     path = folder / "generation_config.json"
     path.write_text('{"do_sample": true, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 99, "eos_token_id": 2}')
