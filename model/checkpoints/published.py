@@ -115,13 +115,15 @@ class PublishedModel:
             ignored: keys that the user knows to be harmless.
 
         Raises:
-            WeightsError: a key is neither wanted nor unused nor ignored.
+            WeightsError: a key is neither wanted nor unused nor ignored, or a value is not finite.
         """
         keys = self._parts[part].keys
         assert keys is not None, f"the part {part} has tensors"
         selected = {}
         for key in sorted(tensors.keys() - set(ignored)):
             if re.fullmatch(keys.wanted, key):
+                if not tensors[key].isfinite().all():
+                    raise WeightsError(f"{paths[part].name} is damaged: {key} has values that are not finite.")
                 selected[keys.prefix + key] = tensors[key]
             elif not re.fullmatch(keys.unused, key):
                 raise WeightsError(

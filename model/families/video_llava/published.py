@@ -46,7 +46,7 @@ _SETTINGS = {
     "mm_use_im_start_end": False,
     "mm_use_im_patch_token": False,
 }
-_HF_HINT = "A folder of Video-LLaVA-7B-hf is another model: convert it with --family video-llava-hf."
+_HF_HINT = "Video-LLaVA-7B-hf is the family video-llava-hf"
 _TOWER_HINT = "Name the folder of LanguageBind_Video_merge with --part video_tower=FOLDER."
 _BFLOAT16_STEP = 2**-7
 
@@ -66,7 +66,7 @@ PUBLISHED = PublishedModel(
     PublishedPart(
         name="llava",
         folder=FolderKind(
-            description=f"Video-LLaVA-7B folder (config.json with mm_video_tower, {TOKENIZER}, weights)",
+            description=f"Video-LLaVA-7B folder (config.json with mm_video_tower, {TOKENIZER}, weights; {_HF_HINT})",
             matches=_is_video_llava,
         ),
         keys=Keys(
@@ -130,6 +130,8 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         TokenizerError: the tokenizer cannot be used.
     """
     path = paths["llava"]
+    if not _is_video_llava(path):
+        raise WeightsError(f"{path} is not Video-LLaVA-7B: its config.json has no mm_video_tower. {_HF_HINT}.")
     decoder = read_llama_config(path)
     _check_settings(path)
     num_pieces = read_sentencepiece(path / TOKENIZER).vocab_size
@@ -142,7 +144,7 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         "llava", paths, read_llama(path, vocab_size=decoder.vocab_size, hint=""), ignored=ignored
     )
     if _FRAMES not in tensors or _PATCHES not in tensors:
-        raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}")
+        raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}.")
     vision, activation = _published_tower(tensors)
     if "video_tower" in paths:
         vision, activation = _tower_sizes(paths["video_tower"])

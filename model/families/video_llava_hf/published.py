@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
 from model.checkpoints.json_object import read_object
@@ -13,6 +15,7 @@ from model.networks.llama import DecoderConfig
 from model.networks.video_llava import VideoLlavaConfig
 from model.text.sentencepiece import read_sentencepiece
 from model.verification.video_llava import reference_sizes
+from model.video.pixels import CLIP_MEAN, CLIP_STD
 from model.weights import WeightsError
 
 MODEL = "Video-LLaVA -hf"
@@ -44,7 +47,7 @@ _SETTINGS = {
     "projector_hidden_act": "gelu",
 }
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
-_ORIGINAL_HINT = "A folder of Video-LLaVA-7B is another model: convert it with --family video-llava."
+_ORIGINAL_HINT = "Video-LLaVA-7B is the family video-llava"
 
 
 def _is_video_llava(folder: Path) -> bool:
@@ -57,7 +60,9 @@ PUBLISHED = PublishedModel(
     PublishedPart(
         name="llava",
         folder=FolderKind(
-            description=f"Video-LLaVA-7B-hf folder (config.json of the type video_llava, {TOKENIZER}, weights)",
+            description=(
+                f"Video-LLaVA-7B-hf folder (config.json of type video_llava, {TOKENIZER}, weights; {_ORIGINAL_HINT})"
+            ),
             matches=_is_video_llava,
         ),
         keys=Keys(
@@ -93,6 +98,7 @@ def read_published(
     has_tokenizer = any((path / name).is_file() for name in (TOKENIZER, *_TOKENIZER_FILES))
     if has_tokenizer:
         _check_tokenizer(path, values)
+    _check_processor(path, config.vision.image_size)
     tensors = PUBLISHED.read("llava", paths, ignored=ignored)
     tokenizer = path / TOKENIZER if has_tokenizer else None
     return Source(config=config, tensors=tensors, tokenizer=tokenizer, files=(path,))
@@ -115,7 +121,7 @@ def read_sizes(path: Path) -> VideoLlavaConfig:
 
 def _published_sizes(folder: Path, values: Mapping[str, Any]) -> VideoLlavaConfig:
     if values.get("model_type") != "video_llava":
-        raise WeightsError(f"{folder} is not Video-LLaVA-7B-hf: its config.json is of another type. {_ORIGINAL_HINT}")
+        raise WeightsError(f"{folder} is not Video-LLaVA-7B-hf: its config.json is of another type. {_ORIGINAL_HINT}.")
     for name, wanted in _SETTINGS.items():
         if values.get(name, wanted) != wanted:
             raise WeightsError(f"{folder} is another LLaVA than {MODEL}: {name} is {values[name]}, not {wanted}.")
@@ -130,8 +136,28 @@ def _published_sizes(folder: Path, values: Mapping[str, Any]) -> VideoLlavaConfi
     return VideoLlavaConfig(vision=sizes, activation=vision["hidden_act"], num_frames=NUM_FRAMES, decoder=decoder)
 
 
+def _check_processor(folder: Path, size: int) -> None:
+    """Compare the settings of the image processor, if they are there, with the pixels that are prepared here."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    values, square = read_object(path), {"height": size, "width": size}
+    wanted = {
+        **{"size": {"shortest_edge": size}, "crop_size": square, "resample": Image.Resampling.BICUBIC},
+        **{"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)},
+    }
+    for name, value in wanted.items():
+        if values.get(name, value) != value:
+            raise WeightsError(f"{path} is not that of {MODEL}: {name} is {values[name]}, not {value}.")
+
+
 def _check_tokenizer(folder: Path, values: Mapping[str, Any]) -> None:
-    """Compare the tokenizer with the ids of the marks, which follow its pieces."""
+    """Compare the tokenizer, and the added tokens if they are listed, with the ids of the marks in `config.json`."""
+    path = folder / "added_tokens.json"
+    added = read_object(path) if path.is_file() else {}
+    for name, mark in (("image_token_index", "<image>"), ("video_token_index", "<video>")):
+        if name in values and added.get(mark, values[name]) != values[name]:
+            raise WeightsError(f"{path} has {mark} at {added[mark]}, but config.json at {values[name]}.")
     num_pieces = read_sentencepiece(folder / TOKENIZER).vocab_size
     first_mark = min(values.get(name, num_pieces) for name in ("image_token_index", "video_token_index"))
     if first_mark != num_pieces:
