@@ -5,13 +5,12 @@ families. Knows no checkpoints, prompts or devices.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from model.features import VIDEO, PartSpec
-from model.networks.clip import ClipVisionConfig
+from model.networks.clip import ClipEncoder, ClipVisionConfig
 from model.networks.llama import build_llama
 from model.networks.network import NetworkConfig, VideoNetwork
 
@@ -36,23 +35,13 @@ class VideoLlavaConfig(NetworkConfig):
         return (PartSpec(name=VIDEO, shape=(self.num_frames * self.num_frame_tokens, self.vision.width)),)
 
 
-class FrameEncoder(Protocol):
-    """A vision transformer without its last layer."""
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Encode the frames of several clips, clip by clip, [B * T, 3, H, W], into tokens [B * T, 1 + S, C]."""
-
-    def restore_buffers(self) -> None:
-        """Compute the buffers that no checkpoint holds."""
-
-
 class VideoLlavaNetwork(VideoNetwork):
     """All modules of one Video-LLaVA model, around an encoder of frames."""
 
     config: VideoLlavaConfig
     encoding = frozenset({"video_tower"})
 
-    def __init__(self, config: VideoLlavaConfig, video_tower: FrameEncoder) -> None:
+    def __init__(self, config: VideoLlavaConfig, video_tower: ClipEncoder) -> None:
         super().__init__()
         self.config = config
         self.video_tower = video_tower
@@ -71,7 +60,7 @@ class VideoLlavaNetwork(VideoNetwork):
     def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Encode normalised frames [B, T, 3, H, W], with T as configured, into unprojected [B, T * (1 + S), C]."""
         assert pixel_values.shape[1] == self.config.num_frames, "the network takes a fixed number of frames"
-        tokens = self.video_tower(pixel_values.flatten(0, 1))  # [B * T, 1 + S, C]
+        tokens: Tensor = self.video_tower(pixel_values.flatten(0, 1))  # [B * T, 1 + S, C]
         return {VIDEO: tokens.reshape(len(pixel_values), -1, tokens.shape[-1])}
 
     def project(self, part: str, features: Tensor) -> Tensor:  # noqa: ARG002  there is one part

@@ -19,7 +19,7 @@ from model.verification.stage import Claim, Finding, Stage
 from model.weights import WeightsError
 
 NUM_ANSWER_TOKENS = 16
-"""The default, if a folder does not set it."""
+"""The default of a dialogue that does not set it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,28 +76,35 @@ def dialogue_findings(
 
 
 def prompt_findings(
-    family: Family, ids: Sequence[int], video_tokens: Tensor, mark: Mark, *, max_tokens: int = NUM_ANSWER_TOKENS
-) -> Iterator[Stage]:
+    family: Family, folder: Path, ids: Sequence[int], video_tokens: Tensor, mark: Mark, *, system: str = ""
+) -> Iterator[Finding]:
     """Compute the stages after a prompt as token ids [L] that marks the place of `video_tokens` [N, D].
 
-    Yields `inputs_embeds` [1, L', D], `logits_first` [V] and the int64 `greedy_ids` [new].
+    If `config.json` has the question, the family's own prompt is compared first: `prompt` and `input_ids`. Then come
+    `inputs_embeds` [1, L', D], `logits_first` [V] and the int64 `greedy_ids` [new].
+
+    Args:
+        family: the model.
+        folder: of the reference.
+        ids: its prompt.
+        video_tokens: the rows of its video.
+        mark: how it marks the video.
+        system: its system text; empty: the family's.
 
     Raises:
         WeightsError: the prompt has no marks.
     """
+    values = read_object(folder / "config.json")
+    if "question" in values:
+        turns = (Turn(role="user", text=values["question"]),)
+        conversation = Conversation(clips=(Clip(frame_indices=(0,), fps=1.0),), turns=turns, system=system)
+        yield Claim(name="prompt", got=prompt_text(family, conversation, mark), expected=values.get("prompt"))
+        yield Claim(name="input_ids", got=prompt_ids(family, conversation, mark), expected=list(ids))
     embeds = spliced(family, ids, video_tokens, mark)
     yield Stage(name="inputs_embeds", tensor=embeds)
-    answer, logits = _answer(family, embeds, max_tokens)
+    answer, logits = _answer(family, embeds, NUM_ANSWER_TOKENS)
     yield Stage(name="logits_first", tensor=logits[0], is_of_language_model=True)
     yield Stage(name="greedy_ids", tensor=torch.tensor(answer), is_choice=True, is_of_language_model=True)
-
-
-def prompt_claims(
-    family: Family, conversation: Conversation, mark: Mark, *, prompt: str, ids: Sequence[int]
-) -> Iterator[Claim]:
-    """Compare the family's prompt with a reference's, as text and as ids."""
-    yield Claim(name="prompt", got=prompt_text(family, conversation, mark), expected=prompt)
-    yield Claim(name="input_ids", got=prompt_ids(family, conversation, mark), expected=list(ids))
 
 
 def prompt_text(family: Family, conversation: Conversation, mark: Mark) -> str:
@@ -128,7 +135,7 @@ def spliced(family: Family, ids: Sequence[int], video_tokens: Tensor, mark: Mark
         raise WeightsError("The prompt in the inputs has no slot for a video.")
     before, after = row[:first], row[first + len(marks) :]
     if mark.ids[0] in (*before, *after):
-        raise WeightsError("The prompt in the inputs has more marks than the video has frames.")
+        raise WeightsError("The prompt in the inputs has marks beyond the slot for a video.")
     embed = family.language_model.get_input_embeddings()
     rows = [embed(torch.tensor(part, dtype=torch.long, device=video_tokens.device)) for part in (before, after)]
     return torch.cat((rows[0], video_tokens, rows[1])).unsqueeze(0)

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from model.checkpoints.folder import read_folder
 from model.checkpoints.huggingface import ROPE_THETA, llama_sizes
-from model.checkpoints.json_object import read_object
 from model.family import Family
 from model.features import VIDEO
 from model.networks.clip import ClipEncoder, clip_sizes, keys_beyond_encoder
 from model.networks.video_llava import VideoLlavaConfig, VideoLlavaNetwork
-from model.text.conversation import Clip, Conversation, Turn
 from model.verification.inputs import read_inputs
-from model.verification.splicing import Mark, prompt_claims, prompt_findings
+from model.verification.splicing import Mark, prompt_findings
 from model.verification.stage import Finding, Omission, Stage
 from model.weights import KeyMap, load_strict
 
@@ -76,13 +74,8 @@ def verify_pixels(family: Family, folder: Path, *, image_prefix: str, system: st
     video_tokens = yield from encoder_stages(family, pixel_values)
     if "pixel_values_image" in inputs:
         yield from _image_stages(family, folder, inputs["pixel_values_image"], image_prefix)
-    ids, marks, values = inputs["input_ids"][0].tolist(), frame_marks(family), read_object(folder / "config.json")
-    if "question" in values:
-        clip = Clip(frame_indices=(0,), fps=1.0)
-        turns = (Turn(role="user", text=values["question"]),)
-        conversation = Conversation(clips=(clip,), turns=turns, system=system)
-        yield from prompt_claims(family, conversation, marks, prompt=values["prompt"], ids=ids)
-    yield from prompt_findings(family, ids, video_tokens, marks)
+    ids = inputs["input_ids"][0].tolist()
+    yield from prompt_findings(family, folder, ids, video_tokens, frame_marks(family), system=system)
 
 
 @torch.inference_mode()

@@ -159,7 +159,7 @@ def reference(tmp_path: Path) -> Path:
     [
         ([1, 5, 6], "no slot for a video"),
         ([1, -200, -200, -200, 6], "no slot for a video"),
-        ([1, -200, -200, -200, -200, -200, 6], "more marks than the video has frames"),
+        ([1, -200, -200, -200, -200, -200, 6], "marks beyond the slot for a video"),
     ],
 )
 def test_reference_tensors_without_a_slot_for_the_video_are_refused(reference: Path, ids: list[int], said: str) -> None:

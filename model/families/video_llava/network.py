@@ -16,7 +16,7 @@ ACTIVATION = "gelu"
 """The activation of LanguageBind, which is built on a CLIP of LAION."""
 
 
-class TemporalLayer(CLIPEncoderLayer):  # type: ignore[misc]  transformers is not typed
+class TemporalLayer(CLIPEncoderLayer):  # type: ignore[misc]
     """A layer of CLIP with attention over time before it. Adds the embedding of each frame first."""
 
     def __init__(self, clip: CLIPVisionConfig, num_frames: int) -> None:
@@ -28,12 +28,12 @@ class TemporalLayer(CLIPEncoderLayer):  # type: ignore[misc]  transformers is no
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, **options: object) -> Tensor:
         """Map tokens [B * T, 1 + S, C] to tokens of the same shape; `attention_mask` is None."""
-        places = hidden_states.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # [B, 1 + S, T, C]
-        places = places + self.temporal_embedding
-        flat = places.flatten(0, 1)  # [B * (1 + S), T, C]
-        attended, _ = self.temporal_attn(self.temporal_layer_norm1(flat))
-        places = (flat + attended).unflatten(0, places.shape[:2])
-        encoded: Tensor = super().forward(places.transpose(1, 2).flatten(0, 1), attention_mask, **options)
+        _, num_tokens, width = hidden_states.shape
+        by_place = hidden_states.reshape(-1, self.num_frames, num_tokens, width).transpose(1, 2)  # [B, 1 + S, T, C]
+        series = (by_place + self.temporal_embedding).flatten(0, 1)  # [B * (1 + S), T, C]
+        attended, _ = self.temporal_attn(self.temporal_layer_norm1(series))
+        by_frame = (series + attended).reshape(by_place.shape).transpose(1, 2)  # [B, T, 1 + S, C]
+        encoded: Tensor = super().forward(by_frame.flatten(0, 1), attention_mask, **options)
         return encoded
 
 
