@@ -141,14 +141,17 @@ def _check_processor(folder: Path, size: int) -> None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return
-    values, square = read_object(path), {"height": size, "width": size}
-    wanted = {
-        **{"size": {"shortest_edge": size}, "crop_size": square, "resample": Image.Resampling.BICUBIC},
-        **{"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)},
+    values = read_object(path)
+    allowed: dict[str, tuple[object, ...]] = {  # older processors wrote sizes as numbers
+        "size": ({"shortest_edge": size}, size),
+        "crop_size": ({"height": size, "width": size}, size),
+        "resample": (Image.Resampling.BICUBIC,),
+        "image_mean": (list(CLIP_MEAN),),
+        "image_std": (list(CLIP_STD),),
     }
-    for name, value in wanted.items():
-        if values.get(name, value) != value:
-            raise WeightsError(f"{path} is not that of {MODEL}: {name} is {values[name]}, not {value}.")
+    for name, choices in allowed.items():
+        if name in values and values[name] not in choices:
+            raise WeightsError(f"{path} is not that of {MODEL}: {name} is {values[name]}.")
 
 
 def _check_tokenizer(folder: Path, values: Mapping[str, Any]) -> None:
