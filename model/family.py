@@ -18,7 +18,15 @@ from model.role import Role
 from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Template
 from model.text.tokenizer import Tokenizer
 from model.video.inputs import InputSpec
-from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
+from model.weights import (
+    KeyMap,
+    WeightsError,
+    checkpoint_digest,
+    cover,
+    encoder_digest,
+    load_strict,
+    seeded,
+)
 
 
 class Family:
@@ -173,6 +181,15 @@ def build_family(
         default_sampling=saved.sampling,
         time_axis=time_axis,
     )
+
+
+def seeded_model(
+    build: Callable[[ConfigT], NetworkT], config: ConfigT, *, seed: int, sampling: SamplingParams
+) -> SavedModel[ConfigT]:
+    """Return a small, untrained model with the random values of `model.weights.seeded`, as if it had been saved."""
+    tensors = seeded(blank(build, config), seed=seed)
+    digest = checkpoint_digest(tensors, config.to_json())
+    return SavedModel(config=config, tensors=tensors, digest=digest, sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
