@@ -28,6 +28,7 @@ from model.verification.video_llava import reference_sizes
 from model.weights import WeightsError
 
 MODEL = "Video-LLaVA"
+TOWER_FOLDER = "LanguageBind_Video_merge"
 TOWER, IMAGE_TOWER = "model.video_tower.video_tower.", "model.image_tower.image_tower."
 PUBLISHED_7B = VideoLlavaConfig(
     vision=CLIP_LARGE,
@@ -40,6 +41,7 @@ PUBLISHED_7B = VideoLlavaConfig(
 """Sizes of LanguageBind/Video-LLaVA-7B: LanguageBind's ViT-L/14 and Vicuna 7B v1.5."""
 
 _PATCHES, _FRAMES = f"{TOWER}embeddings.patch_embedding.weight", f"{TOWER}encoder.layers.0.temporal_embedding"
+_PUBLISHED_PATCHES = (CLIP_LARGE.width, 3, CLIP_LARGE.patch_size, CLIP_LARGE.patch_size)
 _SETTINGS = {
     "mm_vision_select_layer": -2,
     "mm_projector_type": "mlp2x_gelu",
@@ -47,7 +49,7 @@ _SETTINGS = {
     "mm_use_im_patch_token": False,
 }
 _HF_HINT = "Video-LLaVA-7B-hf is the family video-llava-hf"
-_TOWER_HINT = "Name the folder of LanguageBind_Video_merge with --part video_tower=FOLDER."
+_TOWER_HINT = f"Name the folder of {TOWER_FOLDER} with --part video_tower=FOLDER."
 _BFLOAT16_STEP = 2**-7
 
 
@@ -76,7 +78,7 @@ PUBLISHED = PublishedModel(
     PublishedPart(  # names the heads and the activation; its tensors are in the other part too
         name="video_tower",
         folder=FolderKind(
-            description="LanguageBind_Video_merge folder (config.json with add_time_attn)", matches=_is_video_tower
+            description=f"{TOWER_FOLDER} folder (config.json with add_time_attn)", matches=_is_video_tower
         ),
         keys=Keys(wanted=r"vision_model\..+", unused=r"text_model\..+|(visual|text)_projection\.weight|logit_scale"),
         is_optional=True,
@@ -87,14 +89,21 @@ PUBLISHED = PublishedModel(
 def read_published(
     folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
 ) -> Source[VideoLlavaConfig]:
-    """Find and check the published model. `folder` holds its folders, or is the one of Video-LLaVA-7B itself.
+    """Find and check the published model.
+
+    Args:
+        folder: holds the published folders, or is Video-LLaVA-7B itself, perhaps with LanguageBind_Video_merge beside.
+        named: paths of parts elsewhere.
+        ignored: keys, as they are in the files, that the user knows to be harmless.
 
     Raises:
         WeightsError: a part is not found, or see `merge`.
         TokenizerError: the tokenizer cannot be used.
     """
     if folder is not None and "llava" not in named and _is_video_llava(folder):
-        folder, named = folder.absolute().parent, {"llava": folder, **named}
+        beside = folder.absolute().parent / TOWER_FOLDER
+        tower = {"video_tower": beside} if beside.is_dir() else {}
+        folder, named = None, {"llava": folder, **tower, **named}
     paths = PUBLISHED.find(folder, named)
     config, tensors = merge(paths, ignored=ignored)
     return Source(config=config, tensors=tensors, tokenizer=paths["llava"] / TOKENIZER, files=paths.values())
@@ -145,11 +154,12 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
     )
     if _FRAMES not in tensors or _PATCHES not in tensors:
         raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}.")
-    vision, activation = _published_tower(tensors)
     if "video_tower" in paths:
         vision, activation = _tower_sizes(paths["video_tower"])
         _check_tower(paths, tensors)
-    elif vision is None:
+    elif tensors[_PATCHES].shape == _PUBLISHED_PATCHES:
+        vision, activation = PUBLISHED_7B.vision, PUBLISHED_7B.activation
+    else:
         raise WeightsError(f"{path} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
     num_frames = tensors[_FRAMES].shape[1]
     return VideoLlavaConfig(vision=vision, activation=activation, num_frames=num_frames, decoder=decoder), tensors
@@ -162,13 +172,6 @@ def _check_settings(folder: Path) -> None:
             raise WeightsError(
                 f"{folder} is another LLaVA than Video-LLaVA-7B: {name} is {values[name]}, not {wanted}."
             )
-
-
-def _published_tower(tensors: Mapping[str, Tensor]) -> tuple[ClipVisionConfig | None, str]:
-    """Return the sizes of the published tower if the patches are its own."""
-    sizes = CLIP_LARGE
-    shape = (sizes.width, 3, sizes.patch_size, sizes.patch_size)
-    return (sizes if tensors[_PATCHES].shape == shape else None), ACTIVATION
 
 
 def _tower_sizes(folder: Path) -> tuple[ClipVisionConfig, str]:
