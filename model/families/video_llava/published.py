@@ -143,26 +143,23 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         raise WeightsError(f"{path} is not Video-LLaVA-7B: its config.json has no mm_video_tower. {_HF_HINT}.")
     decoder = read_llama_config(path)
     _check_settings(path)
-    num_pieces = read_sentencepiece(path / TOKENIZER).vocab_size
-    if num_pieces != decoder.vocab_size:
-        raise WeightsError(
-            f"The {TOKENIZER} of {path} has {num_pieces} pieces for {decoder.vocab_size} rows of embeddings; one of "
-            "them is another model's."
-        )
-    tensors = PUBLISHED.select(
-        "llava", paths, read_llama(path, vocab_size=decoder.vocab_size, hint=""), ignored=ignored
-    )
+    _check_tokenizer(path, decoder.vocab_size)
+    llava = read_llama(path, vocab_size=decoder.vocab_size, hint="")
+    tensors = PUBLISHED.select("llava", paths, llava, ignored=ignored)
     if _FRAMES not in tensors or _PATCHES not in tensors:
         raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}.")
-    if "video_tower" in paths:
-        vision, activation = _tower_sizes(paths["video_tower"])
-        _check_tower(paths, tensors)
-    elif tensors[_PATCHES].shape == _PUBLISHED_PATCHES:
-        vision, activation = PUBLISHED_7B.vision, PUBLISHED_7B.activation
-    else:
-        raise WeightsError(f"{path} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
+    vision, activation = _tower(paths, tensors)
     num_frames = tensors[_FRAMES].shape[1]
     return VideoLlavaConfig(vision=vision, activation=activation, num_frames=num_frames, decoder=decoder), tensors
+
+
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
+    num_pieces = read_sentencepiece(folder / TOKENIZER).vocab_size
+    if num_pieces != vocab_size:
+        raise WeightsError(
+            f"The {TOKENIZER} of {folder} has {num_pieces} pieces for {vocab_size} rows of embeddings; one of them is "
+            "another model's."
+        )
 
 
 def _check_settings(folder: Path) -> None:
@@ -172,6 +169,17 @@ def _check_settings(folder: Path) -> None:
             raise WeightsError(
                 f"{folder} is another LLaVA than Video-LLaVA-7B: {name} is {values[name]}, not {wanted}."
             )
+
+
+def _tower(paths: Mapping[str, Path], tensors: Mapping[str, Tensor]) -> tuple[ClipVisionConfig, str]:
+    """Return the sizes and the activation of the video tower: LanguageBind's if it is there, or the published ones."""
+    if "video_tower" in paths:
+        sizes = _tower_sizes(paths["video_tower"])
+        _check_tower(paths, tensors)
+        return sizes
+    if tensors[_PATCHES].shape != _PUBLISHED_PATCHES:
+        raise WeightsError(f"{paths['llava']} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
+    return PUBLISHED_7B.vision, PUBLISHED_7B.activation
 
 
 def _tower_sizes(folder: Path) -> tuple[ClipVisionConfig, str]:
