@@ -103,7 +103,7 @@ def read_published(
     if folder is not None and "llava" not in named and _is_video_llava(folder):
         beside = folder.absolute().parent / TOWER_FOLDER
         tower = {"video_tower": beside} if beside.is_dir() else {}
-        folder, named = None, {"llava": folder, **tower, **named}
+        named, folder = {"llava": folder, **tower, **named}, None
     paths = PUBLISHED.find(folder, named)
     config, tensors = merge(paths, ignored=ignored)
     return Source(config=config, tensors=tensors, tokenizer=paths["llava"] / TOKENIZER, files=paths.values())
