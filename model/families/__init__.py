@@ -12,11 +12,11 @@ and its verification stages.
 """
 
 import importlib
-import pkgutil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from model.family_names import family_names
 from model.role import Role
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 class UnknownFamily(ValueError):
     """No family has this name; the message lists the known names."""
-
-
-def family_names() -> tuple[str, ...]:
-    """Return the names of all families, e.g. `videochat`, without importing them."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
 def load_family(

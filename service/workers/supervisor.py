@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import structlog
 
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.workers.process import WorkerProcess
 from service.workers.protocol import JobReport, LoadFailed, ModelInfo, Ping, Pong, Ready, Report, WorkerConfig
 
@@ -15,9 +16,24 @@ _log = structlog.get_logger(__name__)
 _MAX_FAILED_STARTS = 3  # in a row, after which the worker counts as broken
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
 
+ModelState = Literal["loading", "ready", "broken", "unloading"]
+"""`broken`: no worker can start that encodes, or none that generates; the starts are repeated ever more rarely."""
+
 
 class WorkersCannotStart(Exception):
     """No worker can start that encodes, or none that generates; the message is a sentence for the operator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """The device of a worker, as the worker itself found it."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    num_gpus: int
+    """GPUs of the machine that the service may use."""
+    free_bytes: int | None = None
+    """Free memory of its GPU at the last heartbeat; 0 on the CPU, None before the first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +47,8 @@ class _ConfiguredWorker:
     """Why the current process cannot load the model; empty unless it has reported so."""
     last_error: str = ""
     """Why the last start failed."""
+    placement: "Placement | None" = None
+    """Where its last process that was ready runs."""
 
     @property
     def is_broken(self) -> bool:
@@ -40,11 +58,12 @@ class _ConfiguredWorker:
     def problem(self) -> str:
         """A sentence for the operator."""
         spec = self.config.spec
-        return f"Worker {self.config.number} ({spec.role}, device {spec.device}) does not start: {self.last_error}"
+        which = f"Worker {self.config.number} of the model {self.config.name!r} ({spec.role}, device {spec.device})"
+        return f"{which} does not start: {self.last_error}"
 
 
 class Supervisor:
-    """Starts one process for each worker configuration and replaces processes that end.
+    """Starts one process for each worker configuration of a model and replaces processes that end.
 
     `on_ready` gets each process that has loaded its model, `on_job_report` the reports about jobs, and `on_death` each
     process that has ended. All are called on the event loop.
@@ -55,12 +74,12 @@ class Supervisor:
         configs: Sequence[WorkerConfig],
         *,
         worker_timeout: float,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         on_ready: Callable[[WorkerProcess, ModelInfo], None],
         on_job_report: Callable[[WorkerProcess, JobReport], None],
         on_death: Callable[[WorkerProcess], None],
     ) -> None:
-        self._workers = tuple(_ConfiguredWorker(config) for config in configs)
+        self._workers = {config.number: _ConfiguredWorker(config) for config in configs}
         self._worker_timeout = worker_timeout
         self._metrics = metrics
         self._on_ready = on_ready
@@ -87,9 +106,31 @@ class Supervisor:
         return any(spec.encodes for spec in specs) and any(spec.generates for spec in specs)
 
     @property
+    def state(self) -> ModelState:
+        """Whether the model can be used now, or will be soon."""
+        if self.ready:
+            return "ready"
+        return "broken" if self._broken_workers else "loading"
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """A sentence for each worker that has failed to start several times in a row. Its restarts continue."""
-        return tuple(worker.problem for worker in self._workers if worker.is_broken)
+        return tuple(worker.problem for worker in self._workers.values() if worker.is_broken)
+
+    @property
+    def cause(self) -> str:
+        """Why the model is broken, a sentence; empty if it is not."""
+        return self._broken_workers[0].last_error if self._broken_workers else ""
+
+    @property
+    def known_info(self) -> ModelInfo | None:
+        """The model's properties; None until the first worker is ready."""
+        return self._info.result() if self._info.done() and not self._info.cancelled() else None
+
+    @property
+    def placements(self) -> dict[int, Placement]:
+        """Where each worker that has been ready runs, by number."""
+        return {number: worker.placement for number, worker in self._workers.items() if worker.placement is not None}
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -114,7 +155,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start all processes and the watchdog; does not wait for them to be ready."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             self._start_process(worker)
         self._watchdog = asyncio.create_task(self._watch())
 
@@ -144,23 +185,28 @@ class Supervisor:
     def _receive(self, process: WorkerProcess, report: Report) -> None:
         match report:
             case Ready():
-                self._process_ready(process, report.info)
+                self._process_ready(process, report)
             case LoadFailed():
                 worker = self._workers[process.number]
                 worker.load_error = report.reason
                 # the cause will not go away by itself: the death that follows marks the worker as broken
                 worker.num_failed_starts = max(worker.num_failed_starts, _MAX_FAILED_STARTS - 1)
             case Pong():
+                self._note_free_memory(process, report.free_device_bytes)
                 self._metrics.show_memory(
                     process.number, resident_bytes=report.resident_bytes, device_bytes=report.device_bytes
                 )
             case _:
                 self._on_job_report(process, report)
 
-    def _process_ready(self, process: WorkerProcess, info: ModelInfo) -> None:
+    def _process_ready(self, process: WorkerProcess, report: Ready) -> None:
+        info = report.info
         self._starting.discard(process)
         self._ready.add(process)
-        self._workers[process.number].num_failed_starts = 0
+        worker = self._workers[process.number]
+        worker.num_failed_starts = 0
+        worker.placement = Placement(device=report.device, num_gpus=report.num_gpus)
+        process.send(Ping())  # its reply tells how much memory is left
         if not self._info.done():
             self._info.set_result(info)
             self._metrics.show_model(info)
@@ -168,6 +214,11 @@ class Supervisor:
             self._started.set_result(info)
         _log.info("worker_ready", worker=process.number, role=process.spec.role, pid=process.pid, model=info.name)
         self._on_ready(process, info)
+
+    def _note_free_memory(self, process: WorkerProcess, free_device_bytes: int) -> None:
+        worker = self._workers[process.number]
+        if worker.placement is not None:
+            worker.placement = replace(worker.placement, free_bytes=free_device_bytes)
 
     def _process_died(self, process: WorkerProcess) -> None:
         worker = self._workers[process.number]
@@ -185,13 +236,20 @@ class Supervisor:
             self._schedule_restart(worker, process, was_starting=was_starting)
         self._on_death(process)
 
+    @property
+    def _broken_workers(self) -> Sequence[_ConfiguredWorker]:
+        """All workers that encode, or else all that generate, if none of them starts; otherwise none."""
+        encoders = [worker for worker in self._workers.values() if worker.config.spec.encodes]
+        generators = [worker for worker in self._workers.values() if worker.config.spec.generates]
+        for workers in (encoders, generators):
+            if workers and all(worker.is_broken for worker in workers):
+                return workers
+        return ()
+
     def _report_if_unable_to_start(self) -> None:
         """Fail `started` if all workers that encode, or all that generate, are broken."""
-        encoders = [worker for worker in self._workers if worker.config.spec.encodes]
-        generators = [worker for worker in self._workers if worker.config.spec.generates]
-        for workers in (encoders, generators):
-            if workers and all(worker.is_broken for worker in workers) and not self._started.done():
-                self._started.set_exception(WorkersCannotStart(workers[0].last_error))
+        if self._broken_workers and not self._started.done():
+            self._started.set_exception(WorkersCannotStart(self.cause))
 
     def _schedule_restart(self, worker: _ConfiguredWorker, process: WorkerProcess, *, was_starting: bool) -> None:
         delay = _backoff(worker.num_failed_starts)
