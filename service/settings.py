@@ -248,7 +248,10 @@ class Settings(BaseModel):
 
         The first of these is left out if neither field is set and there are others.
         """
-        others = [self.model_defaults.complete(name, table) for name, table in (*self.models, *self.model)]
+        others = [
+            self.model_defaults.complete(name, table, is_default=table.default)
+            for name, table in (*self.models, *self.model)
+        ]
         is_single = not others or bool({"family", "checkpoint"} & self.model_fields_set)
         return with_one_default([*([self._single_model] if is_single else []), *others])
 
@@ -285,11 +288,10 @@ class Settings(BaseModel):
         """Whether requests without an API key are allowed as long as no key has been created."""
         return self.is_loopback or self.allow_unauthenticated
 
-    @property
-    def threads_per_worker(self) -> int:
-        """CPU threads of each worker, at least one."""
+    def threads_for(self, num_workers: int) -> int:
+        """CPU threads of each worker, at least one, in a replica with this many."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or max(1, (num_cores - 1) // len(self.worker_specs))
+        return self.threads or max(1, (num_cores - 1) // num_workers)
 
     @property
     def worker_specs(self) -> tuple[WorkerSpec, ...]:

@@ -9,7 +9,7 @@ from model.text.conversation import Turn
 from service.answers.generation import Generation, failure_of
 from service.errors import ServiceError
 from service.ids import new_id
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.store.answers import AnswerWrite, Ending
 from service.store.event_log import LogEvent
 from service.store.records import (
@@ -107,7 +107,7 @@ class RunningAnswer:
         """Set the frames that the answer is based on. From now on a worker has the question."""
         self._frames = frames
 
-    def add_output(self, output: Delta | Refused, metrics: Metrics) -> None:
+    def add_output(self, output: Delta | Refused, metrics: ModelMetrics) -> None:
         """Add what a worker reported: text and tokens, and the ending with its last report."""
         if isinstance(output, Delta):
             self.generation.add(output, metrics)

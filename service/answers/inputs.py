@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from model.features import PackedFeatures
 from model.text.conversation import Clip, Conversation, Turn
 from service.answers.generation import Generation
-from service.store.records import FrameRequest, SampledFrame, VideoFrames, VideoRecord
+from service.store.records import FrameRequest, VideoFrames, VideoRecord
 from service.store.videos import VideoStore
+from service.videos.computation import sampled_frames
 from service.videos.preparation import Preparation
 from service.videos.progress import PreparationProgress
 from service.workers.protocol import Generate
@@ -54,14 +54,17 @@ async def prepare_videos(
     videos: Sequence[VideoRecord],
     frames: FrameRequest,
     *,
+    model: str,
     on_progress: Callable[[PreparationProgress], None] | None = None,
 ) -> VideoInputs:
-    """Get the features of all videos, from the cache or computed now.
+    """Get the features that a model needs of all videos, from the cache or computed now.
 
     Raises:
         ServiceError: a video cannot be used, or its file is gone, or a part of the service failed.
     """
-    prepared = [await preparation.ensure(tenant, video, frames, on_progress=on_progress) for video in videos]
+    prepared = [
+        await preparation.ensure(tenant, video, frames, model=model, on_progress=on_progress) for video in videos
+    ]
     features = [packed for _, packed in prepared]
     rates = [await _fps(store, tenant, video) for video in videos]
     return VideoInputs(
@@ -70,7 +73,10 @@ async def prepare_videos(
         ),
         features=tuple(packed.blob for packed in features),
         feature_keys=tuple(key for key, _ in prepared),
-        frames=tuple(_sampled(video, packed) for video, packed in zip(videos, features, strict=True)),
+        frames=tuple(
+            VideoFrames(video_id=video.id, frames=sampled_frames(packed.frame_indices, packed.timestamps))
+            for video, packed in zip(videos, features, strict=True)
+        ),
     )
 
 
@@ -79,13 +85,3 @@ async def _fps(store: VideoStore, tenant: str, video: VideoRecord) -> float:
     if video.fps is None:
         video = await store.get(tenant, video.id) or video
     return video.fps or 1.0
-
-
-def _sampled(video: VideoRecord, features: PackedFeatures) -> VideoFrames:
-    return VideoFrames(
-        video_id=video.id,
-        frames=tuple(
-            SampledFrame(index=index, timestamp=timestamp)
-            for index, timestamp in zip(features.frame_indices, features.timestamps, strict=True)
-        ),
-    )

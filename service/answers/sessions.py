@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from service.answers.acceptance import Acceptance
+from service.answers.acceptance import Acceptance, check_inputs
 from service.answers.runner import AnswerRunner
 from service.errors import NotFound
 from service.ids import new_id
@@ -50,7 +50,8 @@ class Sessions:
         """Open a session about videos. A repeated `repeatable` request returns the session of the first one.
 
         Raises:
-            ServiceError: an unknown video or model, or a video that cannot be used.
+            ServiceError: an unknown video or model, a model that cannot be used now, frames that it does not take, or
+                a video that cannot be used.
         """
         session_id = new_id("ses")
         if repeatable is not None:
@@ -59,7 +60,9 @@ class Sessions:
                 return known
             session_id = claimed_id
         info = await self._acceptance.model(model)
-        for video in await known_videos(self._videos, tenant, video_ids):
+        videos = await known_videos(self._videos, tenant, video_ids)
+        check_inputs(info, videos, frames)
+        for video in videos:
             check_usable(video)
         record = SessionRecord(
             id=session_id,

@@ -1,6 +1,6 @@
 """The Prometheus metrics that have a label `model_name`, as vLLM's have: of answers, features, caches and workers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -8,7 +8,30 @@ from prometheus_client.metrics import MetricWrapperBase
 if TYPE_CHECKING:
     from service.workers.protocol import ModelInfo, StepDone
 
-_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+_TTFT = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
 _ITL = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -91,9 +114,7 @@ class ModelSeries:
         )
         self.num_requests_running = gauge("num_requests_running", "Sequences in the engine's batch.", _WORKER)
         self.num_requests_waiting = gauge("num_requests_waiting", "Sequences waiting for the batch.", _WORKER)
-        self.kv_cache_usage = gauge(
-            "kv_cache_usage_ratio", "Share of the KV cache blocks that sequences use.", _WORKER
-        )
+        self.kv_cache_usage = gauge("kv_cache_usage_ratio", "Share of the KV cache blocks that sequences use.", _WORKER)
         self.num_preemptions = counter("num_preemptions", "Preemptions of sequences.", _WORKER)
         self._bound: dict[str, ModelMetrics] = {}
 

@@ -61,8 +61,8 @@ def _path_or_none(value: object) -> object:
     return Path(value) if isinstance(value, str) and value else value or None
 
 
-class ModelTable(BaseModel):
-    """What an operator writes about one model; None leaves a value to the settings."""
+class ModelOptions(BaseModel):
+    """What an operator says about one model; None leaves a value to the settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -71,10 +71,15 @@ class ModelTable(BaseModel):
     dtype: Dtype | None = None
     quantize: Quantization | None = None
     device: Annotated[str, Field(pattern=DEVICE)] | None = None
-    workers: Annotated[str, BeforeValidator(_workers_as_text)] | None = None
+    workers: Annotated[str, BeforeValidator(_workers_as_text, json_schema_input_type=int | str)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = None
-    default: bool = False
     eager: bool = False
+
+
+class ModelTable(ModelOptions):
+    """A table of a model file."""
+
+    default: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +92,8 @@ class ModelDefaults:
     workers: str
     max_num_seqs: int
 
-    def complete(self, name: str, table: ModelTable) -> ModelSpec:
-        """Return the model that a table describes."""
+    def complete(self, name: str, table: ModelOptions, *, is_default: bool = False) -> ModelSpec:
+        """Return the model that a table or a request describes."""
         return ModelSpec(
             name=name,
             family=table.family,
@@ -97,7 +102,7 @@ class ModelDefaults:
             quantization=table.quantize or self.quantization,
             workers=parse_workers(table.workers or self.workers, device=table.device or self.device),
             max_num_seqs=table.max_num_seqs or self.max_num_seqs,
-            is_default=table.default,
+            is_default=is_default,
             is_eager=table.eager,
         )
 

@@ -7,10 +7,11 @@ from model.text.conversation import Conversation
 from service.errors import InternalError
 from service.ids import new_id
 from service.observability.model_metrics import ModelMetrics
+from service.workers.configured_worker import Placement
 from service.workers.dispatcher import Dispatcher
 from service.workers.job import Sink
 from service.workers.protocol import CheckPrompt, Encode, Encoded, Generate, ModelInfo, WorkerConfig
-from service.workers.supervisor import ModelState, Placement, Supervisor
+from service.workers.supervisor import ModelState, Supervisor
 
 
 class Pool:
@@ -87,6 +88,7 @@ class Pool:
 
         Raises:
             TimeoutError: no worker became ready in time.
+            WorkersCannotStart: as `started`.
         """
         return await self._supervisor.info(timeout=timeout)
 

@@ -1,20 +1,18 @@
-"""Keeps the worker processes of a replica running: starts them, restarts them after a death, kills those that hang."""
+"""Keeps the worker processes of a model running: starts them, restarts them after a death, kills those that hang."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import structlog
 
 from service.observability.model_metrics import ModelMetrics
+from service.workers.configured_worker import LONGEST_BACKOFF, MAX_FAILED_STARTS, ConfiguredWorker, Placement
 from service.workers.process import WorkerProcess
 from service.workers.protocol import JobReport, LoadFailed, ModelInfo, Ping, Pong, Ready, Report, WorkerConfig
 
 _log = structlog.get_logger(__name__)
-
-_MAX_FAILED_STARTS = 3  # in a row, after which the worker counts as broken
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 300.0
 
 ModelState = Literal["loading", "ready", "broken", "unloading"]
 """`broken`: no worker can start that encodes, or none that generates; the starts are repeated ever more rarely."""
@@ -22,44 +20,6 @@ ModelState = Literal["loading", "ready", "broken", "unloading"]
 
 class WorkersCannotStart(Exception):
     """No worker can start that encodes, or none that generates; the message is a sentence for the operator."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """The device of a worker, as the worker itself found it."""
-
-    device: str
-    """`cpu` or `cuda:N`."""
-    num_gpus: int
-    """GPUs of the machine that the service may use."""
-    free_bytes: int | None = None
-    """Free memory of its GPU at the last heartbeat; 0 on the CPU, None before the first."""
-
-
-@dataclass(slots=True, eq=False)
-class _ConfiguredWorker:
-    """One worker of the configuration, and how the starts of its processes went."""
-
-    config: WorkerConfig
-    num_failed_starts: int = 0
-    """In a row."""
-    load_error: str = ""
-    """Why the current process cannot load the model; empty unless it has reported so."""
-    last_error: str = ""
-    """Why the last start failed."""
-    placement: "Placement | None" = None
-    """Where its last process that was ready runs."""
-
-    @property
-    def is_broken(self) -> bool:
-        return self.num_failed_starts >= _MAX_FAILED_STARTS
-
-    @property
-    def problem(self) -> str:
-        """A sentence for the operator."""
-        spec = self.config.spec
-        which = f"Worker {self.config.number} of the model {self.config.name!r} ({spec.role}, device {spec.device})"
-        return f"{which} does not start: {self.last_error}"
 
 
 class Supervisor:
@@ -79,7 +39,7 @@ class Supervisor:
         on_job_report: Callable[[WorkerProcess, JobReport], None],
         on_death: Callable[[WorkerProcess], None],
     ) -> None:
-        self._workers = {config.number: _ConfiguredWorker(config) for config in configs}
+        self._workers = {config.number: ConfiguredWorker(config) for config in configs}
         self._worker_timeout = worker_timeout
         self._metrics = metrics
         self._on_ready = on_ready
@@ -142,8 +102,14 @@ class Supervisor:
 
         Raises:
             TimeoutError: no worker became ready in time.
+            WorkersCannotStart: as `started`.
         """
-        return await asyncio.wait_for(asyncio.shield(self._info), timeout)
+        await asyncio.wait({self._info, self._started}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._info.done():
+            return self._info.result()
+        if self._started.done():
+            return self._started.result()
+        raise TimeoutError
 
     async def started(self) -> ModelInfo:
         """Return the model's properties once `ready` has been true.
@@ -178,7 +144,7 @@ class Supervisor:
 
     # -- state transitions
 
-    def _start_process(self, worker: _ConfiguredWorker) -> None:
+    def _start_process(self, worker: ConfiguredWorker) -> None:
         worker.load_error = ""
         self._starting.add(WorkerProcess(worker.config, on_report=self._receive, on_death=self._process_died))
 
@@ -190,7 +156,7 @@ class Supervisor:
                 worker = self._workers[process.number]
                 worker.load_error = report.reason
                 # the cause will not go away by itself: the death that follows marks the worker as broken
-                worker.num_failed_starts = max(worker.num_failed_starts, _MAX_FAILED_STARTS - 1)
+                worker.num_failed_starts = max(worker.num_failed_starts, MAX_FAILED_STARTS - 1)
             case Pong():
                 self._note_free_memory(process, report.free_device_bytes)
                 self._metrics.show_memory(
@@ -237,7 +203,7 @@ class Supervisor:
         self._on_death(process)
 
     @property
-    def _broken_workers(self) -> Sequence[_ConfiguredWorker]:
+    def _broken_workers(self) -> Sequence[ConfiguredWorker]:
         """All workers that encode, or else all that generate, if none of them starts; otherwise none."""
         encoders = [worker for worker in self._workers.values() if worker.config.spec.encodes]
         generators = [worker for worker in self._workers.values() if worker.config.spec.generates]
@@ -251,8 +217,8 @@ class Supervisor:
         if self._broken_workers and not self._started.done():
             self._started.set_exception(WorkersCannotStart(self.cause))
 
-    def _schedule_restart(self, worker: _ConfiguredWorker, process: WorkerProcess, *, was_starting: bool) -> None:
-        delay = _backoff(worker.num_failed_starts)
+    def _schedule_restart(self, worker: ConfiguredWorker, process: WorkerProcess, *, was_starting: bool) -> None:
+        delay = worker.backoff
         if worker.is_broken:
             _log.error("worker_does_not_start", problem=worker.problem, next_try_in=delay)
         else:
@@ -264,14 +230,14 @@ class Supervisor:
 
     # -- tasks
 
-    async def _restart_after(self, delay: float, worker: _ConfiguredWorker) -> None:
+    async def _restart_after(self, delay: float, worker: ConfiguredWorker) -> None:
         while True:
             await asyncio.sleep(delay)
             try:
                 self._start_process(worker)
             except OSError:  # out of memory or process ids, which may be temporary
                 _log.exception("worker_not_started")
-                delay = _LONGEST_BACKOFF
+                delay = LONGEST_BACKOFF
             else:
                 return
 
@@ -284,8 +250,3 @@ class Supervisor:
                     _log.error("worker_hangs", pid=process.pid, seconds=round(process.seconds_since_report))
                     process.kill()
                 process.send(Ping())
-
-
-def _backoff(num_failed_starts: int) -> float:
-    """Seconds before the next start; 0 for a worker whose last start succeeded."""
-    return min(_FIRST_BACKOFF * 2 ** (num_failed_starts - 1), _LONGEST_BACKOFF) if num_failed_starts else 0.0
