@@ -12,7 +12,7 @@ from service.answers.admission import Admission, Place
 from service.answers.generation import deadline_exceeded
 from service.answers.question import Question
 from service.answers.sampling import sampling_params
-from service.errors import InvalidRequest, Unavailable
+from service.errors import Unavailable
 from service.store.records import FrameRequest, VideoRecord
 from service.videos.feature_keys import requested_inputs
 from service.videos.preparation import Preparation, check_usable
@@ -67,7 +67,8 @@ class Acceptance:
         Raises:
             ServiceError: the refusal.
         """
-        check_inputs(model, videos, frames)
+        if videos:
+            requested_inputs(model, frames)
         for video in videos:
             check_usable(video)
         await self._preparation.check_available(tenant, videos, frames, model=model.name)
@@ -99,19 +100,6 @@ class Acceptance:
             if deadline is not None and time.time() >= deadline:
                 raise deadline_exceeded() from None
             raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
-
-
-def check_inputs(model: ModelInfo, videos: Sequence[VideoRecord], frames: FrameRequest) -> None:
-    """Refuse a number of frames that the model cannot take, videos of a model that sees none, and the absence of videos.
-
-    Raises:
-        InvalidRequest: the refusal.
-    """
-    if model.inputs is None and not videos:
-        return
-    requested_inputs(model, frames)
-    if not videos:
-        raise InvalidRequest("missing_field", f"The model {model.name!r} answers about videos.", param="video_ids")
 
 
 def longest_prompt(

@@ -3,9 +3,9 @@
 import contextlib
 import time
 
-from service.answers.acceptance import Acceptance, check_inputs
+from service.answers.acceptance import Acceptance
 from service.answers.runner import AnswerRunner
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound
 from service.ids import new_id
 from service.store import keys
 from service.store.idempotency import IdempotencyStore, Repeatable
@@ -14,7 +14,9 @@ from service.store.listing import Page
 from service.store.records import FrameRequest, MessageRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.videos.feature_keys import DEFAULT_FRAMES, requested_inputs
 from service.videos.preparation import check_usable
+from service.workers.protocol import ModelInfo
 
 
 class Sessions:
@@ -60,9 +62,8 @@ class Sessions:
                 return known
             session_id = claimed_id
         info = await self._acceptance.model(model)
-        videos = await known_videos(self._videos, tenant, video_ids)
-        check_inputs(info, videos, frames)
-        for video in videos:
+        _check_inputs(info, video_ids, frames)
+        for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
         record = SessionRecord(
             id=session_id,
@@ -119,6 +120,18 @@ class Sessions:
         for session_id in await self._videos.session_ids(tenant, video_id):
             with contextlib.suppress(NotFound):
                 await self.erase(tenant, session_id)
+
+
+def _check_inputs(model: ModelInfo, video_ids: tuple[str, ...], frames: FrameRequest) -> None:
+    """Refuse frames that a model does not take, videos if it sees none, and their absence if it does.
+
+    Raises:
+        InvalidRequest: the refusal.
+    """
+    if video_ids or frames != DEFAULT_FRAMES:
+        requested_inputs(model, frames)
+    if model.inputs is not None and not video_ids:
+        raise InvalidRequest("invalid_value", f"The model {model.name!r} answers about videos.", param="video_ids")
 
 
 def session_not_found() -> NotFound:

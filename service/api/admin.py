@@ -32,7 +32,7 @@ router = APIRouter(prefix="/admin", tags=["operation"])
 
 @router.post("/models", status_code=202, responses=documented(403, 409, 413, 422, 503, 507))
 async def load_model(_: Allowed, service: ServiceDep, body: ModelLoad) -> Model:
-    """Begin to load a model on this replica, if it fits into the free memory; `GET /v1/models/{model}` has its state."""
+    """Begin to load a model on this replica, if it fits; `GET /v1/models/{model}` has its state."""
     service.admission.check_open()
     return described(service, service.model_loading.load(body.name, body))
 

@@ -118,10 +118,10 @@ class FramesField(RequestBody):
 
 
 class SessionRequest(RequestBody):
-    """Create a session about one or more videos."""
+    """Create a session about one or more videos; with a model that sees no videos, about none."""
 
-    video_ids: list[VideoId] = Field(min_length=1, max_length=64)
-    model: str | None = Field(default=None, max_length=200)
+    video_ids: list[VideoId] = Field(default=[], max_length=64)
+    model: str | None = Field(default=None, max_length=200, description="By default the server's default model.")
     system: str = Field(default="", max_length=8_000)
     frames: FramesField | None = None
 

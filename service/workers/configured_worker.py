@@ -1,5 +1,6 @@
 """One worker of the configuration, whatever process runs it now: where it runs, and how its starts went. No I/O."""
 
+import math
 from dataclasses import dataclass
 
 from service.workers.protocol import WorkerConfig
@@ -46,7 +47,7 @@ class ConfiguredWorker:
         """Seconds before the next start; 0 for a worker whose last start succeeded."""
         if not self.num_failed_starts:
             return 0.0
-        return min(_FIRST_BACKOFF * 2.0 ** float(self.num_failed_starts - 1), LONGEST_BACKOFF)
+        return min(math.ldexp(_FIRST_BACKOFF, min(self.num_failed_starts - 1, 16)), LONGEST_BACKOFF)
 
     @property
     def problem(self) -> str:

@@ -92,7 +92,7 @@ class Worker:
             ValueError: the model cannot encode the clip.
         """
         features: Features = {part.name: np.zeros(part.shape, dtype=np.float16) for part in self._family.parts}
-        if self._config.spec.encodes:
+        if self._config.spec.encodes and self._family.inputs is not None:
             features = self._encode_queue.warm_up()
         if self._generator is not None:
             self._generator.warm_up(features)
