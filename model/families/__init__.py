@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from model.family_names import family_names as family_names  # noqa: PLC0414  part of this registry
+from model.family_names import family_names as family_names
 from model.role import Role
 
 if TYPE_CHECKING:

@@ -25,7 +25,10 @@ PACKED = PackedFeatures.checked(BLOB, key=KEY, parts=PARTS)
 def counts(metrics: Metrics) -> dict[str, float]:
     """Queries, hits, corrupt values and errors so far."""
     names = ("queries", "hits", "corrupt", "errors")
-    found = {name: metrics.registry.get_sample_value(f"reeltalk_feature_cache_{name}_total", {"model_name": "tiny"}) for name in names}
+    found = {
+        name: metrics.registry.get_sample_value(f"reeltalk_feature_cache_{name}_total", {"model_name": "tiny"})
+        for name in names
+    }
     return {name: value for name, value in found.items() if value}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import Gone, ServiceError, StorageUnavailable
+from service.errors import Gone, InvalidRequest, NotFound, ServiceError, StorageUnavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -89,7 +90,11 @@ async def test_all_requests_at_all_replicas_share_one_computation(
 ) -> None:
     replicas = [Replica(pools, decoder, redis, tmp_path) for _ in range(3)]
     record = await uploaded(replicas[0].stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    requests = [replica.preparation.ensure(TENANT, record, FrameRequest(), model="tiny") for replica in replicas for _ in range(3)]
+    requests = [
+        replica.preparation.ensure(TENANT, record, FrameRequest(), model="tiny")
+        for replica in replicas
+        for _ in range(3)
+    ]
     results = await asyncio.wait_for(asyncio.gather(*requests), PATIENCE)
     assert len({packed.blob for _, packed in results}) == 1
     assert sum(replica.num_encoded for replica in replicas) == 1
@@ -104,11 +109,75 @@ async def test_another_choice_of_frames_is_computed_separately(
     replica = Replica(pools, decoder, redis, tmp_path)
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     (key, whole), (other_key, half) = [
-        await replica.preparation.ensure(TENANT, record, frames, model="tiny") for frames in (FrameRequest(), FrameRequest(end=0.5))
+        await replica.preparation.ensure(TENANT, record, frames, model="tiny")
+        for frames in (FrameRequest(), FrameRequest(end=0.5))
     ]
     assert key != other_key
     assert whole.frame_indices != half.frame_indices
     assert replica.num_encoded == 2
+
+
+async def test_models_with_one_encoder_share_their_features(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    names = ("tiny", "twin", "other")
+    requests = [replica.preparation.ensure(TENANT, record, FrameRequest(), model=name) for name in names]
+    (key, packed), twin, (other_key, _) = await asyncio.wait_for(asyncio.gather(*requests), PATIENCE)
+    assert twin == (key, packed)
+    assert other_key != key
+    assert [replica.num_encoded_by(name) for name in names] == [1, 0, 1]
+    twin_again = await replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin")
+    assert twin_again == (key, packed)
+    assert replica.num_encoded == 2
+
+
+async def test_a_record_is_shown_as_it_is_for_each_model(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+
+    async def shown(model: str) -> tuple[str, int]:
+        current = await replica.stores.videos.get(TENANT, record.id)
+        assert current is not None
+        view = await replica.preparation.view(TENANT, current, model=model)
+        return view.status, len(view.frames)
+
+    assert [await shown(name) for name in ("tiny", "twin", "other")] == [("uploaded", 0)] * 3
+    await replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin")
+    assert [await shown(name) for name in ("tiny", "twin", "other")] == [("ready", 8), ("ready", 8), ("uploaded", 0)]
+    await replica.preparation.ensure(TENANT, record, FrameRequest(), model="other")
+    assert [await shown(name) for name in ("tiny", "other")] == [("ready", 8), ("ready", 30)]
+    with pytest.raises(NotFound, match="no model 'huge'; it has 'tiny', 'twin', 'other'"):
+        await shown("huge")
+
+
+async def test_an_upload_prepares_the_features_of_eager_models_too(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    other = pools.get("other")
+    monkeypatch.setattr(other, "spec", replace(other.spec, is_eager=True))
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    await replica.preparation.start(TENANT, record)
+    async with asyncio.timeout(PATIENCE):
+        while replica.preparation.num_jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (replica.num_encoded_by("tiny"), replica.num_encoded_by("other")) == (1, 1)
+    assert (await replica.preparation.view(TENANT, record, model="other")).status == "ready"
+
+
+async def test_frames_that_a_model_does_not_take_are_refused(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    with pytest.raises(InvalidRequest) as refused:
+        await replica.preparation.ensure(TENANT, record, FrameRequest(count=101), model="other")
+    assert refused.value.param == "frames.count"
+    assert replica.preparation.num_jobs == 0
 
 
 async def test_nothing_is_kept_of_a_video_that_is_erased_meanwhile(

@@ -109,7 +109,12 @@ async def test_an_abort_goes_to_the_worker_and_its_end_to_the_sink() -> None:
 
 
 async def test_an_answer_keeps_its_tokens_when_its_worker_dies() -> None:
-    dispatcher, first, second, outputs = Dispatcher(metrics=Metrics().of_model("tiny")), RecordingWorker(), RecordingWorker(), Outputs()
+    dispatcher, first, second, outputs = (
+        Dispatcher(metrics=Metrics().of_model("tiny")),
+        RecordingWorker(),
+        RecordingWorker(),
+        Outputs(),
+    )
     dispatcher.add_worker(first, INFO)
     dispatcher.generate(replace(generate("ans_1"), output_token_ids=(7,)), outputs.put_nowait)
     dispatcher.generate(generate("ans_2"), outputs.put_nowait)
