@@ -126,7 +126,8 @@ class ModelSeries:
 
     def forget(self, name: str) -> None:
         """Remove the series of a model that is no longer served."""
-        self._bound.pop(name, None)
+        if name in self._bound:
+            self._bound.pop(name).is_forgotten = True
         for metric in vars(self).values():
             if isinstance(metric, MetricWrapperBase):
                 metric.remove_by_labels({_MODEL: name})
@@ -138,6 +139,8 @@ class ModelMetrics:
     def __init__(self, series: ModelSeries, name: str) -> None:
         self._series = series
         self.name = name
+        self.is_forgotten = False
+        """Whether the model is no longer served, so that no new series may appear."""
         self.time_to_first_token = series.time_to_first_token.labels(name)
         self.inter_token_latency = series.inter_token_latency.labels(name)
         self.request_queue_time = series.request_queue_time.labels(name)
@@ -196,15 +199,21 @@ class ModelMetrics:
 
     def show_model(self, info: "ModelInfo") -> None:
         """Publish the loaded model."""
+        if self.is_forgotten:
+            return
         self._series.model_info.labels(self.name, info.family, info.dtype, info.quantization or "none").set(1)
 
     def show_memory(self, worker: int, *, resident_bytes: int, device_bytes: int) -> None:
         """Publish the memory of a worker process, in bytes; both are 0 after it has ended."""
+        if self.is_forgotten:
+            return
         self._series.worker_resident_memory.labels(self.name, str(worker)).set(resident_bytes)
         self._series.worker_device_memory.labels(self.name, str(worker)).set(device_bytes)
 
     def show_step(self, worker: int, step: "StepDone", *, before: "StepDone") -> None:
         """Publish the state of a worker's engine after a step; `before` is the previous step."""
+        if self.is_forgotten:
+            return
         labels = self.name, str(worker)
         self._series.num_requests_running.labels(*labels).set(step.num_running)
         self._series.num_requests_waiting.labels(*labels).set(step.num_waiting)

@@ -143,6 +143,12 @@ class Preparation:
         job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, info))
         return job
 
+    def start_eager(self, tenant: str, video: VideoRecord) -> None:
+        """Start the preparation of a video for all models that are marked as eager and loaded."""
+        for model in self._pools:
+            if model.spec.is_eager and model.state == "ready" and model.info is not None and model.info.inputs:
+                self._start(self._job(tenant, video, DEFAULT_FRAMES, model.info))
+
     async def view(self, tenant: str, video: VideoRecord, *, model: str) -> VideoRecord:
         """Return a video's record as it is for one model: the status and the frames of that model's features.
 
@@ -210,17 +216,11 @@ class Preparation:
             return None
         return features_key(tenant, video, info.inputs, info)
 
-    def _start_eager(self, tenant: str, video: VideoRecord) -> None:
-        """Start the preparation of a video for all models that are marked as eager and loaded."""
-        for model in self._pools:
-            if model.spec.is_eager and model.state == "ready" and model.info is not None and model.info.inputs:
-                self._start(self._job(tenant, video, DEFAULT_FRAMES, model.info))
-
     def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures]) -> None:
         del self._jobs[job.key]
         error = None if task.cancelled() else task.exception()
         if job.is_default and not task.cancelled() and error is None:
-            self._start_eager(job.tenant, job.record)
+            self.start_eager(job.tenant, job.record)
         if error is not None and not isinstance(error, ServiceError):
             _log.error("video_failed_unexpectedly", video_id=job.record.id, tenant=job.tenant, exc_info=error)
 

@@ -105,6 +105,8 @@ class Supervisor:
             WorkersCannotStart: as `started`.
         """
         await asyncio.wait({self._info, self._started}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._info.cancelled():
+            raise WorkersCannotStart("its workers are being stopped.")
         if self._info.done():
             return self._info.result()
         if self._started.done():

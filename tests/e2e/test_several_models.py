@@ -179,13 +179,14 @@ def test_answers_of_a_killed_replica_continue_where_their_model_is_served(tmp_pa
         until(here, *NAMES)
         video_id = here.upload(SAMPLE)["id"]
         fields = {"max_tokens": 900, "ignore_eos": True, "temperature": 1.0, "seed": 5}
-        answers, seen = {}, {}
+        answers: dict[str, str] = {}
+        seen: dict[str, list[Event]] = {}
         for name in NAMES:
             body = {"content": QUESTION, "stream": True, **fields}
             session_id = here.open_session(video_id, model=name)
             reply = stack.enter_context(here.client.stream("POST", f"/v1/sessions/{session_id}/messages", json=body))
-            events = parse_events(reply.iter_lines())
-            seen[name] = [next(events) for _ in range(8)]
+            stream = parse_events(reply.iter_lines())
+            seen[name] = [next(stream) for _ in range(8)]
             answers[name] = seen[name][0].data["id"]
         here.process.send_signal(signal.SIGKILL)
 

@@ -108,8 +108,14 @@ class Replica:
     ) -> tuple[RunningAnswer, Generate]:
         """Accept a question as `Questions` does; returns its answer and its job."""
         answer = running_answer(admission=self.admission, model=model)
-        fields = {"opening": answer.opening(), "owner": answer.owner}
-        await accept(redis, answer.record, lease_seconds=lease_seconds, model=model, **fields)
+        await accept(
+            redis,
+            answer.record,
+            opening=answer.opening(),
+            owner=answer.owner,
+            lease_seconds=lease_seconds,
+            model=model,
+        )
         self.runner.begin(answer)
         return answer, await self.jobs.next()
 
