@@ -10,7 +10,8 @@ from service.errors import Conflict, InvalidRequest
 from service.settings import Settings
 from service.workers.memory_check import check_memory
 from service.workers.model_spec import ModelOptions
-from service.workers.pools import Pools, ServedModel
+from service.workers.pools import Pools
+from service.workers.served_model import ServedModel
 from service.workers.specs import MAX_WORKERS
 
 _log = structlog.get_logger(__name__)

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path
 from service.api.dependencies import BEARER, Service, ServiceDep
 from service.api.errors import documented
 from service.api.schemas import FrameCounts, Model, ModelList
-from service.workers.pools import ServedModel
 from service.workers.protocol import ModelInfo
+from service.workers.served_model import ServedModel
 
 router = APIRouter(prefix="/v1/models", tags=["operation"], dependencies=[BEARER])
 

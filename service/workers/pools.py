@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
@@ -15,62 +15,10 @@ from service.workers.job import Sink
 from service.workers.model_spec import ModelSpec
 from service.workers.pool import Pool
 from service.workers.protocol import Encode, Encoded, Generate, ModelInfo, WorkerConfig
+from service.workers.served_model import ServedModel
 from service.workers.specs import WorkerSpec
-from service.workers.supervisor import ModelState, WorkersCannotStart
 
 _log = structlog.get_logger(__name__)
-
-MODEL_TIMEOUT = 30.0
-"""Seconds that a request waits for a model to be loaded."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class ServedModel:
-    """One model of a replica and its workers."""
-
-    spec: ModelSpec
-    workers: Mapping[int, WorkerSpec]
-    """Its workers, by their numbers in the replica."""
-    pool: Pool
-    is_unloading: bool = False
-
-    @property
-    def state(self) -> ModelState:
-        """Whether the model can be used now, or will be soon."""
-        return "unloading" if self.is_unloading else self.pool.state
-
-    @property
-    def info(self) -> ModelInfo | None:
-        """The model's properties; None until its first worker is ready."""
-        return self.pool.known_info
-
-    def check_open(self) -> None:
-        """Refuse work that a client asks for now, unless the model is loaded or may be loaded soon.
-
-        Raises:
-            Unavailable: the model cannot be loaded, or is being unloaded; the message says which.
-        """
-        match self.state:
-            case "unloading":
-                raise Unavailable("model_unavailable", f"The model {self.spec.name!r} is being unloaded.")
-            case "broken":
-                message = f"The model {self.spec.name!r} cannot be loaded: {self.pool.cause}"
-                raise Unavailable("model_unavailable", message)
-
-    async def loaded(self) -> ModelInfo:
-        """Return the model's properties; wait for them for `MODEL_TIMEOUT` seconds at most.
-
-        Raises:
-            Unavailable: the model is not loaded yet, or cannot be loaded; the message says which.
-        """
-        try:
-            return await self.pool.info(timeout=MODEL_TIMEOUT)
-        except TimeoutError:
-            message = f"The model {self.spec.name!r} is not loaded yet; try again in a moment."
-            raise Unavailable("model_unavailable", message) from None
-        except WorkersCannotStart as error:
-            message = f"The model {self.spec.name!r} cannot be loaded: {error}"
-            raise Unavailable("model_unavailable", message) from None
 
 
 class Pools:
@@ -87,9 +35,9 @@ class Pools:
         """The name of the model that answers requests without one."""
         numbers = itertools.count()
         workers = {spec.name: {next(numbers): worker for worker in spec.workers} for spec in settings.model_specs}
-        everyone = {number: worker for group in workers.values() for number, worker in group.items()}
+        all_workers = {number: worker for group in workers.values() for number, worker in group.items()}
         for spec in settings.model_specs:
-            self._add(spec, workers[spec.name], everyone)
+            self._add(spec, workers[spec.name], all_workers)
 
     def __repr__(self) -> str:
         return f"Pools({', '.join(f'{name}={model.pool!r}' for name, model in self._models.items())})"
@@ -142,9 +90,9 @@ class Pools:
     def workers(self) -> dict[int, WorkerSpec]:
         """All workers by number, each with the device that it runs on, if it has been ready."""
         placed = {number: place.device for model in self for number, place in model.pool.placements.items()}
-        everyone = {number: worker for model in self for number, worker in model.workers.items()}
+        all_workers = {number: worker for model in self for number, worker in model.workers.items()}
         return {
-            number: replace(worker, device=placed.get(number, worker.device)) for number, worker in everyone.items()
+            number: replace(worker, device=placed.get(number, worker.device)) for number, worker in all_workers.items()
         }
 
     async def started(self) -> ModelInfo:
@@ -197,10 +145,10 @@ class Pools:
         _log.info("model_unloaded", model=name)
 
     def _add(
-        self, spec: ModelSpec, workers: Mapping[int, WorkerSpec], everyone: Mapping[int, WorkerSpec]
+        self, spec: ModelSpec, workers: Mapping[int, WorkerSpec], all_workers: Mapping[int, WorkerSpec]
     ) -> ServedModel:
         pool = Pool(
-            [_worker_config(self._settings, spec, number, everyone) for number in workers],
+            [_worker_config(self._settings, spec, number, all_workers) for number in workers],
             encode_timeout=self._settings.encode_timeout,
             worker_timeout=self._settings.worker_timeout,
             metrics=self._metrics.of_model(spec.name),
@@ -247,17 +195,17 @@ class Pools:
 
 
 def _worker_config(
-    settings: Settings, spec: ModelSpec, number: int, everyone: Mapping[int, WorkerSpec]
+    settings: Settings, spec: ModelSpec, number: int, all_workers: Mapping[int, WorkerSpec]
 ) -> WorkerConfig:
     return WorkerConfig(
         name=spec.name,
         family=spec.family,
         checkpoint=None if spec.checkpoint is None else str(spec.checkpoint),
-        workers=everyone,
+        workers=all_workers,
         number=number,
         dtype=spec.dtype,
         quantization=spec.quantization,
-        threads=settings.threads_for(len(everyone)),
+        threads=settings.threads_for(len(all_workers)),
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         cuda_graphs=settings.cuda_graphs,

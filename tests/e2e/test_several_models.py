@@ -14,7 +14,7 @@ from service.store.redis_server import embedded_redis
 from tests.clips import h264_mp4
 from tests.e2e.test_bad_input import refusal
 from tests.e2e.test_right_answers import SAMPLES
-from tests.running import Event, RunningService, eventually, parse_events, running
+from tests.running import Event, RunningService, eventually, parse_events, running, started
 
 SAMPLE = SAMPLES / "shapes.mp4"
 QUESTION, RIGHT = "Which way does the circle move?", "The red circle moves right."
@@ -167,6 +167,19 @@ def test_a_model_is_loaded_and_unloaded_while_the_others_answer(several: Running
     assert [m["answer_id"] for m in client.get(f"/v1/sessions/{late}/messages").json()["data"]][1] == answer[
         "answer_id"
     ]
+
+
+def test_a_service_whose_default_model_cannot_be_loaded_ends_with_the_cause(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[models.tiny]\nfamily = "videochat"\n'
+        '[models.broken]\nfamily = "videochat"\ncheckpoint = "nowhere"\ndefault = true\n'
+    )
+    with started(tmp_path / "data", "--models", str(file)) as service:
+        assert service.process.wait(90) == 1
+        eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)))
+    [line] = [line for line in service.output if line.startswith("reeltalk: ")]
+    assert line == f"reeltalk: {tmp_path}/nowhere/config.json does not exist or is not a JSON file.\n"
 
 
 def test_answers_of_a_killed_replica_continue_where_their_model_is_served(tmp_path: Path) -> None:

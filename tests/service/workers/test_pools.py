@@ -85,7 +85,7 @@ async def test_models_are_served_side_by_side_and_a_broken_one_disturbs_none(tmp
 
 
 async def test_a_model_that_is_still_being_loaded_is_unavailable_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.workers.pools.MODEL_TIMEOUT", 0.01)
+    monkeypatch.setattr("service.workers.served_model.MODEL_TIMEOUT", 0.01)
     async with pools_of("tiny=videochat:") as pools:
         assert pools.get(None).state == "loading"
         assert pools.get(None).info is None
