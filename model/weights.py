@@ -133,18 +133,26 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
         tensors: published key to tensor.
         key_map: maps the published keys to names in `module`.
 
+    A parameter of a shared module has several names. The keys of some of them may be absent; those that are present
+    must have equal tensors.
+
     Raises:
-        WeightsError: a key is unknown, covered twice or missing, or a shape differs.
+        WeightsError: a key is unknown, covered twice or missing, or a shape or a tensor of a shared parameter differs.
     """
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    parameters = module.state_dict(keep_vars=True)
+    wanted = {name: tensor.shape for name, tensor in parameters.items()}
     sources: dict[str, list[str]] = {}
     for key in tensors:
         if (target := key_map.target(key)) is not None:
             sources.setdefault(target, []).append(key)
     _refuse("unknown keys", (key for target, keys in sources.items() if target not in wanted for key in keys))
     _refuse("keys for one parameter", (key for keys in sources.values() if len(keys) > 1 for key in keys))
-    _refuse("parameters that no key covers", (name for name in wanted if name not in sources))
     covered = {target: (key, key_map.shaped(target, tensors[key])) for target, (key,) in sources.items()}
+    shared = _names_of_shared(parameters)
+    for names in shared:
+        given = next((covered[name] for name in names if name in covered), None)
+        covered |= {name: given for name in names if given is not None and name not in covered}
+    _refuse("parameters that no key covers", (name for name in wanted if name not in covered))
     _refuse(
         "shapes that differ",
         (
@@ -153,7 +161,29 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
             if tensor.shape != wanted[target]
         ),
     )
+    _refuse(
+        "different tensors for one shared parameter",
+        (
+            covered[name][0]
+            for names in shared
+            for name in names
+            if not same_values(covered[name][1], covered[names[0]][1])
+        ),
+    )
     return covered
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same dtype, shape and values."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _names_of_shared(parameters: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of each parameter that has more than one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 class CheckpointDigest:
