@@ -15,9 +15,9 @@ from model.engine.sampling_params import SamplingParams
 from model.families.mobillama.network import MobiLlamaConfig, MobiLlamaNetwork, Prompt
 from model.families.mobillama.published import (
     BUFFERS,
-    PUBLISHED_1B,
     PUBLISHED_05B,
     PUBLISHED_08B,
+    PUBLISHED_1B,
     read_published,
     read_sizes,
     with_every_name,
@@ -122,7 +122,7 @@ def read_source(
 
 def value_counts(size: str) -> ValueCounts:
     """Count the values of a published size, one of `SIZES`, without allocating memory."""
-    return count_values(blank(MobiLlamaNetwork, SIZES[size]), modules={}, num_tokens=0, width=0, mlp_width=0)
+    return count_values(blank(MobiLlamaNetwork, SIZES[size]), modules={})
 
 
 def _tiny() -> SavedModel[MobiLlamaConfig]:

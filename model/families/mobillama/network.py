@@ -9,7 +9,7 @@ from model.networks.llama import build_llama
 from model.networks.network import Network, NetworkConfig
 
 Prompt = Literal["one-shot", "plain"]
-"""How a checkpoint is prompted: `one-shot` as an assistant, after one example exchange; `plain` with a text to continue."""
+"""How a checkpoint is prompted: as an assistant, after one example exchange, or with a text that it continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

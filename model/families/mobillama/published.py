@@ -7,16 +7,15 @@ from pathlib import Path
 from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, read_folder
-from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, read_weights, rope_theta
+from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
 from model.checkpoints.json_object import read_object
-from model.checkpoints.published import Keys, Source, select_wanted
+from model.checkpoints.published import LLAMA_FOLDER, Keys, PublishedModel, PublishedPart, Source
 from model.families.mobillama.network import MobiLlamaConfig, Prompt
 from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece
 from model.weights import WeightsError, same_values
 
 MODEL = "MobiLlama"
-PART = "llama"
 BUFFERS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 """Computed again, not loaded."""
 
@@ -35,12 +34,19 @@ PUBLISHED_1B = MobiLlamaConfig(decoder=PUBLISHED_05B.decoder, shared_mlp=False)
 BASE_FOLDERS = ("MobiLlama-05B", "MobiLlama-08B", "MobiLlama-1B")
 """The repositories of the checkpoints that are not trained to chat. Their files do not say so; only their names do."""
 
-_KEYS = Keys(
-    wanted=(
-        r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|model\.layers\.\d+\."
-        r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|input_layernorm|post_attention_layernorm)\.weight"
+PUBLISHED = PublishedModel(
+    MODEL,
+    PublishedPart(
+        name="llama",
+        folder=LLAMA_FOLDER,
+        keys=Keys(
+            wanted=(
+                r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|model\.layers\.\d+\."
+                r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|input_layernorm|post_attention_layernorm)\.weight"
+            ),
+            unused=BUFFERS,
+        ),
     ),
-    unused=BUFFERS,
 )
 
 
@@ -65,10 +71,10 @@ def read_sizes(path: Path) -> MobiLlamaConfig:
 def read_published(
     folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
 ) -> Source[MobiLlamaConfig]:
-    """Read a published folder: `config.json`, `tokenizer.model`, and weights in one file or in shards.
+    """Read a published repository: `config.json`, `tokenizer.model`, and weights in one file or in shards.
 
     Args:
-        folder: the published repository.
+        folder: the repository, or a folder that holds it.
         named: can name the repository as the part `llama` instead.
         ignored: keys that the user knows to be harmless.
 
@@ -76,11 +82,10 @@ def read_published(
         WeightsError: a file is absent, damaged or another model's.
         TokenizerError: the tokenizer cannot be used.
     """
-    if unknown := sorted(named.keys() - {PART}):
-        raise WeightsError(f"{MODEL} has no part {unknown[0]!r}; its only part is {PART}.")
-    path = named.get(PART, folder)
-    if path is None:
-        raise WeightsError(f"Name the folder of {MODEL} (config.json, {TOKENIZER}, weights).")
+    if folder is not None and not named and (folder / "config.json").is_file():
+        named = {"llama": folder}
+    paths = PUBLISHED.find(folder, named)
+    path = paths["llama"]
     decoder = _published_sizes(path / "config.json")
     num_pieces = read_sentencepiece(path / TOKENIZER).vocab_size
     if num_pieces != decoder.vocab_size:
@@ -88,9 +93,9 @@ def read_published(
             f"The {TOKENIZER} of {path} has {num_pieces} pieces, but config.json names {decoder.vocab_size}; one of "
             "them belongs to another model."
         )
-    tensors = select_wanted(path, read_weights(path), _KEYS, model=MODEL, ignored=ignored)
+    tensors = PUBLISHED.read("llama", paths, ignored=ignored)
     config = MobiLlamaConfig(decoder=decoder, shared_mlp=shares_mlp(tensors, decoder.depth), prompt=prompt_of(path))
-    return Source(config=config, tensors=tensors, tokenizer=path / TOKENIZER, files=(path,))
+    return Source(config=config, tensors=tensors, tokenizer=path / TOKENIZER, files=paths.values())
 
 
 def shares_mlp(tensors: Mapping[str, Tensor], depth: int) -> bool:
@@ -101,7 +106,8 @@ def shares_mlp(tensors: Mapping[str, Tensor], depth: int) -> bool:
     Raises:
         WeightsError: some layers have equal MLPs and others do not.
     """
-    equal, unequal = [], []
+    equal: list[str] = []
+    unequal: list[str] = []
     for names in _mlp_names(depth):
         present = [name for name in names if name in tensors]
         for before, name in pairwise(present):
@@ -118,7 +124,7 @@ def shares_mlp(tensors: Mapping[str, Tensor], depth: int) -> bool:
 
 def with_every_name(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """Return the tensors with those of a shared MLP under the name of every layer, whichever of them were there."""
-    added = {}
+    added: dict[str, Tensor] = {}
     for names in _mlp_names(depth):
         shared = next((tensors[name] for name in names if name in tensors), None)
         added |= {name: shared for name in names if shared is not None and name not in tensors}
@@ -148,6 +154,10 @@ def _published_sizes(path: Path) -> DecoderConfig:
         sizes = llama_sizes(values)
     except KeyError as error:
         raise WeightsError(f"{path} lacks {error}; it is not {MODEL}'s.") from error
-    if rope_theta(values) != ROPE_THETA or values.get("tie_word_embeddings") or values.get("hidden_act", "silu") != "silu":
+    if (
+        rope_theta(values) != ROPE_THETA
+        or values.get("tie_word_embeddings")
+        or values.get("hidden_act", "silu") != "silu"
+    ):
         raise WeightsError(f"{path} describes another model than {MODEL}: its rotary base, head or activation differs.")
     return sizes

@@ -29,7 +29,7 @@ class TokenIdsOnly(Tokenizer):
     def __init__(self, vocab_size: int) -> None:
         self.bos_id, self.eos_id, self.vocab_size = 1, 2, vocab_size
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:  # noqa: ARG002
         """Refuse to tokenize.
 
         Raises:
@@ -72,12 +72,11 @@ def _published_prompts(folder: Path) -> Iterator[Claim]:
 
 def _turns(exchanges: Sequence[Sequence[str | None]]) -> tuple[Turn, ...]:
     """Return the turns of pairs of question and answer; the last answer is None."""
-    return tuple(
-        Turn(role=role, text=text)
-        for exchange in exchanges
-        for role, text in zip(("user", "assistant"), exchange, strict=True)
-        if text is not None
-    )
+    turns: list[Turn] = []
+    for question, answer in exchanges:
+        turns.append(Turn(role="user", text=question or ""))
+        turns += [] if answer is None else [Turn(role="assistant", text=answer)]
+    return tuple(turns)
 
 
 def _of_ids(family: Family, input_ids: Tensor, max_tokens: int) -> Iterator[Stage]:
@@ -98,9 +97,7 @@ def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], max_tokens: 
         ids, logits = _greedily(family, prompt_ids, max_tokens)
         name = f"prompt{number}.generated_ids"
         yield _choice(name, ids)
-        yield Stage(
-            name=f"prompt{number}.greedy_logits", tensor=logits, follows=name, is_of_language_model=True
-        )
+        yield Stage(name=f"prompt{number}.greedy_logits", tensor=logits, follows=name, is_of_language_model=True)
         text = family.tokenizer.decode(ids).strip()
         yield Claim(name=f"prompt{number}.text", got=text, expected=prompt.get("text"), is_choice=True)
 
