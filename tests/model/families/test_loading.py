@@ -75,7 +75,8 @@ def computed(family: Family) -> torch.Tensor:
     if family.inputs is not None:
         return family.encode(some_frames(family))["video"]
     with torch.no_grad():
-        return family.language_model(torch.tensor([[1, 40, 50]])).logits
+        logits: torch.Tensor = family.language_model(torch.tensor([[1, 40, 50]])).logits
+        return logits
 
 
 def question_to(family: Family) -> Conversation:
