@@ -25,6 +25,8 @@ _DTYPES = {
     **{"U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
 """safetensors' names of dtypes."""
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their bytes."""
 
 
 class WeightsError(ValueError):
@@ -117,24 +119,26 @@ def load_strict(
         WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
     """
     covered = cover(module, tensors, key_map=key_map)
-    cast = {
-        target: tensor.to(dtype or tensor.dtype)
-        for target, (_, tensor) in covered.items()
-        if wanted is None or wanted(target)
-    }
+    cast: dict[str, Tensor] = {}
+    shared: dict[int, Tensor] = {}
+    for target, (_, tensor) in covered.items():
+        if wanted is None or wanted(target):
+            if id(tensor) not in shared:
+                shared[id(tensor)] = tensor.to(dtype or tensor.dtype)
+            cast[target] = shared[id(tensor)]
     module.load_state_dict(cast, assign=True, strict=wanted is None)
 
 
 def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) -> dict[str, tuple[str, Tensor]]:
     """Return the published key that covers each parameter of the module, and its tensor in the module's shape.
 
+    A parameter of a shared module has several names. The keys of some of them may be absent; those that are present
+    must have equal tensors, of which one is returned for all names.
+
     Args:
         module: on any device, including the meta device; it is not changed.
         tensors: published key to tensor.
         key_map: maps the published keys to names in `module`.
-
-    A parameter of a shared module has several names. The keys of some of them may be absent; those that are present
-    must have equal tensors.
 
     Raises:
         WeightsError: a key is unknown, covered twice or missing, or a shape or a tensor of a shared parameter differs.
@@ -170,12 +174,13 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
             if not same_values(covered[name][1], covered[names[0]][1])
         ),
     )
-    return covered
+    return covered | {name: (covered[name][0], covered[names[0]][1]) for names in shared for name in names}
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same dtype, shape and values."""
-    return one.dtype == other.dtype and torch.equal(one, other)
+    """Return whether two tensors have the same dtype, shape and bits."""
+    bits = _BITS[one.dtype.itemsize]  # compared as integers, four times as fast as numbers in half precision
+    return one.dtype == other.dtype and torch.equal(one.view(bits), other.view(bits))
 
 
 def _names_of_shared(parameters: Mapping[str, Tensor]) -> list[list[str]]:
