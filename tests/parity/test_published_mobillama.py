@@ -183,6 +183,8 @@ def test_an_ignored_key_is_accepted(chat: Path) -> None:
         ({"rope_theta": 5e5}, "describes another model than MobiLlama"),
         ({"tie_word_embeddings": True}, "describes another model than MobiLlama"),
         ({"hidden_act": "gelu"}, "describes another model than MobiLlama"),
+        ({"hidden_size": "48"}, "does not hold the sizes of a MobiLlama model"),
+        ({"num_attention_heads": 5}, "does not hold the sizes of a MobiLlama model"),
         ({"num_attention_heads": None}, "lacks 'num_attention_heads'; it is not MobiLlama's"),
     ],
 )

@@ -154,6 +154,9 @@ def _published_sizes(path: Path) -> DecoderConfig:
         sizes = llama_sizes(values)
     except KeyError as error:
         raise WeightsError(f"{path} lacks {error}; it is not {MODEL}'s.") from error
+    counts = (sizes.vocab_size, sizes.width, sizes.depth, sizes.num_heads, sizes.mlp_width, sizes.max_positions)
+    if not all(isinstance(count, int) and count > 0 for count in counts) or sizes.width % sizes.num_heads:
+        raise WeightsError(f"{path} does not hold the sizes of a {MODEL} model: {counts}.")
     if (
         rope_theta(values) != ROPE_THETA
         or values.get("tie_word_embeddings")
