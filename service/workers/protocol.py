@@ -66,6 +66,8 @@ class ModelInfo:
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
+    time_axis: int | None = None
+    """Positions of the axis on which answers name times; None for a model without one."""
 
     @property
     def modalities(self) -> tuple[Literal["video", "text"], ...]:
