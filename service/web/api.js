@@ -22,17 +22,22 @@ const STATUS_OF = {
 };
 
 export const models = (signal) => json("GET", "/v1/models", { signal }).then((list) => list.data);
-export const video = (id, signal) => json("GET", `/v1/videos/${id}`, { signal });
+export const video = (id, signal, model = null) => json("GET", `/v1/videos/${id}${seenBy(model)}`, { signal });
 export const session = (id, signal) => json("GET", `/v1/sessions/${id}`, { signal });
 export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages`, { signal }).then((list) => list.data);
-export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
+export const openSession = (video_ids, model, signal) =>
+  json("POST", "/v1/sessions", { signal, body: model ? { video_ids, model } : { video_ids } });
 export const sessions = (after) => json("GET", `/v1/sessions?limit=20${after ? `&after=${after}` : ""}`);
 export const deleteSession = (id) => json("DELETE", `/v1/sessions/${id}`);
 export const answer = (id, signal) => json("GET", `/v1/answers/${id}`, { signal });
 export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
 
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
-export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
+export const frameUrl = (id, number, signal, model = null) =>
+  fileUrl(`/v1/videos/${id}/frames/${number}.jpg${seenBy(model)}`, signal);
+
+/** The query that selects the frames which a model sees; without one they are those of the default model. */
+const seenBy = (model) => (model ? `?model=${encodeURIComponent(model)}` : "");
 
 /** Whether a video's file is still stored; its record may exist longer. */
 export async function hasFile(id, signal) {

@@ -6,8 +6,15 @@ import { bytes, clock, percent, videoFacts } from "./wording.js";
 
 /** @typedef {ReturnType<typeof createClip>} Clip */
 
-/** @param {{source: string | Promise<string>, name: string, signal: AbortSignal, onCancel?: () => void}} options */
-export function createClip({ source, name, signal, onCancel }) {
+/**
+ * @param {object} options
+ * @param {string | Promise<string>} options.source the URL of the file
+ * @param {string} options.name
+ * @param {string | null} options.model the model whose frames are shown; null is the default model
+ * @param {AbortSignal} options.signal
+ * @param {() => void} [options.onCancel]
+ */
+export function createClip({ source, name, model, signal, onCancel }) {
   const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
   const find = (selector) => element.querySelector(selector);
   const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
@@ -53,6 +60,7 @@ export function createClip({ source, name, signal, onCancel }) {
     if (video.width) player.style.aspectRatio = `${video.width} / ${video.height}`;
     if (video.width >= video.height) element.style.setProperty("--shape", player.style.aspectRatio);
     if (video.frames.length) showFrames(video);
+    else if (video.status === "ready") preparing.hidden = true; // the model's frames are sampled with the first question
   }
 
   function showStage(stage, fraction) {
@@ -72,7 +80,7 @@ export function createClip({ source, name, signal, onCancel }) {
       ...video.frames.map(({ timestamp }, number) => {
         const item = shape.cloneNode(true).firstElementChild;
         const [button, picture, time] = ["button", "img", "time"].map((selector) => item.querySelector(selector));
-        frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {}); // without the picture, the time identifies the frame
+        frameUrl(video.id, number, signal, model).then((url) => { picture.src = url; }, () => {}); // without the picture, the time identifies the frame
         time.textContent = clock(timestamp, { tenths: true });
         button.setAttribute("aria-label", `Frame ${number + 1}, go to ${time.textContent}`);
         button.onclick = () => seek(timestamp);

@@ -14,7 +14,7 @@ const readings = new Map(); // from a session's id to the AbortController of its
  *
  * @param {object} options
  * @param {AbortSignal} options.signal
- * @param {import("./clip.js").Clip} options.clip the clip whose player the times in answers control
+ * @param {import("./clip.js").Clip | null} options.clip the clip whose player the times in answers control, if any
  * @param {(sessionId: string, question: string) => void} options.onNamed called with each question
  * @param {() => void} options.onDeletedElsewhere called to leave a session that has been deleted elsewhere
  */
@@ -29,6 +29,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
   let answering = null; // {id, isStopping} while an answer is requested or streamed
 
   field.value = "";
+  field.placeholder = clip ? "Ask about the video …" : "Ask …";
   refusal.hidden = true;
   opening.hidden = false;
   update();
