@@ -46,6 +46,7 @@ class LocalChat:
         Raises:
             Failure: the model cannot be loaded, the file is not a video, or a field is invalid.
         """
+        self._family = family
         self._system = str(fields.get("system", ""))
         sampling = {name: value for name, value in fields.items() if name != "system"}
         try:
@@ -100,6 +101,14 @@ class LocalChat:
     def answer(self) -> dict[str, Any]:
         """The document of the last answer in the format of a service, without ids."""
         return {"object": "answer", "status": "completed", "message": self._last}
+
+    def model(self) -> str:
+        """The family of the model."""
+        return self._family
+
+    def change_model(self, name: str) -> None:
+        """Refuse: this process has one model."""
+        raise usage_error(f"With --local the model cannot be changed to {name}; start another chat.")
 
     def _outputs(self) -> Iterator[Output]:
         """Yield the outputs of the engine's steps; Ctrl-C takes effect between two steps, never within one."""
