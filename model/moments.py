@@ -6,6 +6,7 @@ A model with a time axis writes positions on the axis instead of seconds: VTimeL
 
 import re
 from dataclasses import dataclass
+from typing import Self
 
 # Words after a pair of numbers that show that the numbers do not count a noun, as they do in "10 to 15 people".
 _CONTINUATIONS = "a|an|and|are|as|at|but|he|in|is|it|or|she|the|then|they|was|were|when|where|while|with"
@@ -30,6 +31,12 @@ class TimeAxis:
             raise ValueError(f"num_positions must be at least 1, not {self.num_positions}.")
         if not 0 <= self.start <= self.end:
             raise ValueError(f"The interval from {self.start} to {self.end} s is not valid.")
+
+    @classmethod
+    def over(cls, num_positions: int, *, duration: float, start: float | None, end: float | None) -> Self:
+        """The axis over the part of a clip of `duration` seconds that a frame spec samples; None is the clip's own end."""
+        last = duration if end is None else min(end, duration)
+        return cls(num_positions=num_positions, start=min(start or 0.0, last), end=last)
 
     def seconds(self, first: int, last: int) -> tuple[float, float]:
         """The start and end, in seconds of the clip, of the positions `first` to `last`.

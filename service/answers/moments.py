@@ -37,7 +37,5 @@ def video_time_axis(
     """
     if num_positions is None or not videos or videos[0].duration is None:
         return None
-    duration = videos[0].duration
-    end = duration if frames.end is None else min(frames.end, duration)
-    start = min(frames.start or 0.0, end)
-    return VideoTimeAxis(video_id=videos[0].id, axis=TimeAxis(num_positions=num_positions, start=start, end=end))
+    axis = TimeAxis.over(num_positions, duration=videos[0].duration, start=frames.start, end=frames.end)
+    return VideoTimeAxis(video_id=videos[0].id, axis=axis)

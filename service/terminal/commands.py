@@ -84,13 +84,14 @@ def ask(
     from service.terminal.printing import exit_on_failure
 
     with exit_on_failure(as_json=as_json or as_events):
-        named_video, named_question = _video_and_question(video, question, session, model)
+        needs_video = model is None and not local
+        named_video, named_question = _video_and_question(video, question, session, needs_video=needs_video)
         text = question_of(named_question)
         fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         opening = _given(model=model, system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
             conversation = _local_chat(
-                named_video, opening, fields, family=family, checkpoint=checkpoint, device=device
+                named_video, session, opening, fields, family=family, checkpoint=checkpoint, device=device
             )
             answer_once(conversation, text, as_json=as_json, as_events=as_events)
             return
@@ -132,12 +133,15 @@ def chat(
     from service.terminal.printing import exit_on_failure
 
     with exit_on_failure(as_json=as_json):
-        if (video is None and model is None) if session is None else (video is not None):
+        needs_video = session is None and model is None and not local
+        if (video is None and needs_video) or (video is not None and session is not None):
             raise usage_error("Name either a VIDEO for a new session or an existing --session.")
         fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         opening = _given(model=model, system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
-            conversation = _local_chat(video, opening, fields, family=family, checkpoint=checkpoint, device=device)
+            conversation = _local_chat(
+                video, session, opening, fields, family=family, checkpoint=checkpoint, device=device
+            )
             run_chat(conversation, as_json=as_json)
             return
         with open_client(server, api_key) as client:
@@ -196,7 +200,7 @@ def add_client_commands(app: typer.Typer, *, panel: str) -> None:
 
 
 def _video_and_question(
-    first: str, second: str | None, session: str | None, model: str | None
+    first: str, second: str | None, session: str | None, *, needs_video: bool
 ) -> tuple[str | None, str]:
     """Interpret the arguments of `ask`: a video and a question, or with --session or a text model only a question."""
     if session is not None:
@@ -204,7 +208,7 @@ def _video_and_question(
             raise usage_error("With --session give only the question, because a session has its video.")
         return None, first
     if second is None:
-        if model is not None:
+        if not needs_video:
             return None, first
         raise usage_error("Give a VIDEO and a QUESTION, or a QUESTION and a --session or the --model of a text model.")
     return first, second
@@ -232,18 +236,25 @@ def _service_chat(
 
 
 def _local_chat(
-    video: str | None, opening: dict[str, Any], fields: dict[str, Any], *, family: str, checkpoint: Any, device: str
+    video: str | None,
+    session: str | None,
+    opening: dict[str, Any],
+    fields: dict[str, Any],
+    *,
+    family: str,
+    checkpoint: Any,
+    device: str,
 ) -> "Chat":
     from service.terminal.chats import file_of
     from service.terminal.printing import progress_bars
 
     if "model" in opening:
         raise usage_error("--model cannot be combined with --local; name the model by --family and --checkpoint.")
-    if video is None:
+    if session is not None:
         raise usage_error("--session cannot be combined with --local, because sessions belong to a service.")
     if not _DEVICE.fullmatch(device):
         raise usage_error(f"{device} is not a device. A device is auto, cpu, cuda or cuda:N.")
-    path = file_of(video)
+    path = None if video is None else file_of(video)
     with progress_bars() as show:
         show("load")
         from service.terminal.local import LocalChat  # imports torch, which takes seconds
