@@ -34,7 +34,7 @@ class TimeAxis:
 
     @classmethod
     def over(cls, num_positions: int, *, duration: float, start: float | None, end: float | None) -> Self:
-        """The axis over the part of a clip of `duration` seconds that a frame spec samples; None is the clip's own end."""
+        """The axis over the part of a clip that a frame spec samples; `duration` is the clip's, in seconds."""
         last = duration if end is None else min(end, duration)
         return cls(num_positions=num_positions, start=min(start or 0.0, last), end=last)
 

@@ -94,7 +94,7 @@ def record_commands(kind: str) -> typer.Typer:
 
 def model_commands() -> typer.Typer:
     """Create the commands for models."""
-    group = typer.Typer(cls=_ListByDefault, help="List the models of a service.")
+    group = typer.Typer(cls=_ListByDefault, help="List the models of a service, and those that can be served.")
 
     @group.command("list")
     def list_models(
@@ -109,5 +109,12 @@ def model_commands() -> typer.Typer:
 
         with exit_on_failure(as_json=as_json), open_client(server, api_key) as client:
             print_models(client, as_json=as_json)
+
+    @group.command()
+    def known(*, as_json: JsonOption = False) -> None:
+        """List the published models that can be converted and served, with their GPU memory; needs no service."""
+        from service.commands.known import print_known  # imports torch, which takes seconds
+
+        print_known(as_json=as_json)
 
     return group
