@@ -31,15 +31,17 @@ def check_model(client: Client, name: str, *, has_video: bool) -> None:
     if model is None:
         served = ", ".join(str(model.get("id")) for model in models)
         raise Failure(Exit.NOT_FOUND, f"The service does not serve {name}; it serves {served}.", code="model_not_found")
-    if has_video and not sees_videos(model):
+    sees = sees_videos(model)
+    if has_video and sees is False:
         raise usage_error(f"{name} cannot see videos; omit the VIDEO.")
-    if not has_video and sees_videos(model):
+    if not has_video and sees is True:
         raise usage_error(f"{name} answers questions about a video; name a VIDEO.")
 
 
-def sees_videos(model: Document) -> bool:
-    """Whether conversations with a model are about videos."""
-    return "video" in (model.get("modalities") or ("video",))
+def sees_videos(model: Document) -> bool | None:
+    """Whether conversations with a model are about videos; None if that is unknown until it has been loaded."""
+    modalities = model.get("modalities", ("video",))
+    return None if modalities is None else "video" in modalities
 
 
 def _row(model: Document) -> tuple[str, ...]:
@@ -51,7 +53,7 @@ def _row(model: Document) -> tuple[str, ...]:
         f"{model.get('id')}{mark}",
         str(model.get("state") or "ready"),
         str(model.get("family") or ""),
-        "videos" if sees_videos(model) else "text",
+        {True: "videos", False: "text", None: ""}[sees_videos(model)],
         f"{frames.get('default', '')}{bounds}",
         "" if axis is None else f"of {axis} positions",
         f"{model.get('max_model_len') or ''}",

@@ -22,7 +22,9 @@ const STATUS_OF = {
 };
 
 export const models = (signal) => json("GET", "/v1/models", { signal }).then((list) => list.data);
-export const video = (id, signal, model = null) => json("GET", `/v1/videos/${id}${seenBy(model)}`, { signal });
+/** A video with the frames that a model sees; null is the default model. */
+export const video = (id, signal, model = null) =>
+  json("GET", `/v1/videos/${id}${model ? `?model=${encodeURIComponent(model)}` : ""}`, { signal });
 export const session = (id, signal) => json("GET", `/v1/sessions/${id}`, { signal });
 export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages`, { signal }).then((list) => list.data);
 export const openSession = (video_ids, model, signal) =>
@@ -33,11 +35,7 @@ export const answer = (id, signal) => json("GET", `/v1/answers/${id}`, { signal 
 export const cancelAnswer = (id, signal) => json("POST", `/v1/answers/${id}/cancel`, { signal });
 
 export const contentUrl = (id, signal) => fileUrl(`/v1/videos/${id}/content`, signal);
-export const frameUrl = (id, number, signal, model = null) =>
-  fileUrl(`/v1/videos/${id}/frames/${number}.jpg${seenBy(model)}`, signal);
-
-/** The query that selects the frames which a model sees; without one they are those of the default model. */
-const seenBy = (model) => (model ? `?model=${encodeURIComponent(model)}` : "");
+export const frameUrl = (id, number, signal) => fileUrl(`/v1/videos/${id}/frames/${number}.jpg`, signal);
 
 /** Whether a video's file is still stored; its record may exist longer. */
 export async function hasFile(id, signal) {

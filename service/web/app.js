@@ -80,26 +80,27 @@ async function startConversation(chosen) {
     showFailure(new api.ApiError(422, { message }), signal);
     return;
   }
-  const named = models.areSeveral() ? model?.id : null;
   if (location.hash) history.pushState(null, "", location.pathname); // the previous view stays in the history
   show("talk");
+  const frames = await models.framesOf(model?.id);
+  if (signal.aborted) return;
   const source = URL.createObjectURL(chosen);
   signal.addEventListener("abort", () => URL.revokeObjectURL(source));
   showAnswerer(model?.id, { hasVideos: true });
-  const clip = createClip({ source, name: chosen.name, model: named, signal, onCancel: () => showStart() });
+  const clip = createClip({ source, name: chosen.name, hasPictures: frames.havePictures, signal, onCancel: () => showStart() });
   const conversation = createConversation({ signal, clip, onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
   clips.append(clip.element);
   clip.showUpload(0, chosen.size);
   try {
     const onProgress = (sent) => clip.showUpload(sent, chosen.size);
     const uploaded = await api.uploadVideo(chosen, { signal, onProgress });
-    const video = named ? await api.video(uploaded.id, signal, named) : uploaded;
+    const video = frames.name === null && frames.areKnown ? uploaded : await seenVideo(uploaded.id, frames, signal);
     clip.showVideo(video);
-    const session = await api.openSession([video.id], named, signal);
+    const session = await api.openSession([video.id], models.areSeveral() && model?.id, signal);
     history.pushState(null, "", `#${session.id}`);
     sidebar.load();
     document.title = `${video.filename} · Reeltalk`;
-    await Promise.all([conversation.open(session.id), prepare(clip, video, named, signal)]);
+    await Promise.all([conversation.open(session.id), prepare(clip, video, frames, signal)]);
   } catch (error) {
     showFailure(error, signal, () => (location.hash ? route() : startConversation(chosen)));
   }
@@ -113,29 +114,40 @@ async function showSession(sessionId) {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
     const answer = session.running_answer_id && (await api.answer(session.running_answer_id, signal));
     const running = answer && { answerId: answer.id, question: answer.question };
-    const model = (await models.find(session.model)) && models.areSeveral() ? session.model : null;
-    const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal, model)));
-    const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, model, signal }));
+    const frames = await models.framesOf(session.model);
+    const videos = await Promise.all(session.video_ids.map((id) => seenVideo(id, frames, signal)));
+    const shownClips = videos.map(({ id, filename: name }) =>
+      createClip({ source: api.contentUrl(id, signal), name, hasPictures: frames.havePictures, signal }));
     showAnswerer(session.model, { hasVideos: videos.length > 0 });
     const conversation = createConversation({ signal, clip: shownClips[0] ?? null, onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
     clips.append(...shownClips.map((clip) => clip.element));
     videos.forEach((video, number) => shownClips[number].showVideo(video));
     document.title = `${videos[0]?.filename ?? "Conversation"} · Reeltalk`;
-    const preparations = videos.map((video, number) => prepare(shownClips[number], video, model, signal));
+    const preparations = videos.map((video, number) => prepare(shownClips[number], video, frames, signal));
     await Promise.all([conversation.open(sessionId, messages, running), ...preparations]);
   } catch (error) {
     showFailure(error, signal, route);
   }
 }
 
-/** Shows the progress of a video's preparation, then its frames. */
-async function prepare(clip, video, model, signal) {
+/** A video with the frames that a model sees, as far as they are known. */
+async function seenVideo(id, frames, signal) {
+  const video = await api.video(id, signal, frames.name);
+  return frames.areKnown ? video : { ...video, frames: [] };
+}
+
+/**
+ * Shows the progress of a video's preparation, then the frames that the model sees. Another model than the default one may
+ * sample them with the first question.
+ */
+async function prepare(clip, video, frames, signal) {
   if (video.status === "ready") return;
   for await (const { name, data } of api.followVideo(video.id, { signal, onLost: clip.showLost })) {
     if (name === "failed") throw api.eventError(data);
     if (name !== "ready") clip.showStage(name, data.fraction);
   }
-  clip.showVideo(await api.video(video.id, signal, model));
+  clip.showVideo(await seenVideo(video.id, frames, signal));
+  clip.endPreparation();
   announce("The video is ready.");
   sidebar.load(); // the video has a picture now
 }

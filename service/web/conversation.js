@@ -62,6 +62,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
     for (const question of questions) {
       const answer = messages.find((m) => m.role === "assistant" && m.answer_id === question.answer_id);
       addTurn(question.content).finish(answer ?? {}, answer?.content ?? "");
+      clip?.showAnswered(answer?.frames);
     }
     const left = pending.recall(id) ?? running;
     if (questions.length) onNamed(id, questions[0].content);
@@ -152,6 +153,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
           if (!signal.aborted) aloud.append(data.text);
         } else if (name === "done") {
           follow(() => turn.finish(data, text));
+          clip?.showAnswered(data.frames);
           if (!signal.aborted) aloud.end(data.finish_reason === "abort" ? " Stopped." : "");
         } else if (name === "error") throw api.eventError(data);
       }

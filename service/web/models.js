@@ -9,6 +9,8 @@ const RELOAD = 5_000; // ms until a model that is being loaded is looked at agai
 /** Whether conversations with a model are about videos. A model that is not known is assumed to see them. */
 export const seesVideos = (model) => model?.modalities?.includes("video") ?? true;
 
+const isReady = (model) => (model.state ?? "ready") === "ready";
+
 /** @param {{onChange: () => void}} options `onChange` is called when the models are known, and after each choice */
 export function createModels({ onChange }) {
   const [single, choice, select] = ["model", "model-choice", "model-select"].map((id) => document.getElementById(id));
@@ -62,10 +64,16 @@ export function createModels({ onChange }) {
     /** The model that new conversations use; null if none is known or all are broken. */
     chosen: () => served.find((model) => model.id === select.value) ?? null,
 
-    /** The model with this name once the list is loaded; null if it is not served. */
-    async find(id) {
+    /**
+     * How the frames that a model sees can be shown, once the list is loaded: `name` selects them in requests and is null
+     * for the default model, whose frames the service has pictures of.
+     */
+    async framesOf(id) {
       await loading;
-      return served.find((model) => model.id === id) ?? null;
+      const model = served.find((one) => one.id === id);
+      if (served.length < 2 || model?.is_default) return { name: null, areKnown: true, havePictures: true };
+      const areKnown = model !== undefined && isReady(model);
+      return { name: areKnown ? id : null, areKnown, havePictures: false };
     },
 
     /** Whether a conversation must name its model. */
@@ -73,9 +81,9 @@ export function createModels({ onChange }) {
   };
 }
 
-function option({ id, state = "ready" }, isSelected) {
-  const label = state === "ready" ? id : `${id} (${state})`;
-  const element = new Option(label, id, isSelected, isSelected);
-  element.disabled = state === "broken";
+function option(model, isSelected) {
+  const label = isReady(model) ? model.id : `${model.id} (${model.state})`;
+  const element = new Option(label, model.id, isSelected, isSelected);
+  element.disabled = model.state === "broken";
   return element;
 }

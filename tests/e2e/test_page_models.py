@@ -15,6 +15,7 @@ MODELS: list[dict[str, Any]] = [
     {"id": "tiny", "state": "ready", "is_default": True, "modalities": ["video"], "time_axis": None},
     {"id": "vtimellm-7b", "state": "loading", "is_default": False, "modalities": ["video"], "time_axis": 100},
     {"id": "mobillama-05b-chat", "state": "ready", "is_default": False, "modalities": ["text"], "time_axis": None},
+    {"id": "video-chatgpt-7b", "state": "ready", "is_default": False, "modalities": ["video"], "time_axis": None},
     {"id": "video-llava-7b", "state": "broken", "is_default": False, "modalities": ["video"], "time_axis": None},
 ]
 
@@ -90,6 +91,7 @@ def test_the_choice_has_every_model_with_its_state_and_a_label(page: Page) -> No
         ["tiny", False],
         ["vtimellm-7b (loading)", False],
         ["mobillama-05b-chat", False],
+        ["video-chatgpt-7b", False],
         ["video-llava-7b (broken)", True],
     ]
     assert page.evaluate("document.querySelector('#model-select').value") == "tiny"
@@ -105,18 +107,31 @@ def test_the_state_of_a_model_that_is_loaded_meanwhile_is_shown(page: Page) -> N
 
 
 def test_a_new_session_uses_the_chosen_model_and_shows_it(page: Page, drawn: Path) -> None:
-    choose(page, "vtimellm-7b")
+    choose(page, "video-chatgpt-7b")
     assert page.evaluate("document.querySelector('#start .model-note').hidden")
     page.choose("#file", drawn)
     page.wait_for(IS_READY)
-    assert page.text("#answerer") == "Model vtimellm-7b"
-    page.wait_for("document.querySelector('.frames img').naturalWidth > 0")
+    assert page.text("#answerer") == "Model video-chatgpt-7b"
     named = page.evaluate("window.named")
-    assert ["/v1/sessions", "vtimellm-7b"] in named
-    assert ["/v1/videos/vid_", "vtimellm-7b"] in named
-    assert page.evaluate("document.querySelector('.frames img').src").endswith("/frames/0.jpg?model=vtimellm-7b")
-    assert {model for _, model in named} == {"vtimellm-7b"}
+    assert ["/v1/sessions", "video-chatgpt-7b"] in named
+    assert ["/v1/videos/vid_", "video-chatgpt-7b"] in named
+    assert {model for _, model in named} == {"video-chatgpt-7b"}
+    assert page.evaluate("document.querySelectorAll('.frames li').length") == 8
+    assert not page.evaluate("document.querySelector('.frames img').checkVisibility()"), "they show other frames"
     page.wait_for("document.querySelector('.sidebar .about').textContent.includes('tiny')")  # as the service says
+    assert page.complaints == []
+
+
+def test_the_frames_of_a_model_that_is_not_ready_are_shown_with_its_first_answer(page: Page, drawn: Path) -> None:
+    choose(page, "vtimellm-7b")
+    page.choose("#file", drawn)
+    page.wait_for("location.hash && !document.querySelector('.preparing').checkVisibility()")
+    assert not page.evaluate("document.querySelector('.frames').checkVisibility()")
+    ask(page, "What happens?")
+    page.wait_for(HAS_ENDED)
+    assert page.evaluate("document.querySelectorAll('.frames li').length") == 8
+    page.click(".frames li:nth-child(5) button")
+    page.wait_for("document.querySelector('.clip video').currentTime > 0.5")
     assert page.complaints == []
 
 

@@ -31,6 +31,16 @@ MOBILLAMA = {
     "frames": None,
     "time_axis": None,
 }
+UNLOADED = {
+    "id": "unknown",
+    "family": "vtimellm",
+    "max_model_len": None,
+    "state": "loading",
+    "is_default": False,
+    "modalities": None,
+    "frames": None,
+    "time_axis": None,
+}
 SESSION = "ses_" + "0" * 32
 
 
@@ -39,27 +49,14 @@ def listing(*models: dict[str, Any]) -> Any:
 
 
 def test_a_table_has_the_state_of_every_model(capsys: pytest.CaptureFixture[str]) -> None:
-    print_models(Stub([listing(VTIMELLM, MOBILLAMA, TINY)]).client, as_json=False)
+    print_models(Stub([listing(VTIMELLM, MOBILLAMA, TINY, UNLOADED)]).client, as_json=False)
     titles, *rows = capsys.readouterr().out.splitlines()
     assert titles.split() == ["model", "state", "family", "sees", "frames", "times", "context"]
-    assert [row.split() for row in rows] == [
-        [
-            "vtimellm-7b",
-            "(default)",
-            "loading",
-            "vtimellm",
-            "videos",
-            "100",
-            "(100",
-            "to",
-            "100)",
-            "of",
-            "100",
-            "positions",
-            "4096",
-        ],
-        ["mobillama-05b", "broken", "mobillama", "text", "2048"],
-        ["tiny", "ready", "videochat", "videos", "512"],
+    assert [" ".join(row.split()) for row in rows] == [
+        "vtimellm-7b (default) loading vtimellm videos 100 (100 to 100) of 100 positions 4096",
+        "mobillama-05b broken mobillama text 2048",
+        "tiny ready videochat videos 512",
+        "unknown loading vtimellm",
     ]
 
 
@@ -68,9 +65,12 @@ def test_as_json_the_reply_of_the_service_is_printed(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == {"object": "list", "data": [VTIMELLM, TINY]}
 
 
-@pytest.mark.parametrize(("name", "has_video"), [("tiny", True), ("vtimellm-7b", True), ("mobillama-05b", False)])
+@pytest.mark.parametrize(
+    ("name", "has_video"),
+    [("tiny", True), ("vtimellm-7b", True), ("mobillama-05b", False), ("unknown", True), ("unknown", False)],
+)
 def test_a_model_that_fits_is_accepted(name: str, *, has_video: bool) -> None:
-    check_model(Stub([listing(VTIMELLM, MOBILLAMA, TINY)]).client, name, has_video=has_video)
+    check_model(Stub([listing(VTIMELLM, MOBILLAMA, TINY, UNLOADED)]).client, name, has_video=has_video)
 
 
 @pytest.mark.parametrize(
