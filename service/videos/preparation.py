@@ -79,6 +79,15 @@ class Preparation:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def info(self, model: str) -> ModelInfo:
+        """Return the properties of a model, by name; wait until it is loaded.
+
+        Raises:
+            NotFound: no model has this name.
+            Unavailable: the model is not loaded yet, or cannot be loaded.
+        """
+        return await self._pools.info(model)
+
     async def ensure(
         self,
         tenant: str,
