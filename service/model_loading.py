@@ -41,7 +41,10 @@ class ModelLoading:
             InvalidRequest: the checkpoint cannot be read, or there would be too many workers.
             Unavailable: no worker is ready yet, so that the free memory is not known.
         """
-        spec = self._settings.model_defaults.complete(name, options)
+        try:
+            spec = self._settings.model_defaults.complete(name, options)
+        except ValueError as error:
+            raise InvalidRequest("invalid_value", f"{error}.", param="workers") from None
         if name in self._pools:
             raise Conflict("model_exists", f"There is a model {name!r}; unload it first.", param="name")
         if len(self._pools.workers) + len(spec.workers) > MAX_WORKERS:

@@ -18,10 +18,12 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from model.modalities import sees_videos
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.workers.model_spec import (
@@ -128,8 +130,9 @@ class Settings(BaseModel):
 
     @field_validator("workers", mode="before")
     @classmethod
-    def _are_workers(cls, text: object) -> str:
-        parse_workers(str(text), device="auto")
+    def _are_workers(cls, text: object, given: ValidationInfo) -> str:
+        if not (given.data.get("models") or given.data.get("model")):  # else each model is checked with its own family
+            parse_workers(str(text), device="auto", has_encoder=sees_videos(given.data.get("family", "")))
         return str(text)
 
     threads: int = Field(default=0, ge=0, le=1024)
@@ -274,7 +277,7 @@ class Settings(BaseModel):
             checkpoint=self.checkpoint,
             dtype=self.dtype,
             quantization=self.quantize,
-            workers=parse_workers(self.workers, device=self.device),
+            workers=parse_workers(self.workers, device=self.device, has_encoder=sees_videos(self.family)),
             max_num_seqs=self.max_num_seqs,
         )
 

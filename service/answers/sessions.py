@@ -1,9 +1,9 @@
-"""Sessions: conversations about videos, and their messages."""
+"""Sessions: conversations, about videos or without any, and their messages."""
 
 import contextlib
 import time
 
-from service.answers.acceptance import Acceptance
+from service.answers.acceptance import Acceptance, check_modality
 from service.answers.runner import AnswerRunner
 from service.errors import InvalidRequest, NotFound
 from service.ids import new_id
@@ -16,7 +16,6 @@ from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
 from service.videos.feature_keys import DEFAULT_FRAMES, requested_inputs
 from service.videos.preparation import check_usable
-from service.workers.protocol import ModelInfo
 
 
 class Sessions:
@@ -49,7 +48,9 @@ class Sessions:
         frames: FrameRequest,
         repeatable: Repeatable | None = None,
     ) -> SessionRecord:
-        """Open a session about videos. A repeated `repeatable` request returns the session of the first one.
+        """Open a session about videos, or without any for a model that sees none.
+
+        A repeated `repeatable` request returns the session of the first one.
 
         Raises:
             ServiceError: an unknown video or model, a model that cannot be used now, frames that it does not take, or
@@ -62,7 +63,11 @@ class Sessions:
                 return known
             session_id = claimed_id
         info = await self._acceptance.model(model)
-        _check_inputs(info, video_ids, frames)
+        check_modality(info, has_videos=bool(video_ids), param="video_ids")
+        if info.inputs is None and frames != DEFAULT_FRAMES:
+            raise InvalidRequest("unsupported_value", f"The model {info.name!r} sees no videos.", param="frames")
+        if info.inputs is not None:
+            requested_inputs(info, frames)
         for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
         record = SessionRecord(
@@ -120,18 +125,6 @@ class Sessions:
         for session_id in await self._videos.session_ids(tenant, video_id):
             with contextlib.suppress(NotFound):
                 await self.erase(tenant, session_id)
-
-
-def _check_inputs(model: ModelInfo, video_ids: tuple[str, ...], frames: FrameRequest) -> None:
-    """Refuse frames that a model does not take, videos if it sees none, and their absence if it does.
-
-    Raises:
-        InvalidRequest: the refusal.
-    """
-    if video_ids or frames != DEFAULT_FRAMES:
-        requested_inputs(model, frames)
-    if model.inputs is not None and not video_ids:
-        raise InvalidRequest("invalid_value", f"The model {model.name!r} answers about videos.", param="video_ids")
 
 
 def session_not_found() -> NotFound:

@@ -37,7 +37,7 @@ def described(service: Service, model: ServedModel) -> Model:
         is_default=spec.name == service.pools.default,
         max_model_len=None if info is None else info.max_model_len,
         num_video_tokens=None if info is None else info.num_video_tokens,
-        modalities=None if info is None else list(info.modalities),
+        modalities=None if info is None else info.modalities,
         frames=None if info is None else _frame_counts(info, limit=service.settings.max_frame_count),
         rows=None if info is None else {part.name: part.shape[0] for part in info.parts},
         features=None if info is None else {part.name: part.shape for part in info.parts},

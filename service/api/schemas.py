@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from model.modalities import Modality
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.answers.question import Question
@@ -14,6 +15,7 @@ from service.store.records import (
     FinishReason,
     FrameRequest,
     MessageRecord,
+    Moment,
     Problem,
     SampledFrame,
     SessionRecord,
@@ -118,16 +120,18 @@ class FramesField(RequestBody):
 
 
 class SessionRequest(RequestBody):
-    """Create a session about one or more videos; with a model that sees no videos, about none."""
+    """Create a session: about one or more videos, or without any for a model that sees none."""
 
-    video_ids: list[VideoId] = Field(default=[], max_length=64)
+    video_ids: list[VideoId] = Field(
+        default=[], max_length=64, description="At least one, unless the model's `modalities` are `text` alone."
+    )
     model: str | None = Field(default=None, max_length=200, description="By default the server's default model.")
     system: str = Field(default="", max_length=8_000)
     frames: FramesField | None = None
 
 
 class Session(Reply):
-    """A conversation about videos."""
+    """A conversation, about videos or without any."""
 
     id: str
     object: Literal["session"] = "session"
@@ -185,7 +189,10 @@ class MessageRequest(BeamSearchFields, RequestBody):
 
 
 class Message(Reply):
-    """A message of a session; the last four fields are null unless it is an answer."""
+    """A message of a session; the last five fields are null unless it is an answer.
+
+    `moments` are the times that an answer names; null if the model has no time axis.
+    """
 
     id: str
     object: Literal["message"] = "message"
@@ -197,6 +204,7 @@ class Message(Reply):
     usage: Usage | None
     timings: Timings | None
     frames: tuple[VideoFrames, ...] | None
+    moments: tuple[Moment, ...] | None = None
 
     @classmethod
     def of(cls, record: MessageRecord) -> "Message":
@@ -262,7 +270,9 @@ class Model(Reply):
     is_default: bool = Field(description="Whether the model answers requests that name no model.")
     max_model_len: int | None
     num_video_tokens: int | None = Field(description="Tokens of one video in a prompt.")
-    modalities: list[Literal["video", "text"]] | None
+    modalities: tuple[Modality, ...] | None = Field(
+        description="`video`: sessions are about videos; `text`: they have none."
+    )
     frames: FrameCounts | None = Field(description="Null also for a model without videos.")
     rows: dict[str, int] | None = Field(description="Tokens of one video in a prompt, by part of its features.")
     features: dict[str, tuple[int, int]] | None = Field(description="The shape of each part of a video's features.")

@@ -10,8 +10,11 @@ import structlog
 from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures
+from model.video.inputs import InputSpec
+from model.video.pixels import PixelSpec
+from model.video.spec import FrameSpec
 from service.decoding.decoder import Decoder
-from service.errors import Fault, InvalidRequest, ServiceError, fault_of, from_code
+from service.errors import Fault, ServiceError, fault_of, from_code
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.store import keys
@@ -26,6 +29,9 @@ from service.workers.protocol import ModelInfo
 _log = structlog.get_logger(__name__)
 
 _POLL_INTERVAL = 0.2  # seconds between two attempts to take the lease or to read another replica's result
+
+_PROBE = InputSpec(frames=FrameSpec(count=1), pixels=PixelSpec(size=32))
+"""What is decoded of a video whose facts are wanted and no features: enough to know that it can be decoded."""
 
 
 def is_service_failure(code: str) -> bool:
@@ -73,6 +79,15 @@ class Preparation:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def info(self, model: str) -> ModelInfo:
+        """Return the properties of a model, by name; wait until it is loaded.
+
+        Raises:
+            NotFound: no model has this name.
+            Unavailable: the model is not loaded yet, or cannot be loaded.
+        """
+        return await self._pools.info(model)
+
     async def ensure(
         self,
         tenant: str,
@@ -98,7 +113,9 @@ class Preparation:
         job, task = self._start(job)
         if on_progress is not None:
             job.progress.add_listener(on_progress)
-        return job.key, await asyncio.shield(task)
+        packed = await asyncio.shield(task)
+        assert packed is not None, "the model sees videos"
+        return job.key, packed
 
     async def check_available(
         self, tenant: str, videos: Sequence[VideoRecord], frames: FrameRequest, *, model: str
@@ -132,15 +149,13 @@ class Preparation:
 
         The features of the models that are marked as eager are computed afterwards.
 
+        A model that sees no videos has no frames: the file is only probed, and the video is then ready without frames.
+
         Raises:
-            InvalidRequest: no model sees videos.
             Unavailable: the default model is not loaded yet.
         """
-        await self._pools.info(None)
-        info = self._shown_model()
-        if info is None:
-            raise InvalidRequest("invalid_value", "No model of this server sees videos.", param="file")
-        job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, info))
+        default = await self._pools.info(None)
+        job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, self._shown_model() or default))
         return job
 
     def start_eager(self, tenant: str, video: VideoRecord) -> None:
@@ -174,8 +189,8 @@ class Preparation:
 
     def _job(self, tenant: str, video: VideoRecord, frames: FrameRequest, info: ModelInfo) -> PreparationJob:
         """Return the running job for these features, or a new one that is not started."""
-        inputs = requested_inputs(info, frames)
-        key = features_key(tenant, video, inputs, info)
+        inputs = _PROBE if info.inputs is None else requested_inputs(info, frames)
+        key = keys.probe(tenant, video.sha256) if info.inputs is None else features_key(tenant, video, inputs, info)
         running = self._jobs.get(key)
         if running is not None:
             return running
@@ -190,33 +205,36 @@ class Preparation:
             progress=ProgressReporter(self._videos, tenant, video.id, is_logged=is_default),
         )
 
-    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures]]:
+    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures | None]]:
         """Start a job, unless one for the same features runs; returns the one that runs, and its task."""
         job = self._jobs.setdefault(job.key, job)
         if job.task is None:
-            job.task = asyncio.create_task(self._run(job), name=f"prepare {job.record.id}")
+            work = self._probe(job) if job.info.inputs is None else self._run(job)
+            job.task = asyncio.create_task(work, name=f"prepare {job.record.id}")
             job.task.add_done_callback(lambda task: self._end(job, task))
         return job, job.task
 
     def _shown_model(self) -> ModelInfo | None:
         """The model whose features the records of videos show: the default, or the first other one that sees videos.
 
-        None while the default model is not loaded, and if no model sees videos.
+        If no model sees videos it is the default one. None while the default model is not loaded.
         """
         default = self._pools.get(None).info
         if default is None or default.inputs is not None:
             return default
         others = (model.info for model in self._pools)
-        return next((info for info in others if info is not None and info.inputs is not None), None)
+        return next((info for info in others if info is not None and info.inputs is not None), default)
 
     def _shown_key(self, tenant: str, video: VideoRecord) -> str | None:
-        """The key of the features that the video's record shows; None if they are not known."""
+        """The key of the features that the video's record shows; None while the default model is not loaded."""
         info = self._shown_model()
-        if info is None or info.inputs is None:
+        if info is None:
             return None
+        if info.inputs is None:
+            return keys.probe(tenant, video.sha256)
         return features_key(tenant, video, info.inputs, info)
 
-    def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures]) -> None:
+    def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures | None]) -> None:
         del self._jobs[job.key]
         error = None if task.cancelled() else task.exception()
         if job.is_default and not task.cancelled() and error is None:
@@ -224,7 +242,7 @@ class Preparation:
         if error is not None and not isinstance(error, ServiceError):
             _log.error("video_failed_unexpectedly", video_id=job.record.id, tenant=job.tenant, exc_info=error)
 
-    async def _run(self, job: PreparationJob) -> PackedFeatures:
+    async def _run(self, job: PreparationJob) -> PackedFeatures | None:
         """Compute the features if this replica gets the lease, or wait for the replica that has it."""
         bind_contextvars(tenant=job.tenant, video_id=job.record.id)  # the task outlives the request that started it
         while True:
@@ -234,6 +252,18 @@ class Preparation:
             await asyncio.sleep(_POLL_INTERVAL)
             if await self._features.existing([job.key]) and (stored := await self._stored(job)):
                 return stored
+
+    async def _probe(self, job: PreparationJob) -> None:
+        """Probe the file if this replica gets the lease, unless another replica has done so."""
+        bind_contextvars(tenant=job.tenant, video_id=job.record.id)
+        while True:
+            async with self._leases.hold(keys.fill_lease(job.key), self._replica) as acquired:
+                if acquired:
+                    job.record = await self._videos.get(job.tenant, job.record.id) or job.record
+                    if job.record.status != "ready":
+                        await self._computation.probe(job)
+                    return
+            await asyncio.sleep(_POLL_INTERVAL)
 
     async def _stored(self, job: PreparationJob) -> PackedFeatures | None:
         """Return features that another replica has stored; completes the record if that replica died before it did."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from model.family_names import family_names
+from model.modalities import sees_videos
 from model.weight_bits import Quantization
 from service.workers.specs import MAX_WORKERS, WorkerSpec, parse_workers
 
@@ -49,11 +50,11 @@ def _known_family(name: str) -> str:
     return name
 
 
-def _workers_as_text(value: object) -> str:
-    """Check a number of workers, or their roles."""
+def _workers_as_text(value: object, given: ValidationInfo) -> str:
+    """Check a number of workers, or their roles, for the family of the same table."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("must be a number, or roles such as 'encode,generate*2'")
-    parse_workers(str(value), device="auto")
+    parse_workers(str(value), device="auto", has_encoder=sees_videos(given.data.get("family", "")))
     return str(value)
 
 
@@ -93,14 +94,26 @@ class ModelDefaults:
     max_num_seqs: int
 
     def complete(self, name: str, table: ModelOptions, *, is_default: bool = False) -> ModelSpec:
-        """Return the model that a table or a request describes."""
+        """Return the model that a table or a request describes.
+
+        Raises:
+            ValueError: the workers of the settings do not suit the model.
+        """
+        try:
+            workers = parse_workers(
+                table.workers or self.workers,
+                device=table.device or self.device,
+                has_encoder=sees_videos(table.family),
+            )
+        except ValueError as error:
+            raise ValueError(f"the model {name!r} cannot have the workers {self.workers!r}: {error}") from None
         return ModelSpec(
             name=name,
             family=table.family,
             checkpoint=table.checkpoint,
             dtype=table.dtype or self.dtype,
             quantization=table.quantize or self.quantization,
-            workers=parse_workers(table.workers or self.workers, device=table.device or self.device),
+            workers=workers,
             max_num_seqs=table.max_num_seqs or self.max_num_seqs,
             is_default=is_default,
             is_eager=table.eager,

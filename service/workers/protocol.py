@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from model.engine.sampling_params import SamplingParams
 from model.features import PartSpec
+from model.modalities import Modality
 from model.text.conversation import Conversation
 from model.video.inputs import InputSpec
 from model.weight_bits import Quantization
@@ -62,13 +62,13 @@ class ModelInfo:
     num_video_tokens: int
     """Tokens of one clip in a prompt, all its parts together."""
     time_axis: int | None
-    """Numbers in answers are times, in fractions of the clip with this denominator; None: they are not."""
+    """Positions of the axis on which answers name times; None for a model whose answers name none."""
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
 
     @property
-    def modalities(self) -> tuple[Literal["video", "text"], ...]:
+    def modalities(self) -> tuple[Modality, ...]:
         """What its conversations are about: videos, or text alone."""
         return ("text",) if self.inputs is None else ("video",)
 

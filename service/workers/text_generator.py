@@ -102,10 +102,7 @@ class TextGenerator:
                 self._log_end(delta)
 
     def warm_up(self, features: Features) -> None:
-        """Answer a question about a clip with these features, so that later ones find warm caches.
-
-        A model that sees no videos answers it about none.
-        """
+        """Answer a question so that later ones find warm caches: about a clip with these features, if there are any."""
         inputs = self._family.inputs
         clips = () if inputs is None else (Clip(frame_indices=tuple(range(inputs.frames.count)), fps=1.0),)
         question = Conversation(clips=clips, turns=(Turn(role="user", text="What is this?"),))

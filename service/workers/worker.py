@@ -86,7 +86,7 @@ class Worker:
             self._generator = TextGenerator(self._family, engine_config, report=self._report)
 
     def warm_up(self) -> None:
-        """Run what the worker's role needs once: encode a black clip, answer a question about it.
+        """Run what the worker's role needs once: encode a black clip, answer a question about it, or about none.
 
         Raises:
             ValueError: the model cannot encode the clip.

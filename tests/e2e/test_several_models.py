@@ -169,6 +169,26 @@ def test_a_model_is_loaded_and_unloaded_while_the_others_answer(several: Running
     ]
 
 
+def test_a_model_that_sees_no_videos_is_served_beside_one_that_does(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--model", "reader=mobillama:", "--model", "tiny=videochat:") as service:
+        until(service, "reader", "tiny")
+        reader = models(service)["reader"]
+        assert (reader["is_default"], reader["modalities"], reader["frames"], reader["rows"]) == (
+            True,
+            ["text"],
+            None,
+            {},
+        )
+        video = service.upload(SAMPLE)
+        assert (video["status"], len(video["frames"])) == ("ready", 8), "those of the first model that sees videos"
+        assert service.ask(service.open_session(video["id"], model="tiny"), QUESTION, max_tokens=16)["content"] == RIGHT
+        assert service.ask(service.open_session(), "Hello?")["usage"]["completion_tokens"] == 8
+        reply = service.client.post("/v1/sessions", json={"video_ids": [video["id"]]})
+        assert refusal(reply, 422) == "unsupported_value"
+        shown = service.client.get(f"/v1/videos/{video['id']}", params={"model": "reader"}).json()
+        assert (shown["status"], shown["frames"]) == ("ready", [])
+
+
 def test_a_service_whose_default_model_cannot_be_loaded_ends_with_the_cause(tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text(

@@ -73,5 +73,5 @@ async def test_a_count_of_frames_that_the_model_does_not_take_is_refused(
 async def test_a_model_that_sees_videos_needs_one_and_another_takes_none(redis: StoreClient, tmp_path: Path) -> None:
     assert await refusal(redis, tmp_path, INFO) == "video_ids"
     assert await refusal(redis, tmp_path, READER, VIDEO.id) == "video_ids"
-    assert await refusal(redis, tmp_path, READER, count=3) == "video_ids"
+    assert await refusal(redis, tmp_path, READER, count=3) == "frames"
     assert (await opened(redis, tmp_path, READER)).video_ids == ()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.engine.sampling_params import SamplingParams
+from model.modalities import sees_videos
 from model.text.conversation import Clip, Conversation, Turn
 from service.observability.metrics import Metrics
 from service.settings import load_settings
@@ -44,8 +45,10 @@ async def pool_of(
     workers: int | str, *, encode_timeout: float = PATIENCE, metrics: Metrics | None = None, **fields: Any
 ) -> AsyncIterator[Pool]:
     """A started pool with the workers of `REELTALK_WORKERS`, or none for 0; checks that close ends every process."""
-    specs = dict(enumerate(parse_workers(str(workers), device="cpu") if workers else ()))
-    config = replace(CONFIG, workers=specs, **fields)
+    config = replace(CONFIG, **fields)
+    has_encoder = sees_videos(config.family)
+    specs = dict(enumerate(parse_workers(str(workers), device="cpu", has_encoder=has_encoder) if workers else ()))
+    config = replace(config, workers=specs)
     configs = [replace(config, number=number) for number in specs]
     pool = Pool(configs, encode_timeout=encode_timeout, metrics=(metrics or Metrics()).of_model(CONFIG.name))
     pool.start()

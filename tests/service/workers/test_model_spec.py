@@ -120,6 +120,15 @@ def test_a_malformed_flag_is_refused(flag: str) -> None:
     assert refusal(model=[flag]).startswith(f"REELTALK_MODEL: {flag!r}")
 
 
+def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes(file: Path) -> None:
+    flags = ["reader=mobillama:", "tiny=videochat:"]
+    assert refusal(model=flags, workers="generate").startswith("The settings: the model 'tiny' cannot have the workers")
+    file.write_text('[models.reader]\nfamily = "mobillama"\nworkers = "generate"\n')
+    assert names(load(models=file)) == ["reader*"]
+    file.write_text('[models.reader]\nfamily = "mobillama"\nworkers = "encode,generate"\n')
+    assert "models.reader.workers: a worker has the role encode" in refusal(models=file)
+
+
 def test_models_that_exclude_each_other_are_refused(file: Path) -> None:
     assert refusal(model=["a=videochat:", "a=videochat:"]) == "The settings: two models have the name 'a'."
     file.write_text('[models.a]\nfamily="videochat"\ndefault=true\n[models.b]\nfamily="videochat"\ndefault=true')
