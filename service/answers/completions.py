@@ -18,11 +18,12 @@ from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.generation import Generation, deadline_exceeded, failure_of
 from service.answers.inputs import VideoInputs, prepare_videos
+from service.answers.moments import VideoTimeAxis
 from service.errors import Fault, InternalError, InvalidRequest, ServiceError, fault_of
 from service.ids import new_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.store.records import VideoFrames, VideoRecord
+from service.store.records import Moment, VideoFrames, VideoRecord
 from service.store.videos import VideoStore
 from service.videos.ingest import Ingest
 from service.videos.preparation import DEFAULT_FRAMES, Preparation, check_usable
@@ -58,6 +59,8 @@ class ChoiceOutput:
     text: str
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: str | None
+    moments: tuple[Moment, ...] | None = None
+    """With the last output: the moments that the choice names; None if the model has no time axis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,9 +143,11 @@ class Completions:
                 for choice in choices
             ]
             outputs = self._generate(commands, choices, model=accepted.model.name, deadline=deadline)
+            texts = ["" for _ in choices]
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
-                    yield output
+                    texts[output.index] += output.text
+                    yield _with_moments(output, texts[output.index], inputs.time_axis)
             yield CompletionEnded(
                 num_prompt_tokens=choices[0].num_prompt_tokens,
                 num_completion_tokens=sum(choice.num_tokens for choice in choices),
@@ -253,6 +258,13 @@ class Completions:
 
 def _turns(request: CompletionRequest) -> tuple[Turn, ...]:
     return (*request.history, Turn(role="user", text=request.question.content))
+
+
+def _with_moments(output: ChoiceOutput, text: str, axis: VideoTimeAxis | None) -> ChoiceOutput:
+    """The output; the last one of a choice with the moments that the whole `text` names."""
+    if axis is None or output.finish_reason is None:
+        return output
+    return replace(output, moments=axis.moments_in(text))
 
 
 async def _next(queue: "asyncio.Queue[Delta | Refused]", *, deadline: float) -> Delta | Refused:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from model.features import PackedFeatures
 from model.text.conversation import Clip, Conversation, Turn
 from service.answers.generation import Generation
+from service.answers.moments import VideoTimeAxis, video_time_axis
 from service.store.records import FrameRequest, SampledFrame, VideoFrames, VideoRecord
 from service.store.videos import VideoStore
 from service.videos.preparation import Preparation
@@ -23,6 +24,8 @@ class VideoInputs:
     feature_keys: tuple[str, ...]
     frames: tuple[VideoFrames, ...]
     """The frames that the answer is based on."""
+    time_axis: VideoTimeAxis | None = None
+    """The axis on which the answer names times."""
 
     def command(
         self,
@@ -63,22 +66,25 @@ async def prepare_videos(
     """
     prepared = [await preparation.ensure(tenant, video, frames, on_progress=on_progress) for video in videos]
     features = [packed for _, packed in prepared]
-    rates = [await _fps(store, tenant, video) for video in videos]
+    probed = [await _probed(store, tenant, video) for video in videos]
+    num_positions = (await preparation.model()).time_axis if videos else None
     return VideoInputs(
         clips=tuple(
-            Clip(frame_indices=packed.frame_indices, fps=fps) for packed, fps in zip(features, rates, strict=True)
+            Clip(frame_indices=packed.frame_indices, fps=video.fps or 1.0)
+            for packed, video in zip(features, probed, strict=True)
         ),
         features=tuple(packed.blob for packed in features),
         feature_keys=tuple(key for key, _ in prepared),
         frames=tuple(_sampled(video, packed) for video, packed in zip(videos, features, strict=True)),
+        time_axis=video_time_axis(probed, frames, num_positions=num_positions),
     )
 
 
-async def _fps(store: VideoStore, tenant: str, video: VideoRecord) -> float:
-    """The frame rate; a video that was accepted before it was probed is read again."""
+async def _probed(store: VideoStore, tenant: str, video: VideoRecord) -> VideoRecord:
+    """The record with its duration and frame rate; one that was accepted before it was probed is read again."""
     if video.fps is None:
         video = await store.get(tenant, video.id) or video
-    return video.fps or 1.0
+    return video
 
 
 def _sampled(video: VideoRecord, features: PackedFeatures) -> VideoFrames:

@@ -137,7 +137,9 @@ class AnswerRunner:
             inputs = await self._prepare_videos(answer)
             if answer.ended:
                 return
-            answer.set_frames(inputs.frames)  # no await between this and `generate`: a cancel finds the job in the pool
+            answer.set_frames(
+                inputs.frames, time_axis=inputs.time_axis
+            )  # no await between this and `generate`: a cancel finds the job in the pool
             command = inputs.command(
                 answer.generation,
                 tenant=answer.tenant,

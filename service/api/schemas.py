@@ -14,6 +14,7 @@ from service.store.records import (
     FinishReason,
     FrameRequest,
     MessageRecord,
+    Moment,
     Problem,
     SampledFrame,
     SessionRecord,
@@ -183,7 +184,10 @@ class MessageRequest(BeamSearchFields, RequestBody):
 
 
 class Message(Reply):
-    """A message of a session; the last four fields are null unless it is an answer."""
+    """A message of a session; the last five fields are null unless it is an answer.
+
+    `moments` are the times that an answer names; null if the model has no time axis.
+    """
 
     id: str
     object: Literal["message"] = "message"
@@ -195,6 +199,7 @@ class Message(Reply):
     usage: Usage | None
     timings: Timings | None
     frames: tuple[VideoFrames, ...] | None
+    moments: tuple[Moment, ...] | None = None
 
     @classmethod
     def of(cls, record: MessageRecord) -> "Message":

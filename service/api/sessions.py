@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 ANSWER_EVENTS = (
     "Events, each with an `id`: `answer` {id, session_id}; `progress` {video_id, stage, fraction}; `delta` {text}; "
-    "finally `done` {id, message_id, finish_reason, usage, timings, frames} or `error` {error}."
+    "finally `done` {id, message_id, finish_reason, usage, timings, frames, moments} or `error` {error}."
 )
 _REPLY: dict[int | str, dict[str, object]] = {
     200: {

@@ -62,7 +62,7 @@ class ModelInfo:
     num_video_tokens: int
     """Tokens of one clip in a prompt, all its parts together."""
     time_axis: int | None
-    """Numbers in answers are times, in fractions of the clip with this denominator; None: they are not."""
+    """Positions of the axis on which answers name times; None for a model whose answers name none."""
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.moments import TimeAxis
 from service.answers.answer import RunningAnswer
+from service.answers.moments import VideoTimeAxis
 from service.errors import InternalError
 from service.observability.metrics import Metrics
 from service.store.answers import AnswerWrite
@@ -19,6 +21,8 @@ FRAMES = (
         frames=(SampledFrame(index=3, timestamp=0.25), SampledFrame(index=9, timestamp=0.75)),
     ),
 )
+
+AXIS = VideoTimeAxis(video_id=VIDEO.id, axis=TimeAxis(num_positions=100, start=0.0, end=20.0))
 
 
 def say(answer: RunningAnswer, *words: str) -> None:
@@ -171,3 +175,40 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert write.ending.turn[1].usage is not None
     assert write.ending.turn[1].usage.completion_tokens == 5
     assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, "its owner is gone"
+
+
+def test_done_and_the_history_have_the_moments_that_the_answer_names() -> None:
+    answer = running_answer(videos=(VIDEO,))
+    answer.set_frames(FRAMES, time_axis=AXIS)
+    say(answer, "It is red from 1", "0 to 14.")
+    answer.finish("stop")
+    write = taken(answer)
+    moment = {"video_id": VIDEO.id, "start": 2.0, "end": 3.0, "text_start": 10, "text_end": 23}
+    assert write.events[-1].data["moments"] == [moment]
+    assert write.ending is not None
+    message = write.ending.turn[1]
+    assert message.moments is not None
+    assert [found.model_dump() for found in message.moments] == [moment]
+    assert message.content[10:23] == "from 10 to 14"
+
+
+@pytest.mark.parametrize(("axis", "moments"), [(AXIS, []), (None, None)])
+def test_moments_are_null_only_without_a_time_axis(axis: VideoTimeAxis | None, moments: list[object] | None) -> None:
+    answer = running_answer(videos=(VIDEO,))
+    answer.set_frames(FRAMES, time_axis=axis)
+    say(answer, "It is red.")
+    answer.finish("stop")
+    assert taken(answer).events[-1].data["moments"] == moments
+
+
+def test_a_successor_finds_the_moments_of_the_whole_text() -> None:
+    first = running_answer(videos=(VIDEO,))
+    first.set_frames(FRAMES, time_axis=AXIS)
+    say(first, "It is red from 1")
+    second = running_answer(videos=(VIDEO,))
+    second.resume(taken(first).events)
+    second.set_frames(FRAMES, time_axis=AXIS)
+    say(second, "0 to 14, blue from 50 to 59.")
+    second.finish("stop")
+    found = taken(second).events[-1].data["moments"]
+    assert [(moment["start"], moment["end"]) for moment in found] == [(2.0, 3.0), (10.0, 12.0)]
