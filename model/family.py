@@ -12,6 +12,7 @@ from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
+from model.modalities import Modality
 from model.networks.network import ConfigT, Network, NetworkT, VideoNetwork
 from model.quantization import Quantization, quantize
 from model.role import Role
@@ -77,6 +78,11 @@ class Family:
         self.num_parameters = num_parameters(network)
         """Parameters of the encoder, the projection and the language model together, loaded or not."""
         self.device = torch.device("cpu")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model answers questions about."""
+        return ("text",) if self.inputs is None else ("video",)
 
     @property
     def num_video_tokens(self) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from model.modalities import sees_videos
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.workers.specs import WorkerSpec, parse_workers
@@ -104,8 +105,8 @@ class Settings(BaseModel):
 
     @field_validator("workers", mode="before")
     @classmethod
-    def _are_workers(cls, text: object) -> str:
-        parse_workers(str(text), device="auto")
+    def _are_workers(cls, text: object, given: ValidationInfo) -> str:
+        parse_workers(str(text), device="auto", has_encoder=sees_videos(given.data.get("family", "")))
         return str(text)
 
     threads: int = Field(default=0, ge=0, le=1024)
@@ -237,7 +238,7 @@ class Settings(BaseModel):
     @property
     def worker_specs(self) -> tuple[WorkerSpec, ...]:
         """The role and device of each worker."""
-        return parse_workers(self.workers, device=self.device)
+        return parse_workers(self.workers, device=self.device, has_encoder=sees_videos(self.family))
 
     @property
     def media_path(self) -> Path:

@@ -12,7 +12,7 @@ from service.answers.admission import Admission, Place
 from service.answers.generation import deadline_exceeded
 from service.answers.question import Question
 from service.answers.sampling import sampling_params
-from service.errors import NotFound, Unavailable
+from service.errors import InvalidRequest, NotFound, Unavailable
 from service.store.records import FrameRequest, VideoRecord
 from service.videos.preparation import Preparation, check_usable
 from service.workers.pool import Pool
@@ -93,6 +93,22 @@ class Acceptance:
             if deadline is not None and time.time() >= deadline:
                 raise deadline_exceeded() from None
             raise Unavailable("model_unavailable", "No worker is ready; try again in a moment.") from None
+
+
+def check_modality(info: ModelInfo, *, has_videos: bool, param: str) -> None:
+    """Refuse a conversation without videos for a model that needs them, and one with videos for a model that sees none.
+
+    Raises:
+        InvalidRequest: the refusal; `param` is the field that names the videos.
+    """
+    if has_videos and info.inputs is None:
+        raise InvalidRequest(
+            "unsupported_value", f"The model {info.name!r} sees no videos; ask it without one.", param=param
+        )
+    if not has_videos and info.inputs is not None:
+        raise InvalidRequest(
+            "missing_field", f"The model {info.name!r} answers questions about videos; name at least one.", param=param
+        )
 
 
 def longest_prompt(

@@ -13,7 +13,7 @@ from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance, Accepted, longest_prompt
+from service.answers.acceptance import Acceptance, Accepted, check_modality, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.generation import Generation, deadline_exceeded, failure_of
@@ -166,6 +166,8 @@ class Completions:
         self, caller: Caller, request: CompletionRequest, place: Place, *, deadline: float
     ) -> tuple[list[VideoRecord], Accepted]:
         accepted = await self._acceptance.check_fields(request.question, model=request.model)
+        if request.videos:
+            check_modality(accepted.model, has_videos=True, param=request.videos[0].param)
         turns = _turns(request)
         if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
             raise InvalidRequest(

@@ -7,7 +7,7 @@ from structlog.contextvars import bind_contextvars
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance, longest_prompt
+from service.answers.acceptance import Acceptance, check_modality, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.answer import RunningAnswer
 from service.answers.generation import Generation
@@ -97,6 +97,7 @@ class Questions:
         videos = await known_videos(self._videos, tenant, session.video_ids)
         turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
         accepted = await self._acceptance.check_fields(question, model=None)
+        check_modality(accepted.model, has_videos=bool(videos), param="session_id")
         await self._acceptance.check_videos(tenant, videos, session.frames)
         prompt = longest_prompt(
             videos, turns, system=session.system, num_frames=session.frames.count, info=accepted.model

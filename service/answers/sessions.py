@@ -1,11 +1,11 @@
-"""Sessions: conversations about videos, and their messages."""
+"""Sessions: conversations, about videos or without any, and their messages."""
 
 import contextlib
 import time
 
-from service.answers.acceptance import Acceptance
+from service.answers.acceptance import Acceptance, check_modality
 from service.answers.runner import AnswerRunner
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound
 from service.ids import new_id
 from service.store import keys
 from service.store.idempotency import IdempotencyStore, Repeatable
@@ -47,10 +47,12 @@ class Sessions:
         frames: FrameRequest,
         repeatable: Repeatable | None = None,
     ) -> SessionRecord:
-        """Open a session about videos. A repeated `repeatable` request returns the session of the first one.
+        """Open a session about videos, or without any for a model that sees none.
+
+        A repeated `repeatable` request returns the session of the first one.
 
         Raises:
-            ServiceError: an unknown video or model, or a video that cannot be used.
+            ServiceError: an unknown video or model, a video that cannot be used, or fields that the model cannot use.
         """
         session_id = new_id("ses")
         if repeatable is not None:
@@ -59,6 +61,9 @@ class Sessions:
                 return known
             session_id = claimed_id
         info = await self._acceptance.model(model)
+        check_modality(info, has_videos=bool(video_ids), param="video_ids")
+        if info.inputs is None and frames != FrameRequest():
+            raise InvalidRequest("unsupported_value", f"The model {info.name!r} sees no videos.", param="frames")
         for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
         record = SessionRecord(

@@ -73,5 +73,6 @@ def _described(info: ModelInfo) -> Model:
         family=info.family,
         quantization=info.quantization,
         max_model_len=info.max_model_len,
+        modalities=info.modalities,
         num_video_tokens=info.num_video_tokens,
     )

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from model.modalities import Modality
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.answers.question import Question
@@ -117,16 +118,18 @@ class FramesField(RequestBody):
 
 
 class SessionRequest(RequestBody):
-    """Create a session about one or more videos."""
+    """Create a session: about one or more videos, or without any for a model that sees none."""
 
-    video_ids: list[VideoId] = Field(min_length=1, max_length=64)
+    video_ids: list[VideoId] = Field(
+        default=[], max_length=64, description="At least one, unless the model's `modalities` are `text` alone."
+    )
     model: str | None = Field(default=None, max_length=200)
     system: str = Field(default="", max_length=8_000)
     frames: FramesField | None = None
 
 
 class Session(Reply):
-    """A conversation about videos."""
+    """A conversation, about videos or without any."""
 
     id: str
     object: Literal["session"] = "session"
@@ -251,6 +254,7 @@ class Model(Reply):
     family: str
     quantization: Quantization | None
     max_model_len: int
+    modalities: tuple[Modality, ...] = Field(description="`video`: sessions are about videos; `text`: they have none.")
     num_video_tokens: int
 
 

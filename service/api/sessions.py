@@ -1,4 +1,4 @@
-"""`/v1/sessions`: conversations about videos, and their questions."""
+"""`/v1/sessions`: conversations, about videos or without any, and their questions."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
@@ -42,7 +42,7 @@ _REPLY: dict[int | str, dict[str, object]] = {
 async def open_session(
     service: ServiceDep, tenant: TenantDep, repeatable: RepeatableDep, body: SessionRequest
 ) -> Session:
-    """Create a conversation about videos, which need not be ready yet."""
+    """Create a conversation about videos, which need not be ready yet, or without any for a model that sees none."""
     _check_bounds(service, body)
     frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
     record = await service.sessions.create(

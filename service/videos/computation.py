@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 
 import structlog
@@ -42,7 +42,8 @@ class PreparationJob:
     progress: ProgressReporter
     probed: asyncio.Future[VideoRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The record with the file's facts, once they are known."""
-    task: asyncio.Task[PackedFeatures] | None = None
+    task: asyncio.Task[PackedFeatures | None] | None = None
+    """Its result is None for a model that sees no videos."""
 
 
 class FeatureComputation:
@@ -62,19 +63,35 @@ class FeatureComputation:
         Raises:
             ServiceError: the file cannot be used or is gone, the video was erased, or a part of the service failed.
         """
-        await job.progress.open_log()
-        try:
+        async with self._failing(job):
             decoded = await self._decode(job)
             packed = await self._encode(job, decoded)
             await self._store(job, packed, decoded)
+        await self.complete(job, decoded.indices, decoded.timestamps)
+        return packed
+
+    async def probe(self, job: PreparationJob) -> None:
+        """Read the facts of a job's file, and check that it can be decoded; the video is then ready without frames.
+
+        Raises:
+            ServiceError: the file cannot be used or is gone, or a part of the service failed.
+        """
+        async with self._failing(job):
+            await self._decode(job)
+        await self.complete(job, (), ())
+
+    @contextlib.asynccontextmanager
+    async def _failing(self, job: PreparationJob) -> AsyncIterator[None]:
+        """Open the event log; if the block fails, let the record and the log say so."""
+        await job.progress.open_log()
+        try:
+            yield
         except ServiceError as error:
             await self._fail(job, error)
             raise
         except Exception:  # a full disk, for example: the video must not stay in preparation for ever
             await self._fail(job, InternalError("internal_error", "Something went wrong on our side."))
             raise
-        await self.complete(job, decoded.indices, decoded.timestamps)
-        return packed
 
     async def complete(self, job: PreparationJob, indices: tuple[int, ...], timestamps: tuple[float, ...]) -> None:
         """Mark a job's video as ready, with the frames that the model sees.

@@ -12,8 +12,8 @@ from structlog.contextvars import bind_contextvars
 
 from model.features import PackedFeatures, fingerprint
 from model.video.inputs import InputSpec
-from model.video.pixels import PREPROCESSING_VERSION
-from model.video.spec import InvalidFrameSpec
+from model.video.pixels import PREPROCESSING_VERSION, PixelSpec
+from model.video.spec import FrameSpec, InvalidFrameSpec
 from service.decoding.decoder import Decoder
 from service.errors import Fault, InvalidRequest, ServiceError, Unavailable, fault_of, from_code
 from service.ids import new_id
@@ -34,6 +34,8 @@ _POLL_INTERVAL = 0.2  # seconds between two attempts to take the lease or to rea
 
 DEFAULT_FRAMES = FrameRequest()
 """The model's own frame spec."""
+_PROBE = InputSpec(frames=FrameSpec(count=1), pixels=PixelSpec(size=32))
+"""What is decoded of a video whose facts are wanted and no features: enough to know that it can be decoded."""
 
 
 def is_service_failure(code: str) -> bool:
@@ -116,7 +118,9 @@ class Preparation:
         job, task = self._start(job)
         if on_progress is not None:
             job.progress.add_listener(on_progress)
-        return job.key, await asyncio.shield(task)
+        packed = await asyncio.shield(task)
+        assert packed is not None, "the model sees videos"
+        return job.key, packed
 
     async def check_available(self, tenant: str, videos: Sequence[VideoRecord], frames: FrameRequest) -> None:
         """Refuse videos of which one has neither its file nor its features; takes one round trip to the store at most.
@@ -146,6 +150,8 @@ class Preparation:
     async def start(self, tenant: str, video: VideoRecord) -> PreparationJob:
         """Start the preparation of a video's default frames, unless it runs already; returns its job at once.
 
+        A model that sees no videos has no frames: the file is only probed, and the video is then ready without frames.
+
         Raises:
             Unavailable: the model is not loaded yet.
         """
@@ -156,12 +162,12 @@ class Preparation:
 
     def _job(self, tenant: str, video: VideoRecord, frames: FrameRequest, info: ModelInfo) -> PreparationJob:
         """Return the running job for these features, or a new one that is not started."""
-        inputs = _inputs(info, frames)
-        key = _features_key(tenant, video, inputs, info)
+        inputs = _PROBE if info.inputs is None else _inputs(info, frames)
+        is_default = info.inputs is None or inputs == info.inputs
+        key = keys.probe(tenant, video.sha256) if info.inputs is None else _features_key(tenant, video, inputs, info)
         running = self._jobs.get(key)
         if running is not None:
             return running
-        is_default = inputs == info.inputs
         return PreparationJob(
             tenant=tenant,
             record=video,
@@ -172,21 +178,22 @@ class Preparation:
             progress=ProgressReporter(self._videos, tenant, video.id, is_logged=is_default),
         )
 
-    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures]]:
+    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures | None]]:
         """Start a job, unless one for the same features runs; returns the one that runs, and its task."""
         job = self._jobs.setdefault(job.key, job)
         if job.task is None:
-            job.task = asyncio.create_task(self._run(job), name=f"prepare {job.record.id}")
+            work = self._probe(job) if job.info.inputs is None else self._run(job)
+            job.task = asyncio.create_task(work, name=f"prepare {job.record.id}")
             job.task.add_done_callback(lambda task: self._end(job, task))
         return job, job.task
 
-    def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures]) -> None:
+    def _end(self, job: PreparationJob, task: asyncio.Task[PackedFeatures | None]) -> None:
         del self._jobs[job.key]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ServiceError):
             _log.error("video_failed_unexpectedly", video_id=job.record.id, tenant=job.tenant, exc_info=error)
 
-    async def _run(self, job: PreparationJob) -> PackedFeatures:
+    async def _run(self, job: PreparationJob) -> PackedFeatures | None:
         """Compute the features if this replica gets the lease, or wait for the replica that has it."""
         bind_contextvars(tenant=job.tenant, video_id=job.record.id)  # the task outlives the request that started it
         while True:
@@ -196,6 +203,18 @@ class Preparation:
             await asyncio.sleep(_POLL_INTERVAL)
             if await self._features.existing([job.key]) and (stored := await self._stored(job)):
                 return stored
+
+    async def _probe(self, job: PreparationJob) -> None:
+        """Probe the file if this replica gets the lease, unless another replica has done so."""
+        bind_contextvars(tenant=job.tenant, video_id=job.record.id)
+        while True:
+            async with self._leases.hold(keys.fill_lease(job.key), self._replica) as acquired:
+                if acquired:
+                    job.record = await self._videos.get(job.tenant, job.record.id) or job.record
+                    if job.record.status != "ready":
+                        await self._computation.probe(job)
+                    return
+            await asyncio.sleep(_POLL_INTERVAL)
 
     async def _stored(self, job: PreparationJob) -> PackedFeatures | None:
         """Return features that another replica has stored; completes the record if that replica died before it did."""

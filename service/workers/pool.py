@@ -44,7 +44,7 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker that encodes and one that generates are ready."""
+        """Whether a worker that generates is ready, and one that encodes if the model sees videos."""
         return self._supervisor.ready
 
     @property

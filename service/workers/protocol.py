@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from model.engine.sampling_params import SamplingParams
 from model.features import PartSpec
+from model.modalities import Modality
 from model.text.conversation import Conversation
 from model.video.inputs import InputSpec
 from model.weight_bits import Quantization
@@ -68,7 +68,7 @@ class ModelInfo:
     default_sampling: SamplingParams
 
     @property
-    def modalities(self) -> tuple[Literal["video", "text"], ...]:
+    def modalities(self) -> tuple[Modality, ...]:
         """What its conversations are about: videos, or text alone."""
         return ("text",) if self.inputs is None else ("video",)
 

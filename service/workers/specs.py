@@ -32,14 +32,16 @@ class WorkerSpec:
         return self.role != "encode"
 
 
-def parse_workers(text: str, *, device: str) -> tuple[WorkerSpec, ...]:
+def parse_workers(text: str, *, device: str, has_encoder: bool = True) -> tuple[WorkerSpec, ...]:
     """Parse the value of `REELTALK_WORKERS`.
 
     Examples: `2`, `encode,generate*2`, `encode@cpu,generate@cuda:0,generate@cuda:1`. A number stands for that many
-    workers with the role `all`. Entries without a device get `device`.
+    workers with the role `all`. Entries without a device get `device`. A model that sees no videos has no encoder, and
+    needs workers that generate only.
 
     Raises:
-        ValueError: the text is malformed, there are too many workers, or no worker encodes, or none generates.
+        ValueError: the text is malformed, there are too many workers, or no worker encodes, or none generates, or one
+            has nothing to do.
     """
     text = text.replace(" ", "")
     specs: list[WorkerSpec] = []
@@ -53,8 +55,10 @@ def parse_workers(text: str, *, device: str) -> tuple[WorkerSpec, ...]:
         specs += [WorkerSpec(role=role, device=found["device"] or device)] * int(found["count"] or 1)
     if len(specs) > MAX_WORKERS:
         raise ValueError(f"there may be at most {MAX_WORKERS} workers")
-    if not any(spec.encodes for spec in specs):
+    if has_encoder and not any(spec.encodes for spec in specs):
         raise ValueError("no worker encodes videos; add one with the role encode or all")
+    if not has_encoder and any(not spec.generates for spec in specs):
+        raise ValueError("a worker has the role encode, but the model sees no videos; use the role generate or all")
     if not any(spec.generates for spec in specs):
         raise ValueError("no worker answers questions; add one with the role generate or all")
     return tuple(specs)

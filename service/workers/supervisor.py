@@ -71,6 +71,8 @@ class Supervisor:
         self._restarts: set[asyncio.Task[None]] = set()
         self._watchdog: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._sees_videos = True
+        """Whether the model needs a worker that encodes; known when the first worker is ready."""
         self._info: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
         self._started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
         self._started.add_done_callback(lambda started: started.cancelled() or started.exception())  # marks it as seen
@@ -82,9 +84,10 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker that encodes and one that generates are ready."""
+        """Whether a worker that generates is ready, and one that encodes if the model sees videos."""
         specs = [worker.spec for worker in self._ready]
-        return any(spec.encodes for spec in specs) and any(spec.generates for spec in specs)
+        can_encode = any(spec.encodes for spec in specs) or not self._sees_videos
+        return can_encode and any(spec.generates for spec in specs)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -160,6 +163,7 @@ class Supervisor:
     def _process_ready(self, process: WorkerProcess, info: ModelInfo) -> None:
         self._starting.discard(process)
         self._ready.add(process)
+        self._sees_videos = info.inputs is not None
         self._workers[process.number].num_failed_starts = 0
         if not self._info.done():
             self._info.set_result(info)

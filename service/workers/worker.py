@@ -85,13 +85,13 @@ class Worker:
             self._generator = TextGenerator(self._family, engine_config, report=self._report)
 
     def warm_up(self) -> None:
-        """Run what the worker's role needs once: encode a black clip, answer a question about it.
+        """Run what the worker's role needs once: encode a black clip, answer a question about it, or about none.
 
         Raises:
             ValueError: the model cannot encode the clip.
         """
         features: Features = {part.name: np.zeros(part.shape, dtype=np.float16) for part in self._family.parts}
-        if self._config.spec.encodes:
+        if self._config.spec.encodes and self._family.inputs is not None:
             features = self._encode_queue.warm_up()
         if self._generator is not None:
             self._generator.warm_up(features)

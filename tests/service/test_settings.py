@@ -31,6 +31,13 @@ def test_the_command_line_overrides_the_environment_and_the_environment_the_defa
     assert settings.media_path == tmp_path / "media"
 
 
+def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes() -> None:
+    environ = {"REELTALK_FAMILY": "mobillama", "REELTALK_WORKERS": "generate*2"}
+    assert [spec.role for spec in load_settings(environ=environ).worker_specs] == ["generate", "generate"]
+    assert "no worker encodes videos" in refusal(FAMILY="videochat", WORKERS="generate*2")
+    assert "the model sees no videos" in refusal(FAMILY="mobillama", WORKERS="encode,generate")
+
+
 def test_a_misspelt_variable_is_refused_by_name() -> None:
     assert "REELTALK_MAX_UPLOAD_BITES is not a setting" in refusal(MAX_UPLOAD_BITES="5")
 

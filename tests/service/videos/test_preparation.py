@@ -92,6 +92,35 @@ async def test_all_requests_at_all_replicas_share_one_computation(
     assert (ready.status, ready.num_frames, len(ready.frames)) == ("ready", 30, 8)
 
 
+async def test_for_a_model_that_sees_no_videos_a_file_is_probed_once_and_is_ready_without_frames(
+    decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    async with pool_of("generate", family="mobillama") as pool:
+        await pool.info(timeout=PATIENCE)
+        replicas = [Replica(pool, decoder, redis, tmp_path) for _ in range(2)]
+        videos = replicas[0].stores.videos
+        record = await uploaded(replicas[0].stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+        jobs = [await replica.preparation.start(TENANT, record) for replica in replicas]
+        assert [await asyncio.wait_for(job.task, PATIENCE) for job in jobs if job.task is not None] == [None, None]
+        ready = await videos.get(TENANT, record.id)
+        assert ready is not None
+        assert (ready.status, ready.num_frames, ready.codec, ready.frames) == ("ready", 30, "h264", ())
+        last = await videos.last_progress(TENANT, record.id)
+        assert last is not None
+        assert (last.number, last.name) == (2, "ready"), "one replica has decoded one frame"
+        assert await redis.keys("features:*") == []
+
+        (tmp_path / "text.mp4").write_text("no video")
+        other = await uploaded(replicas[0].stores, tmp_path / "text.mp4")
+        job = await replicas[0].preparation.start(TENANT, other)
+        assert job.task is not None
+        with pytest.raises(ServiceError):
+            await asyncio.wait_for(job.task, PATIENCE)
+        failed = await videos.get(TENANT, other.id)
+        assert failed is not None
+        assert (failed.status, failed.error and failed.error.code) == ("failed", "not_a_video")
+
+
 async def test_another_choice_of_frames_is_computed_separately(
     pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.engine.sampling_params import SamplingParams
+from model.modalities import sees_videos
 from model.text.conversation import Clip, Conversation, Turn
 from service.observability.metrics import Metrics
 from service.workers.pool import Pool
@@ -42,8 +43,10 @@ async def pool_of(
     workers: int | str, *, encode_timeout: float = PATIENCE, metrics: Metrics | None = None, **fields: Any
 ) -> AsyncIterator[Pool]:
     """A started pool with the workers of `REELTALK_WORKERS`, or none for 0; checks that close ends every process."""
-    specs = parse_workers(str(workers), device="cpu") if workers else ()
-    config = replace(CONFIG, workers=specs, **fields)
+    config = replace(CONFIG, **fields)
+    has_encoder = sees_videos(config.family)
+    specs = parse_workers(str(workers), device="cpu", has_encoder=has_encoder) if workers else ()
+    config = replace(config, workers=specs)
     configs = [replace(config, number=number) for number in range(len(specs))]
     pool = Pool(configs, encode_timeout=encode_timeout, metrics=metrics or Metrics())
     pool.start()

@@ -46,6 +46,15 @@ def test_a_malformed_text_and_workers_that_cannot_do_both_are_refused(text: str,
         parse_workers(text, device="auto")
 
 
+def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes() -> None:
+    assert [spec.role for spec in parse_workers("generate*2", device="cpu", has_encoder=False)] == ["generate"] * 2
+    assert [spec.role for spec in parse_workers("1", device="cpu", has_encoder=False)] == ["all"]
+    with pytest.raises(ValueError, match="has the role encode, but the model sees no videos"):
+        parse_workers("encode,generate", device="cpu", has_encoder=False)
+    with pytest.raises(ValueError, match="no worker answers questions"):
+        parse_workers("0", device="cpu", has_encoder=False)
+
+
 def test_auto_takes_the_gpus_in_turn_and_the_cpu_without_one() -> None:
     auto = parse_workers("encode,generate*3", device="auto")
     assert [spec.device for spec in assign_devices(auto, num_gpus=2)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
