@@ -53,7 +53,7 @@ PROMPTS: Mapping[Prompt, tuple[Template, SamplingParams]] = {
 SIZES = {"05b": PUBLISHED_05B, "08b": PUBLISHED_08B, "1b": PUBLISHED_1B}
 TINY = MobiLlamaConfig(
     decoder=DecoderConfig(
-        vocab_size=354, width=64, depth=4, num_heads=4, mlp_width=176, max_positions=4096, rms_eps=1e-5
+        vocab_size=354, width=64, depth=4, num_heads=4, mlp_width=192, max_positions=4096, rms_eps=1e-5
     ),
     shared_mlp=True,
 )

@@ -27,6 +27,7 @@ TOKENIZERS = {
     "video-chatgpt": model_file(llama_like()),
     "video-llava": model_file(llama_like()),
     "video-llava-hf": model_file(llama_like()),
+    "vtimellm": model_file(llama_like()),
     "videochat": (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes(),
 }
 
@@ -67,7 +68,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def some_frames(family: Family) -> torch.Tensor:
     assert family.inputs is not None
     size = family.inputs.pixels.size
-    return torch.randn(1, 8, 3, size, size, generator=torch.Generator().manual_seed(1))
+    num_frames = max(8, family.inputs.min_frames)
+    return torch.randn(1, num_frames, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def computed(family: Family) -> torch.Tensor:

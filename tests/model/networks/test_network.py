@@ -14,24 +14,29 @@ from model.families.video_llava_hf import published as published_video_llava_hf
 from model.families.video_llava_hf.network import VideoLlavaHFNetwork
 from model.families.videochat import published as published_videochat
 from model.families.videochat.network import VideoChatNetwork
+from model.families.vtimellm.network import VTimeLLMNetwork
+from model.families.vtimellm.sizes import PUBLISHED_7B as PUBLISHED_VTIMELLM
 from model.networks.network import NetworkConfig, VideoNetwork
 from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
 from tests.model.families.video_llava.test_network import SMALL as SMALL_VIDEO_LLAVA
 from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
+from tests.model.families.vtimellm.test_network import SMALL as SMALL_VTIMELLM
 
-SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT, SMALL_VIDEO_LLAVA)
+SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT, SMALL_VIDEO_LLAVA, SMALL_VTIMELLM)
 PUBLISHED = (
     published_videochat.PUBLISHED_7B,
     published_videochat.PUBLISHED_13B,
     published_video_chatgpt.PUBLISHED_7B,
     published_video_llava.PUBLISHED_7B,
     published_video_llava_hf.PUBLISHED_7B,
+    PUBLISHED_VTIMELLM,
 )
 NETWORKS: dict[str, Callable[[], VideoNetwork]] = {
     "videochat": lambda: VideoChatNetwork(SMALL_VIDEOCHAT),
     "video-chatgpt": lambda: VideoChatGPTNetwork(SMALL_VIDEO_CHATGPT),
     "video-llava": lambda: VideoLlavaOriginalNetwork(SMALL_VIDEO_LLAVA),
     "video-llava-hf": lambda: VideoLlavaHFNetwork(SMALL_VIDEO_LLAVA),
+    "vtimellm": lambda: VTimeLLMNetwork(SMALL_VTIMELLM),
 }
 
 
