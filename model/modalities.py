@@ -1,14 +1,12 @@
 """What the models of each family take, known without loading the family's code. Imports no torch."""
 
 import importlib
-import pkgutil
-from pathlib import Path
 from typing import Literal
+
+from model.family_names import family_names
 
 Modality = Literal["video", "text"]
 """`video`: questions about videos. `text`: questions without videos."""
-
-_FAMILIES = Path(__file__).parent / "families"
 
 
 def sees_videos(family: str) -> bool:
@@ -16,8 +14,7 @@ def sees_videos(family: str) -> bool:
 
     The package of a family without videos says so: `MODALITIES = ("text",)`.
     """
-    name = family.replace("-", "_")
-    if name not in {module.name for module in pkgutil.iter_modules([str(_FAMILIES)])}:
+    if family not in family_names():
         return True
-    package = importlib.import_module(f"model.families.{name}")
+    package = importlib.import_module(f"model.families.{family.replace('-', '_')}")
     return "video" in getattr(package, "MODALITIES", ("video",))

@@ -14,12 +14,12 @@ network, its published files and its verification stages.
 
 import importlib
 import importlib.util
-import pkgutil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from model.checkpoints.catalogue import PublishedCheckpoint
+from model.family_names import family_names as family_names
 from model.role import Role
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 class UnknownFamily(ValueError):
     """No family has this name; the message lists the known names."""
-
-
-def family_names() -> tuple[str, ...]:
-    """Return the names of all families, e.g. `videochat`, without importing them."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
 def published_checkpoints() -> dict[str, tuple[PublishedCheckpoint, ...]]:

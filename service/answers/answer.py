@@ -10,7 +10,7 @@ from service.answers.generation import Generation, failure_of
 from service.answers.moments import VideoTimeAxis
 from service.errors import ServiceError
 from service.ids import new_id
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.store.answers import AnswerWrite, Ending
 from service.store.event_log import LogEvent
 from service.store.records import (
@@ -113,7 +113,7 @@ class RunningAnswer:
         self._frames = frames
         self._time_axis = time_axis
 
-    def add_output(self, output: Delta | Refused, metrics: Metrics) -> None:
+    def add_output(self, output: Delta | Refused, metrics: ModelMetrics) -> None:
         """Add what a worker reported: text and tokens, and the ending with its last report."""
         if isinstance(output, Delta):
             self.generation.add(output, metrics)

@@ -14,6 +14,7 @@ from service.store.listing import Page
 from service.store.records import FrameRequest, MessageRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.videos.feature_keys import DEFAULT_FRAMES, requested_inputs
 from service.videos.preparation import check_usable
 
 
@@ -52,7 +53,8 @@ class Sessions:
         A repeated `repeatable` request returns the session of the first one.
 
         Raises:
-            ServiceError: an unknown video or model, a video that cannot be used, or fields that the model cannot use.
+            ServiceError: an unknown video or model, a model that cannot be used now, frames that it does not take, or
+                a video that cannot be used.
         """
         session_id = new_id("ses")
         if repeatable is not None:
@@ -62,8 +64,10 @@ class Sessions:
             session_id = claimed_id
         info = await self._acceptance.model(model)
         check_modality(info, has_videos=bool(video_ids), param="video_ids")
-        if info.inputs is None and frames != FrameRequest():
+        if info.inputs is None and frames != DEFAULT_FRAMES:
             raise InvalidRequest("unsupported_value", f"The model {info.name!r} sees no videos.", param="frames")
+        if info.inputs is not None:
+            requested_inputs(info, frames)
         for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
         record = SessionRecord(

@@ -135,7 +135,9 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
     """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    model: str = Field(min_length=1, max_length=200)
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="By default the server's default model."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(

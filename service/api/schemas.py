@@ -26,6 +26,8 @@ from service.store.records import (
     VideoStatus,
 )
 from service.videos.fetching import MAX_URL
+from service.workers.model_spec import MODEL_NAME, ModelOptions
+from service.workers.supervisor import ModelState
 
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
@@ -123,7 +125,7 @@ class SessionRequest(RequestBody):
     video_ids: list[VideoId] = Field(
         default=[], max_length=64, description="At least one, unless the model's `modalities` are `text` alone."
     )
-    model: str | None = Field(default=None, max_length=200)
+    model: str | None = Field(default=None, max_length=200, description="By default the server's default model.")
     system: str = Field(default="", max_length=8_000)
     frames: FramesField | None = None
 
@@ -244,8 +246,17 @@ class Answer(Reply):
         )
 
 
+class FrameCounts(Reply):
+    """How many frames of a video a model takes, and the rule that selects them."""
+
+    default: int
+    min: int
+    max: int
+    rule: str
+
+
 class Model(Reply):
-    """A model that this server serves."""
+    """A model that this server serves. The fields from `max_model_len` on are null until it has been loaded once."""
 
     id: str
     object: Literal["model"] = "model"
@@ -253,9 +264,21 @@ class Model(Reply):
     owned_by: Literal["reeltalk"] = "reeltalk"
     family: str
     quantization: Quantization | None
-    max_model_len: int
-    modalities: tuple[Modality, ...] = Field(description="`video`: sessions are about videos; `text`: they have none.")
-    num_video_tokens: int
+    state: ModelState = Field(
+        description="`broken` models cannot be loaded; `/readyz` has the reason. The server tries again."
+    )
+    is_default: bool = Field(description="Whether the model answers requests that name no model.")
+    max_model_len: int | None
+    num_video_tokens: int | None = Field(description="Tokens of one video in a prompt.")
+    modalities: tuple[Modality, ...] | None = Field(
+        description="`video`: sessions are about videos; `text`: they have none."
+    )
+    frames: FrameCounts | None = Field(description="Null also for a model without videos.")
+    rows: dict[str, int] | None = Field(description="Tokens of one video in a prompt, by part of its features.")
+    features: dict[str, tuple[int, int]] | None = Field(description="The shape of each part of a video's features.")
+    time_axis: int | None = Field(
+        description="Numbers in answers are times, in fractions of the clip with this denominator; null: they are not."
+    )
 
 
 class ModelList(Reply):
@@ -263,6 +286,12 @@ class ModelList(Reply):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class ModelLoad(ModelOptions):
+    """Load a model. What is not given is as in the service's settings."""
+
+    name: str = Field(pattern=MODEL_NAME)
 
 
 class DrainState(Reply):
@@ -275,7 +304,7 @@ class DrainState(Reply):
 class Health(Reply):
     """The result of a health check: what is missing, if anything.
 
-    `problems` has a sentence for each worker that fails to start; other workers may take over its work.
+    `problems` has a sentence for each worker, of any model, that fails to start; other workers may take over its work.
     """
 
     status: Literal["ok", "unavailable"]

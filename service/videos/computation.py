@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,7 +20,7 @@ from service.observability.metrics import Metrics
 from service.store.records import Problem, SampledFrame, VideoRecord
 from service.store.stores import Stores
 from service.videos.progress import ProgressReporter
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 from service.workers.protocol import Encode, ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +28,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class PreparationJob:
-    """The preparation of one video with one choice of frames, shared by all requests of this process that need it."""
+    """The computation of one video's features, shared by all requests of this process that need them.
+
+    Models with the same encoder share it too; `info` is that of the model that was asked first.
+    """
 
     tenant: str
     record: VideoRecord
@@ -38,7 +41,7 @@ class PreparationJob:
     key: str
     """The key of the features."""
     is_default: bool
-    """Whether these are the model's default frames, whose state the video's record and event log show."""
+    """Whether these are the default model's default frames, whose state the video's record and event log show."""
     progress: ProgressReporter
     probed: asyncio.Future[VideoRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The record with the file's facts, once they are known."""
@@ -49,8 +52,8 @@ class PreparationJob:
 class FeatureComputation:
     """Decodes and encodes videos and keeps the results."""
 
-    def __init__(self, stores: Stores, *, pool: Pool, decoder: Decoder, metrics: Metrics) -> None:
-        self._pool = pool
+    def __init__(self, stores: Stores, *, pools: Pools, decoder: Decoder, metrics: Metrics) -> None:
+        self._pools = pools
         self._decoder = decoder
         self._videos = stores.videos
         self._features = stores.features
@@ -100,10 +103,7 @@ class FeatureComputation:
             Unavailable: the store cannot be reached.
         """
         if job.is_default:
-            frames = tuple(
-                SampledFrame(index=index, timestamp=timestamp)
-                for index, timestamp in zip(indices, timestamps, strict=True)
-            )
+            frames = sampled_frames(indices, timestamps)
             job.record = job.record.model_copy(update={"status": "ready", "frames": frames, "error": None})
             await self._videos.update(job.tenant, job.record)
         await job.progress.report("ready", 1.0)
@@ -164,7 +164,7 @@ class FeatureComputation:
     async def _encode(self, job: PreparationJob, decoded: DecodedVideo) -> PackedFeatures:
         await job.progress.report("encode", 0.0)
         with tracing.span("encode", {"reeltalk.video.id": job.record.id}):
-            encoded = await self._pool.encode(
+            encoded = await self._pools.encode(
                 Encode(
                     job_id=new_id("req"),
                     key=job.key,
@@ -172,9 +172,10 @@ class FeatureComputation:
                     shape=decoded.shape,
                     frame_indices=decoded.indices,
                     timestamps=decoded.timestamps,
-                )
+                ),
+                model=job.info.name,
             )
-        self._metrics.video_encode.observe(encoded.seconds)
+        self._metrics.of_model(job.info.name).video_encode.observe(encoded.seconds)
         _log.info(
             "video_encoded",
             num_frames=len(decoded.indices),
@@ -189,7 +190,7 @@ class FeatureComputation:
         """Store features and thumbnails; stores nothing of a video that is erased before or meanwhile."""
         if not await self._videos.remember_features(job.tenant, job.record.id, job.key):
             raise _erased()
-        await self._features.put(job.key, packed)
+        await self._features.put(job.key, packed, model=job.info.name)
         if job.is_default:
             await self._media.put_frames(job.tenant, job.record.sha256, decoded.thumbnails)
         if not await self._videos.remember_features(job.tenant, job.record.id, job.key):
@@ -223,6 +224,13 @@ class _OrderedWrites:
             await asyncio.wait({previous})
         with contextlib.suppress(ServiceError):
             await write
+
+
+def sampled_frames(indices: Sequence[int], timestamps: Sequence[float]) -> tuple[SampledFrame, ...]:
+    """Return the frames with these indices and seconds."""
+    return tuple(
+        SampledFrame(index=index, timestamp=timestamp) for index, timestamp in zip(indices, timestamps, strict=True)
+    )
 
 
 def video_gone() -> Gone:

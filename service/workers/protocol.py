@@ -22,10 +22,10 @@ class WorkerConfig:
     family: str
     checkpoint: str | None
     """A folder with the family's files; None for the model that ships with the package."""
-    workers: tuple[WorkerSpec, ...]
-    """All workers of the replica; those on one device share its memory."""
+    workers: Mapping[int, WorkerSpec]
+    """All workers of the replica, of all models, by number; those on one device share its memory."""
     number: int
-    """Index of this worker in `workers`."""
+    """The number of this worker."""
     dtype: str
     quantization: Quantization | None
     threads: int
@@ -154,6 +154,10 @@ class Ready:
     """The model is loaded and warmed up."""
 
     info: ModelInfo
+    device: str
+    """The device that the worker runs on: `cpu` or `cuda:N`."""
+    num_gpus: int
+    """GPUs that torch finds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,11 +169,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """Reply to a `Ping`, with the memory that the process uses."""
+    """Reply to a `Ping`, with the memory that the process uses, and what is free on its GPU."""
 
     resident_bytes: int
     device_bytes: int
     """GPU memory that torch holds for this process; 0 on the CPU."""
+    free_device_bytes: int
+    """GPU memory that is free for other processes; 0 on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

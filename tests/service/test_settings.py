@@ -21,7 +21,8 @@ def test_the_defaults_listen_on_loopback_only() -> None:
     assert settings == Settings()
     assert settings.host == "127.0.0.1"
     assert settings.redis_url is None
-    assert settings.model == "tiny"
+    [model] = settings.model_specs
+    assert (model.name, model.family, model.is_default) == ("tiny", "videochat", True)
 
 
 def test_the_command_line_overrides_the_environment_and_the_environment_the_defaults(tmp_path: Path) -> None:

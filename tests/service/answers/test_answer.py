@@ -14,6 +14,7 @@ from service.store.event_log import LogEvent
 from service.store.records import SampledFrame, VideoFrames
 from tests.service.answers.conversations import delta, running_answer, video_record
 
+METRICS = Metrics().of_model("tiny")
 VIDEO = video_record()
 FRAMES = (
     VideoFrames(
@@ -27,7 +28,7 @@ AXIS = VideoTimeAxis(video_id=VIDEO.id, axis=TimeAxis(num_positions=100, start=0
 
 def say(answer: RunningAnswer, *words: str) -> None:
     for word in words:
-        answer.add_output(delta(word, 1), Metrics())
+        answer.add_output(delta(word, 1), METRICS)
 
 
 def taken(answer: RunningAnswer) -> AnswerWrite:
@@ -154,10 +155,10 @@ def test_it_is_stored_when_it_has_ended_and_all_of_it_was_taken() -> None:
 def test_a_successor_goes_on_where_the_log_ends() -> None:
     first = running_answer(videos=(VIDEO,))
     first.opening()
-    first.add_output(delta("", 1), Metrics())
-    first.add_output(delta("A r", 2), Metrics())
-    first.add_output(delta("ed", 3), Metrics())
-    first.add_output(delta("", 4), Metrics())  # its text is held back, so the next owner generates it again
+    first.add_output(delta("", 1), METRICS)
+    first.add_output(delta("A r", 2), METRICS)
+    first.add_output(delta("ed", 3), METRICS)
+    first.add_output(delta("", 4), METRICS)  # its text is held back, so the next owner generates it again
     log = taken(first).events
     assert [event.token_ids for event in log] == [(1, 2), (3,)]
 
@@ -166,7 +167,7 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert second.resumed_token_ids == (1, 2, 3)
     second.add_progress(second.videos[0].id, "ready", 1.0)
     second.set_frames(FRAMES)
-    second.add_output(delta(" sq", 4, 5), Metrics())
+    second.add_output(delta(" sq", 4, 5), METRICS)
     second.finish("stop")
     write = taken(second)
     assert [(e.number, e.name) for e in write.events] == [(4, "delta"), (5, "done")]
