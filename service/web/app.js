@@ -58,7 +58,7 @@ function adapt(view, { hasVideos, note }) {
 
 /** Shows the model of the current conversation. */
 function showAnswerer(name, { hasVideos }) {
-  adapt(talk, { hasVideos, note: modelNote(name) });
+  adapt(talk, { hasVideos, note: modelNote(models.get(name)) });
   clips.hidden = !hasVideos;
   answerer.querySelector("b").textContent = name;
   answerer.hidden = !models.areSeveral();
@@ -67,7 +67,7 @@ function showAnswerer(name, { hasVideos }) {
 /** Shows what depends on the models, once they are known and after each choice. */
 function showModels() {
   const model = models.chosen();
-  adapt(start, { hasVideos: seesVideos(model), note: modelNote(model?.id) });
+  adapt(start, { hasVideos: seesVideos(model), note: modelNote(model) });
   sidebar.show();
 }
 

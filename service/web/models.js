@@ -76,6 +76,9 @@ export function createModels({ onChange }) {
       return { name: areKnown ? id : null, areKnown, havePictures: false };
     },
 
+    /** The model with this name; null if it is not served. */
+    get: (id) => served.find((model) => model.id === id) ?? null,
+
     /** Whether a conversation must name its model. */
     areSeveral: () => served.length > 1,
   };

@@ -106,9 +106,9 @@ export function explain(error) {
   return { title, detail };
 }
 
-/** What a user must know about the limits of the model with this name; null if there is nothing to say. */
-export function modelNote(name) {
-  return name === "tiny"
+/** What a user must know about the limits of a model; null if there is nothing to say. */
+export function modelNote(model) {
+  return model?.id === "tiny" && model.family === "videochat"
     ? "“tiny” is a small model that knows only drawn shapes: what they are, how they move, and when they appear and disappear. If you ask about anything else, it says that it does not know."
     : null;
 }

@@ -12,7 +12,14 @@ from tests.e2e.test_page import HAS_ENDED, IS_READY, LAST, ask, phone
 from tests.running import RunningService
 
 MODELS: list[dict[str, Any]] = [
-    {"id": "tiny", "state": "ready", "is_default": True, "modalities": ["video"], "time_axis": None},
+    {
+        "id": "tiny",
+        "family": "videochat",
+        "state": "ready",
+        "is_default": True,
+        "modalities": ["video"],
+        "time_axis": None,
+    },
     {"id": "vtimellm-7b", "state": "loading", "is_default": False, "modalities": ["video"], "time_axis": 100},
     {"id": "mobillama-05b-chat", "state": "ready", "is_default": False, "modalities": ["text"], "time_axis": None},
     {"id": "video-chatgpt-7b", "state": "ready", "is_default": False, "modalities": ["video"], "time_axis": None},
@@ -83,6 +90,13 @@ def test_one_model_is_named_without_a_choice(browser: Browser, service: RunningS
         assert page.text("#model") == "Model tiny"
         assert not page.evaluate("document.querySelector('#model-choice').checkVisibility()")
         assert "drawn shapes" in page.text("#start .model-note")
+
+
+def test_only_the_model_that_ships_is_said_to_know_drawn_shapes(page: Page) -> None:
+    note = "import('/static/wording.js').then(({modelNote}) => modelNote(%s))"
+    assert "drawn shapes" in page.evaluate(note % '{id: "tiny", family: "videochat"}')
+    assert page.evaluate(note % '{id: "tiny", family: "mobillama"}') is None
+    assert page.evaluate(note % "null") is None
 
 
 def test_the_choice_has_every_model_with_its_state_and_a_label(page: Page) -> None:

@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoints.folder import write_folder
 from model.engine.engine import Engine, EngineConfig, TextSegment
 from model.engine.sampling_params import SamplingParams
 from model.families import load_family
+from model.families.mobillama.family import read_source
 from model.families.mobillama.template import OneShotTemplate
 from model.families.mobillama.verification import verify_stages
 from model.family import Family
 from model.text.conversation import Conversation
 from model.text.tokenizer import TokenizerError
 from model.verification.stage import Claim, Stage
+from model.verification.verification import Verification
 from model.weights import WeightsError
 from tests.model.families.conversations import asked
 from tests.parity.goldens import assert_near, read_json, tensors
@@ -53,6 +56,18 @@ def test_every_stage_gives_the_tensors_of_the_original(folder: Path) -> None:
     family = load_family("mobillama", checkpoint=folder)
     assert family.network.config.to_json()["shared_mlp"]
     assert_equal_to_the_original(family, folder)
+
+
+def test_a_converted_folder_is_verified_with_the_files_of_a_reference(tmp_path: Path) -> None:
+    checkpoint, origin = read_source(golden("mobillama-e2e"), parts={}, ignored=(), dtype=None)
+    folder = tmp_path / "mine"
+    write_folder(folder, checkpoint, origin=origin, report=lambda *_: None)
+    for name in ("dialogue.json", "expected.safetensors"):
+        shutil.copyfile(golden("mobillama-e2e") / name, folder / name)
+    verification = Verification(folder, family="mobillama", dtype="float32", device="cpu", quantization=None)
+    rows = list(verification.rows())
+    assert [row.name for row in rows if row.verdict != "pass"] == []
+    assert {"digest", "prompt0.greedy_logits", "prompt2.text"} <= {row.name for row in rows}
 
 
 @pytest.fixture(params=["first", "last", "none of it"])

@@ -20,7 +20,7 @@ from model.verification.inputs import read_dialogue, read_inputs
 from model.verification.stage import Claim, Finding, Stage
 
 MAX_TOKENS = 20
-"""The default, if a folder does not set it."""
+"""The default, if neither `config.json` nor the reference's answer says how many."""
 
 
 class TokenIdsOnly(Tokenizer):
@@ -51,7 +51,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         TokenizerError: the folder has prompts as text, but no tokenizer.
     """
     config = read_object(folder / "config.json")
-    max_tokens = config.get("generation", config).get("max_new_tokens", MAX_TOKENS)
+    max_tokens = config.get("generation", config).get("max_new_tokens")
     yield from _published_prompts(folder)
     if (folder / "inputs.safetensors").is_file():
         yield from _of_ids(family, read_inputs(folder, "input_ids")["input_ids"], max_tokens)
@@ -79,22 +79,22 @@ def _turns(exchanges: Sequence[Sequence[str | None]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _of_ids(family: Family, input_ids: Tensor, max_tokens: int) -> Iterator[Stage]:
+def _of_ids(family: Family, input_ids: Tensor, max_tokens: int | None) -> Iterator[Stage]:
     network = family.language_model
     output = network(input_ids=input_ids.to(family.device), output_hidden_states=True)
     for number, hidden in enumerate(output.hidden_states):
         yield Stage(name=f"hidden_{number}", tensor=hidden, is_of_language_model=number > 0)
     yield Stage(name="logits", tensor=output.logits, is_of_language_model=True)
     for number, row in enumerate(input_ids.tolist()):
-        ids, _ = _greedily(family, row, max_tokens)
+        ids, _ = _greedily(family, row, max_tokens or MAX_TOKENS)
         yield _choice(f"greedy_ids_{number}", ids)
 
 
-def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], max_tokens: int) -> Iterator[Finding]:
+def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], max_tokens: int | None) -> Iterator[Finding]:
     for number, prompt in enumerate(prompts):
         prompt_ids = family.tokenizer.encode(prompt["prompt"], bos=True)
         yield Claim(name=f"prompt{number}.input_ids", got=prompt_ids, expected=prompt.get("input_ids"))
-        ids, logits = _greedily(family, prompt_ids, max_tokens)
+        ids, logits = _greedily(family, prompt_ids, max_tokens or len(prompt.get("generated_ids", ())) or MAX_TOKENS)
         name = f"prompt{number}.generated_ids"
         yield _choice(name, ids)
         yield Stage(name=f"prompt{number}.greedy_logits", tensor=logits, follows=name, is_of_language_model=True)
