@@ -112,7 +112,7 @@ def verify(
 
 def plan(
     *,
-    size: Annotated[str, typer.Option(help="A published size, e.g. 7b.")] = "7b",
+    size: Annotated[str | None, typer.Option(help="A published size, e.g. 7b; by default the family's first.")] = None,
     family: FamilyOption = "videochat",
     dtype: DtypeOption = "float16",
     quantize: QuantizeOption = None,
@@ -128,6 +128,7 @@ def plan(
         from model.memory_estimate import MIB, estimate_memory
 
         sizes = _capability(family, "SIZES")
+        size = size or next(iter(sizes))
         if size not in sizes:
             _refuse(f"{family} has no size {size!r}; there are: {', '.join(sizes)}.")
         counts = _capability(family, "value_counts")(size)
