@@ -1,7 +1,7 @@
 """The bases of every family's network: sizes that survive JSON, the language model, the steps from frames to rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
@@ -24,6 +24,15 @@ class NetworkConfig:
     def parts(self) -> tuple[PartSpec, ...]:
         """The parts of one clip's features; none for a language model alone."""
         return ()
+
+    @property
+    def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of a sequence's condition (`model.engine.sequence.Condition`); none for most models."""
+        return {}
+
+    def num_rows(self, part: PartSpec) -> int:
+        """Return the positions of a part in a prompt; 0 for one that only conditions see."""
+        return part.shape[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as nested plain values; `from_json` reads them back."""
@@ -90,6 +99,14 @@ class VideoNetwork(Network):
     @abstractmethod
     def project(self, part: str, features: Tensor) -> Tensor:
         """Project the features of a part, [..., rows, width], to rows of the prompt, [..., rows, hidden]."""
+
+    def condition(self, clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Compute what the layers use at every token from the parts of each clip of a conversation, [rows, width].
+
+        Returns:
+            The tensors of `NetworkConfig.condition_shapes`; None for a model, or a conversation, without them.
+        """
+        return None
 
 
 NetworkT = TypeVar("NetworkT", bound=Network)

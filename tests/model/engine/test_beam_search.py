@@ -155,7 +155,7 @@ def likely(*token_ids: int, gap: float = 10.0) -> NextToken:
     ("logits", "kept"), [(likely(67, 69, gap=5.0), [0, 0]), (likely(67), [0, 1])], ids=["ended", "continued"]
 )
 def test_logits_of_a_beam_that_was_computed_again_too_late_are_not_used(logits: NextToken, kept: list[int]) -> None:
-    """The second beam has its logits, is preempted, and is computed again in the step in which the first one arrives."""
+    """The second beam has its logits, is preempted, and is computed again in the step that gives the first its own."""
     params = SamplingParams(num_beams=2)
     first = Sequence(request_id="it", prompt=(text(4),), params=params, max_output_tokens=9, num_computed_tokens=4)
     search = BeamSearch(first, Transcript(Detokenizer(Bytes(), ()), eos_id=EOS, max_tokens=9))
