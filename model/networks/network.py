@@ -92,4 +92,12 @@ class VideoNetwork(Network):
         """Project the features of a part, [..., rows, width], to rows of the prompt, [..., rows, hidden]."""
 
 
+class SoundNetwork(VideoNetwork):
+    """A network that sees and hears clips. The part of the features that is computed from sound is optional."""
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode as `VideoNetwork.encode`, with mel spectrograms [B, count, 1, bins, steps] of clips that have sound."""
+
+
 NetworkT = TypeVar("NetworkT", bound=Network)

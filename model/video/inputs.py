@@ -17,7 +17,7 @@ class SoundSpec:
     """The stretches of a sound track that a model hears: `count` of them, each `seconds` long, evenly distributed.
 
     `left-edges` divides the time that is left beside one stretch by `count`, so the end of a track is not heard
-    (pytorchvideo 0.1.5). `end-points` divides it by `count - 1`, so the last stretch ends with the track (later commits).
+    (pytorchvideo 0.1.5). `end-points` divides it by `count - 1`, so the last stretch ends with the track (since then).
     """
 
     count: int

@@ -1,7 +1,7 @@
 """Resamples a piece of a signal by band-limited interpolation, with numpy.
 
 The filter is that of torchaudio's `resample` with its defaults: a sinc under a Hann window, six zero crossings to each
-side, cut off at 0.99 of the lower Nyquist frequency. Any piece can be computed by itself, without the rest of the signal.
+side, cut off at 0.99 of the lower Nyquist frequency. Any piece can be computed without the rest of the signal.
 """
 
 import math

@@ -12,13 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from model.video.container import VideoFile
-from model.video.inputs import SoundSpec
+from model.video.inputs import InputSpec, SoundSpec
 from model.video.resampling import num_resampled, resample, source_range
 from model.video.sound_track import Samples, SoundTrack
-from model.video.spec import FrameSpec, SoundError, VideoLimits
+from model.video.spec import FrameSpec, SoundError, SoundErrorCode, SoundFacts, VideoLimits
 
 MIN_SECONDS = Fraction(1, 40)
 """The shortest sound from which a spectrogram can be computed."""
+
+
+Stretches = npt.NDArray[np.float32]
+"""[count, samples], from -1 to 1."""
 
 
 @contextmanager
@@ -35,9 +39,36 @@ def open_sound(file: VideoFile, limits: VideoLimits) -> Iterator[SoundTrack]:
         track.close()
 
 
-def read_stretches(
-    track: SoundTrack, spec: SoundSpec, frames: FrameSpec, *, video_start: Fraction
-) -> npt.NDArray[np.float32]:
+def read_sound(
+    file: VideoFile, inputs: InputSpec, limits: VideoLimits, *, video_start: Fraction
+) -> tuple[Stretches | None, SoundErrorCode | None]:
+    """Read what a model hears of a file; None with the reason if there is no sound that can be used.
+
+    Both are None for a model that does not hear.
+    """
+    if inputs.sound is None:
+        return None, None
+    try:
+        with open_sound(file, limits) as track:
+            return read_stretches(track, inputs.sound, inputs.frames, video_start=video_start), None
+    except SoundError as error:
+        return None, error.code
+    except MemoryError:
+        return None, "undecodable_audio"
+
+
+def sound_facts(file: VideoFile, limits: VideoLimits) -> tuple[SoundFacts | None, SoundErrorCode | None]:
+    """Return what the header of a file states about its sound; None with the reason if it cannot be used."""
+    try:
+        with open_sound(file, limits) as track:
+            return track.facts, None
+    except SoundError as error:
+        return None, error.code
+    except MemoryError:
+        return None, "undecodable_audio"
+
+
+def read_stretches(track: SoundTrack, spec: SoundSpec, frames: FrameSpec, *, video_start: Fraction) -> Stretches:
     """Read, resample and centre the stretches of a track that `spec` selects, within the interval of `frames`.
 
     `video_start` is the time of the first frame, from which the interval is measured.
@@ -58,7 +89,7 @@ def read_stretches(
     return centred(_resampled(track, starts, length, spec.rate), starts)
 
 
-def centred(stretches: list[Samples], starts: list[int]) -> npt.NDArray[np.float32]:
+def centred(stretches: list[Samples], starts: list[int]) -> Stretches:
     """Subtract from each stretch [channels, samples] its mean over all channels; return the first channels.
 
     Stretches that overlap share their samples, as in the published code: from a stretch, the means of the earlier ones
@@ -78,7 +109,10 @@ def centred(stretches: list[Samples], starts: list[int]) -> npt.NDArray[np.float
 
 
 def _interval(frames: FrameSpec, num_samples: int, *, delay: Fraction, rate: int) -> tuple[int, int]:
-    """Return the first sample in the interval of `frames` and the one after the last; `delay` is when the sound starts."""
+    """Return the first sample in the interval of `frames`, and the one after the last.
+
+    `delay` is the time of the first sample after the first frame, in seconds.
+    """
 
     def place(seconds: float | None, default: int) -> int:
         if seconds is None:
@@ -93,8 +127,6 @@ def _resampled(track: SoundTrack, starts: list[int], length: int, rate: int) -> 
     ranges = [source_range(start, start + length, rate=track.facts.rate, target=rate) for start in starts]
     pieces = track.read([(max(low, 0), high) for low, high in ranges])
     return [
-        resample(
-            np.pad(piece, ((0, 0), (max(-low, 0), 0))), start, start + length, rate=track.facts.rate, target=rate
-        )
+        resample(np.pad(piece, ((0, 0), (max(-low, 0), 0))), start, start + length, rate=track.facts.rate, target=rate)
         for start, (low, _), piece in zip(starts, ranges, pieces, strict=True)
     ]

@@ -7,6 +7,7 @@ beside the pictures; so are those of torchaudio, with which the published result
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +29,18 @@ MIN_RATE, MAX_RATE = 8_000, 192_000
 MAX_CHANNELS = 8
 
 _WARM_UP = 1.0
-"""Seconds that are decoded before a piece: decoders depend on earlier packets, MP3's on a quarter of a second of them."""
+"""Seconds that are decoded before a range: decoders depend on earlier packets, MP3's on those of a quarter second."""
 _EARLIER = (0.0, 5.0, 30.0)
 """Seconds before the wanted place to which the attempts seek; some containers land too late."""
 _FORWARD = 30.0
-"""Seconds between two ranges that are decoded rather than skipped. Where decoders draw noise (AAC, AC-3), only samples
-that are decoded from the start of the track on equal those of a decode of the whole track."""
+"""Seconds between two ranges, or before the first, that are decoded rather than skipped.
+
+Decoders of AAC and AC-3 draw random noise, so that only samples decoded from the start of the track on equal those of a
+decode of the whole track."""
 _SLACK = 60.0
-"""Seconds that an attempt decodes at most, besides the piece itself."""
+"""Seconds that an attempt decodes at most, besides the ranges themselves."""
+_LOUDEST = 1e4
+"""The largest sample; more, or no number at all, is damage that float formats allow."""
 
 Samples = npt.NDArray[np.float32]
 """[channels, samples], from -1 to 1."""
@@ -181,9 +186,10 @@ class SoundTrack:
         """
         for earlier in _EARLIER:
             target = wanted - round((_WARM_UP + earlier) * self.facts.rate)
-            runs = self._positioned(wanted, seek=None if target <= 0 else target)
+            from_start = target <= 0 or wanted <= _FORWARD * self.facts.rate
+            runs = self._positioned(wanted, seek=None if from_start else target)
             first = next(runs, None)
-            if first is not None and (target <= 0 or first.position <= wanted - _WARM_UP / 2 * self.facts.rate):
+            if first is not None and (from_start or first.position <= wanted - _WARM_UP / 2 * self.facts.rate):
                 break
         else:
             raise SoundError("undecodable_audio")
@@ -260,6 +266,14 @@ def _as_floats(frame: AudioFrame, facts: SoundFacts) -> Samples:
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, facts.channels).T
+    floats = _scaled(values)
+    if floats.size and not np.abs(floats).max() <= _LOUDEST:
+        raise SoundError("undecodable_audio")
+    return floats
+
+
+def _scaled(values: npt.NDArray[Any]) -> Samples:
+    """Return samples in the range of -1 to 1, whatever their type."""
     match values.dtype.kind:
         case "f":
             return values.astype(np.float32, copy=False)

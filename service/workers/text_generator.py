@@ -105,7 +105,9 @@ class TextGenerator:
         """Answer a question about a clip with these features, so that later ones find warm caches."""
         assert self._family.inputs is not None, "the model sees videos"
         question = Conversation(
-            clips=(Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0),),
+            clips=(
+                Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0, parts=frozenset(features)),
+            ),
             turns=(Turn(role="user", text="What is this?"),),
         )
         prompt = self._prompt(question, [_encoded(features, "warm-up")])
