@@ -84,6 +84,8 @@ def _as(kind: str, samples: Samples) -> npt.NDArray[np.generic]:
     values: npt.NDArray[np.generic] = samples
     if kind.startswith("s16"):
         values = np.rint(samples * 32767).astype(np.int16)
+    if kind.startswith("u8"):
+        values = np.rint(samples * 127 + 128).astype(np.uint8)
     if kind.startswith("s32"):
         values = np.rint(samples * (2**31 - 256)).astype(np.int32)
     return np.ascontiguousarray(values) if kind.endswith("p") else np.ascontiguousarray(values.T).reshape(1, -1)
@@ -101,6 +103,8 @@ def _floats(frame: av.AudioFrame) -> Samples:
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
+    if values.dtype.kind == "u":
+        return ((values.astype(np.float32) - 128) / 128).astype(np.float32)
     scale = {"f": 1.0, "i": 2.0 ** (8 * values.itemsize - 1)}[values.dtype.kind]
     return (values / scale).astype(np.float32)
 

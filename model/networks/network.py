@@ -97,7 +97,7 @@ class SoundNetwork(VideoNetwork):
 
     @abstractmethod
     def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
-        """Encode as `VideoNetwork.encode`, with mel spectrograms [B, count, 1, bins, steps] of clips that have sound."""
+        """Encode as `VideoNetwork.encode`, with mel spectrograms [B, count, 1, bins, steps] of clips with sound."""
 
 
 NetworkT = TypeVar("NetworkT", bound=Network)

@@ -49,6 +49,7 @@ def apart(some: Samples, others: Samples, spec: SoundSpec) -> float:
         ("mkv", "libmp3lame", 32_000, "stereo"),
         ("mkv", "flac", 96_000, "stereo"),
         ("mkv", "pcm_s16le", 11_025, "mono"),
+        ("mkv", "pcm_u8", 22_050, "stereo"),
         ("mkv", "ac3", 48_000, "5.1"),
         ("avi", "libmp3lame", 44_100, "stereo"),
         ("avi", "pcm_s16le", 22_050, "stereo"),
@@ -132,7 +133,7 @@ def test_a_file_without_sound_says_so(tmp_path: Path) -> None:
 
 def test_a_codec_that_is_not_allowed_is_not_decoded(tmp_path: Path) -> None:
     with pytest.raises(SoundError) as refused:
-        stretches(write_clip(tmp_path / "clip.avi", codec="wmav2", sound_seconds=2.0), APART)
+        stretches(write_clip(tmp_path / "clip.mkv", codec="tta", sound_seconds=2.0), APART)
     assert refused.value.code == "unsupported_audio"
 
 
