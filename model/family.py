@@ -12,7 +12,7 @@ from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import Condition, TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
-from model.networks.network import ConfigT, Network, NetworkT, VideoNetwork
+from model.networks.network import ConfigT, Network, NetworkT, SoundNetwork, VideoNetwork
 from model.quantization import Quantization, quantize
 from model.role import Role
 from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Template
@@ -91,14 +91,19 @@ class Family:
         self.device = torch.device(device)
         return self
 
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised pictures [B, T, 3, H, W] into features: by part, [B, rows, width].
 
+        `mel` are the spectrograms [B, count, 1, bins, steps] of clips with sound, for a model that hears.
         Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """
-        assert isinstance(self.network, VideoNetwork), "the model sees videos"
+        network, pixel_values = self.network, pixel_values.to(self.device, self.dtype)
+        assert isinstance(network, VideoNetwork), "the model sees videos"
         with torch.no_grad():
-            return self.network.encode(pixel_values.to(self.device, self.dtype))
+            if mel is None:
+                return network.encode(pixel_values)
+            assert isinstance(network, SoundNetwork), "the model hears"
+            return network.encode(pixel_values, mel.to(self.device, self.dtype))
 
     def project(self, part: str, features: Tensor) -> Tensor:
         """Project the features of one part, [rows, width], to rows of the prompt, [num_rows, hidden]."""

@@ -34,11 +34,11 @@ def watch(
     assert family.inputs is not None, "the model sees videos"
     inputs = family.inputs if frames is None else replace(family.inputs, frames=frames)
     sampled = sample_clip(path, inputs, limits)
-    [features] = encode_clips(family, [sampled.frames])
+    [features] = encode_clips(family, [sampled.inputs])
     if features is None:
         raise WeightsError("The model cannot encode this video; its weights are damaged.")
     identity = hashlib.sha256(path.read_bytes()).hexdigest() + ("" if inputs == family.inputs else f" {inputs.frames}")
-    clip = Clip(frame_indices=sampled.indices, fps=sampled.facts.fps)
+    clip = Clip(frame_indices=sampled.indices, fps=sampled.facts.fps, parts=frozenset(features))
     return clip, EncodedClip({name: torch.from_numpy(part) for name, part in features.items()}, identity)
 
 

@@ -47,7 +47,7 @@ def read_llama_config(folder: Path) -> DecoderConfig:
         sizes = llama_sizes(values)
     except KeyError as error:
         raise WeightsError(f"The config.json of {folder} lacks {error}; it is not a LLaMA's.") from error
-    if values.get("num_key_value_heads", sizes.num_heads) != sizes.num_heads or _rope(values) != ROPE_THETA:
+    if values.get("num_key_value_heads", sizes.num_heads) != sizes.num_heads or rope_theta(values) != ROPE_THETA:
         raise WeightsError(f"{folder} holds a LLaMA of a later generation; the model was trained with the first.")
     return sizes
 
@@ -77,17 +77,15 @@ def _read_shards(index: Path, read: TensorReader) -> dict[str, Tensor]:
     for name in sorted(set(files.values())):
         if Path(name).name != name or not (index.parent / name).is_file():
             raise WeightsError(f"{index.parent} lacks {name}, which its index names. Download the rest of the folder.")
-        tensors |= read(index.parent / name)
-    _check_complete(index, files, tensors)
+        shard = read(index.parent / name)
+        if missing := sorted(key for key, file in files.items() if file == name and key not in shard):
+            raise WeightsError(f"{name} in {index.parent} lacks {missing[0]}. Download it again.")
+        tensors |= shard
     return tensors
 
 
-def _check_complete(index: Path, files: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    if missing := sorted(files.keys() - tensors.keys()):
-        raise WeightsError(f"{files[missing[0]]} in {index.parent} lacks {missing[0]}. Download it again.")
-
-
-def _rope(values: Mapping[str, Any]) -> float:
+def rope_theta(values: Mapping[str, Any]) -> float:
+    """Return the base of the rotary frequencies that a LLaMA's `config.json` names; 0 if they are scaled."""
     parameters = values.get("rope_parameters") or {}
     if values.get("rope_scaling"):
         return 0.0

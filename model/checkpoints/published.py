@@ -115,13 +115,15 @@ class PublishedModel:
             ignored: keys that the user knows to be harmless.
 
         Raises:
-            WeightsError: a key is neither wanted nor unused nor ignored.
+            WeightsError: a key is neither wanted nor unused nor ignored, or a value is not finite.
         """
         keys = self._parts[part].keys
         assert keys is not None, f"the part {part} has tensors"
         selected = {}
         for key in sorted(tensors.keys() - set(ignored)):
             if re.fullmatch(keys.wanted, key):
+                if not tensors[key].isfinite().all():
+                    raise WeightsError(f"{paths[part].name} is damaged: {key} has values that are not finite.")
                 selected[keys.prefix + key] = tensors[key]
             elif not re.fullmatch(keys.unused, key):
                 raise WeightsError(
@@ -182,7 +184,8 @@ class Source(Generic[ConfigT]):
 
     config: ConfigT
     tensors: Mapping[str, Tensor]
-    tokenizer: Path
+    tokenizer: Path | None
+    """None: the model was published without one, and can only be verified."""
     files: Iterable[Path | None]
     """All files and folders that were read."""
 
@@ -226,14 +229,15 @@ def to_convert(
         WeightsError, TokenizerError: the tensors do not cover every parameter exactly once, or the tokenizer cannot be
             used.
     """
-    read_sentencepiece(source.tokenizer)
+    if source.tokenizer is not None:
+        read_sentencepiece(source.tokenizer)
     covered = cover(network, source.tensors, key_map=key_map)
     checkpoint = Checkpoint(
         family=family,
         sizes=source.config.to_json(),
         tensors={key: source.tensors[key] for key, _ in covered.values()},
         dtype=dtype,
-        beside={TOKENIZER: source.tokenizer},
+        beside={} if source.tokenizer is None else {TOKENIZER: source.tokenizer},
         encoder={name: key for name, (key, _) in covered.items() if network.serves(name, "encode")},
     )
     return checkpoint, stamps(_every_file(source.files))

@@ -109,4 +109,12 @@ class VideoNetwork(Network):
         return None
 
 
+class SoundNetwork(VideoNetwork):
+    """A network that sees and hears clips. The part of the features that is computed from sound is optional."""
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode as `VideoNetwork.encode`, with mel spectrograms [B, count, 1, bins, steps] of clips with sound."""
+
+
 NetworkT = TypeVar("NetworkT", bound=Network)

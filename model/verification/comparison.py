@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.quantization import Quantization
-from model.verification.stage import Claim, Finding, Stage
+from model.verification.stage import Claim, Finding, Omission, Stage
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Tolerated differences, relative to the largest expected value.
@@ -22,8 +22,9 @@ INT8_TOLERANCE = 0.15
 There is none for 4-bit weights: the references, of a few dozen values per row, differ by 0.2 to 0.8, and with wrong
 weights by 0.9 and more, which is too close to tell apart."""
 
-Verdict = Literal["pass", "fail", "shown", "absent", "new"]
-"""`shown`: differs as rounding may. `absent`: in the reference, but not computed. `new`: there is no reference."""
+Verdict = Literal["pass", "fail", "shown", "absent", "omitted", "new"]
+"""`shown`: differs as rounding may. `absent`: in the reference, but not computed. `omitted`: as `absent`, because the
+folder lacks weights that serving does not need. `new`: there is no reference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,17 +65,22 @@ class Comparison:
         self._judges_choices = dtype == torch.float32 and quantization is None
 
     def rows(self, findings: Iterable[Finding]) -> Iterator[Row]:
-        """Yield a row for each finding, then one for each reference tensor without a finding."""
+        """Yield a row for each finding that the reference has, then one for each reference tensor without a finding."""
+        omitted: set[str] = set()
         for finding in findings:
             if isinstance(finding, Claim):
                 yield self._of_claim(finding)
+            elif isinstance(finding, Omission):
+                if finding.name in (self._expected or {}):
+                    omitted.add(finding.name)
+                    yield Row(name=finding.name, verdict="omitted", note=finding.reason)
             elif self._expected is None:
                 self._keep(finding)
                 yield Row(name=finding.name, verdict="new", note=_shape(finding.tensor))
             elif finding.name in self._expected:
                 self._keep(finding)
                 yield self._of_stage(finding, self._expected[finding.name])
-        for name in sorted((self._expected or {}).keys() - self.tensors.keys()):
+        for name in sorted((self._expected or {}).keys() - self.tensors.keys() - omitted):
             yield Row(name=name, verdict="absent", note="in the reference, but not computed")
 
     def _keep(self, stage: Stage) -> None:

@@ -7,12 +7,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from model.checkpoints.folder import tokenizer_of
 from model.checkpoints.json_object import read_object
 from model.family import Family
 from model.text.conversation import Clip
+from model.text.sentencepiece import read_sentencepiece
+from model.text.tokenizer import ByteTokenizer, Tokenizer
 from model.video.pixels import normalize
 from model.weights import WeightsError, read_safetensors
 
+INPUTS_FILE = "inputs.safetensors"
 Value = TypeVar("Value")
 
 
@@ -22,7 +26,7 @@ def read_inputs(folder: Path, *names: str) -> Mapping[str, Tensor]:
     Raises:
         WeightsError: the file is absent, or lacks one of `names`.
     """
-    path = folder / "inputs.safetensors"
+    path = folder / INPUTS_FILE
     return _complete(read_safetensors(path), names, path)
 
 
@@ -34,6 +38,18 @@ def read_dialogue(folder: Path, *names: str) -> Mapping[str, Any]:
     """
     path = folder / "dialogue.json"
     return _complete(read_object(path), names, path)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return LLaMA's tokenizer of a model's folder; references that begin with token ids have bytes as tokens.
+
+    Raises:
+        TokenizerError: the tokenizer is absent or damaged.
+    """
+    path = tokenizer_of(folder)
+    if not path.is_file() and (folder / INPUTS_FILE).is_file():
+        return ByteTokenizer()
+    return read_sentencepiece(path)
 
 
 def read_clip(family: Family, folder: Path) -> tuple[Clip, Tensor]:
@@ -51,7 +67,7 @@ def read_clip(family: Family, folder: Path) -> tuple[Clip, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{folder} has neither inputs.safetensors nor clip.mp4, so there is nothing to run.")
     sampled = sample_clip(path, family.inputs)
-    pixel_values = torch.from_numpy(normalize(sampled.frames, family.inputs.pixels)).unsqueeze(0)
+    pixel_values = torch.from_numpy(normalize(sampled.inputs.frames, family.inputs.pixels)).unsqueeze(0)
     return Clip(frame_indices=sampled.indices, fps=sampled.facts.fps), pixel_values
 
 

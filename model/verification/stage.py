@@ -1,4 +1,4 @@
-"""The findings of a verification: tensors under the names of the reference, and other values."""
+"""The findings of a verification: tensors under the names of the reference, other values, and what is left out."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +32,15 @@ class Claim:
     is_choice: bool = False
 
 
-Finding = Stage | Claim
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Omission:
+    """A stage that cannot be computed because the folder lacks weights that serving does not need."""
+
+    name: str
+    reason: str
+
+
+Finding = Stage | Claim | Omission
 
 
 @contextmanager

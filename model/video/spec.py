@@ -27,6 +27,24 @@ VideoErrorCode = Literal[
 ]
 
 
+SOUND_ERRORS = {
+    "no_audio_stream": "The file has no sound track.",
+    "unsupported_audio": "The sound is encoded in a way, or has a rate or a number of channels, that is not supported.",
+    "undecodable_audio": "A part of the sound that is needed is missing or damaged.",
+    "audio_too_short": "The sound is shorter than a fortieth of a second, in the file or in the interval asked for.",
+}
+"""By code: why a video is used without its sound."""
+SoundErrorCode = Literal["no_audio_stream", "unsupported_audio", "undecodable_audio", "audio_too_short"]
+
+
+class SoundError(ValueError):
+    """The sound of a file cannot be used; its pictures can. `code` is the reason."""
+
+    def __init__(self, code: SoundErrorCode) -> None:
+        super().__init__(SOUND_ERRORS[code])
+        self.code: SoundErrorCode = code
+
+
 class VideoError(ValueError):
     """The file cannot be used; `code` is the reason. The message never contains a library's text."""
 
@@ -142,6 +160,16 @@ class VideoFacts:
     codec: str
     rotation: int
     """Degrees counterclockwise from the stored to the displayed picture: 0, 90, 180 or 270."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundFacts:
+    """Facts about the sound track of a file."""
+
+    codec: str
+    rate: int
+    """Samples per second."""
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -177,7 +177,7 @@ class Completions:
         found = {record.id: record for record in [await self._video(caller, source) for source in request.videos]}
         videos = list(found.values())
         await self._acceptance.check_videos(caller.tenant, videos, DEFAULT_FRAMES)
-        prompt = longest_prompt(videos, turns, system=request.system, num_frames=None, info=accepted.model)
+        prompt = longest_prompt(videos, turns, system=request.system, frames=DEFAULT_FRAMES, info=accepted.model)
         with _naming("messages"):
             await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
         return videos, accepted

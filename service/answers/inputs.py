@@ -66,7 +66,8 @@ async def prepare_videos(
     rates = [await _fps(store, tenant, video) for video in videos]
     return VideoInputs(
         clips=tuple(
-            Clip(frame_indices=packed.frame_indices, fps=fps) for packed, fps in zip(features, rates, strict=True)
+            Clip(frame_indices=packed.frame_indices, fps=fps, parts=packed.parts)
+            for packed, fps in zip(features, rates, strict=True)
         ),
         features=tuple(packed.blob for packed in features),
         feature_keys=tuple(key for key, _ in prepared),

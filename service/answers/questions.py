@@ -98,9 +98,7 @@ class Questions:
         turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
         accepted = await self._acceptance.check_fields(question, model=None)
         await self._acceptance.check_videos(tenant, videos, session.frames)
-        prompt = longest_prompt(
-            videos, turns, system=session.system, num_frames=session.frames.count, info=accepted.model
-        )
+        prompt = longest_prompt(videos, turns, system=session.system, frames=session.frames, info=accepted.model)
         await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
         record = AnswerRecord(
             id=answer_id,

@@ -11,6 +11,7 @@ from service.answers.sampling import WHOLE, BeamSearchFields, SamplingRequest
 from service.drain import State
 from service.store.records import (
     AnswerRecord,
+    AudioTrack,
     FinishReason,
     FrameRequest,
     MessageRecord,
@@ -64,7 +65,10 @@ class VideoByUrl(RequestBody):
 
 
 class Video(Reply):
-    """An uploaded video; `frames` are the ones the model sees by default."""
+    """An uploaded video; `frames` are the ones the model sees by default.
+
+    `audio` describes the sound track. If it is null, `audio_error` is the reason, and models that hear use the frames.
+    """
 
     id: str
     object: Literal["video"] = "video"
@@ -79,6 +83,8 @@ class Video(Reply):
     fps: float | None
     num_frames: int | None
     codec: str | None
+    audio: AudioTrack | None
+    audio_error: Problem | None
     status: VideoStatus
     error: Problem | None
     frames: tuple[SampledFrame, ...]
@@ -108,11 +114,12 @@ class Deleted(Reply):
 
 
 class FramesField(RequestBody):
-    """The frames that the model sees: how many, and the start and end of the interval in seconds."""
+    """What the model takes of a video: how many frames, the interval in seconds, and whether it hears the sound."""
 
     count: Annotated[int, Field(ge=1, le=MAX_FRAME_COUNT), WHOLE] | None = None
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    audio: bool = Field(default=True, description="False: a model that hears takes the pictures without the sound.")
 
 
 class SessionRequest(RequestBody):

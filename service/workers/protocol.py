@@ -68,9 +68,11 @@ class ModelInfo:
     default_sampling: SamplingParams
 
     @property
-    def modalities(self) -> tuple[Literal["video", "text"], ...]:
-        """What its conversations are about: videos, or text alone."""
-        return ("text",) if self.inputs is None else ("video",)
+    def modalities(self) -> tuple[Literal["video", "audio", "text"], ...]:
+        """What its conversations are about: videos, with or without their sound, or text alone."""
+        if self.inputs is None:
+            return ("text",)
+        return ("video",) if self.inputs.sound is None else ("video", "audio")
 
 
 # -- commands: API process to worker
@@ -88,8 +90,8 @@ class RequestContext:
 class Encode:
     """Compute the features of one clip.
 
-    `frames` holds levels [T, S, S, 3], row-major, in the dtype of the model's pixel spec. `timestamps` are in seconds.
-    `key` is stored in the blob.
+    `frames` holds levels [T, S, S, 3], row-major, in the dtype of the model's pixel spec. `sound` holds the stretches
+    float32 [count, samples] of its sound spec, or is None. `timestamps` are in seconds. `key` is stored in the blob.
     """
 
     job_id: str
@@ -98,6 +100,7 @@ class Encode:
     shape: tuple[int, int, int, int]
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
+    sound: bytes | None = None
     context: RequestContext = field(default_factory=RequestContext)
 
 

@@ -107,7 +107,9 @@ class TextGenerator:
         """Answer a question about a clip with these features, so that later ones find warm caches."""
         assert self._family.inputs is not None, "the model sees videos"
         question = Conversation(
-            clips=(Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0),),
+            clips=(
+                Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0, parts=frozenset(features)),
+            ),
             turns=(Turn(role="user", text="What is this?"),),
         )
         prompt, condition = self._inputs(question, [_encoded(features, "warm-up")])

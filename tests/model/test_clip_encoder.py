@@ -8,7 +8,7 @@ from model.clip_encoder import encode_clips
 from model.families import family_names, load_family
 from model.family import Family
 from model.features import Features
-from model.video.pixels import Levels
+from model.video.inputs import ClipInputs
 
 NOISE = 2**-8
 """Tolerance relative to the largest value.
@@ -23,15 +23,16 @@ def family(request: pytest.FixtureRequest) -> Family:
     return load_family(str(request.param))
 
 
-def drawn(family: Family, number: int, num_frames: int = 8) -> Levels:
+def drawn(family: Family, number: int, num_frames: int = 8) -> ClipInputs:
     assert family.inputs is not None
     size = family.inputs.pixels.size
-    return np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
+    levels = np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
+    return ClipInputs(levels)
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 11])
 def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family, num_frames: int) -> None:
-    clips = [drawn(family, number, num_frames) // (number + 1) for number in range(5)]
+    clips = [ClipInputs(drawn(family, number, num_frames).frames // (number + 1)) for number in range(5)]
     together = encode_clips(family, clips)
     for number, clip in enumerate(clips):
         [alone] = encode_clips(family, [clip])
@@ -65,7 +66,7 @@ class Choosy:
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_clip_that_cannot_be_encoded_fails_alone(family: Family, raises: bool) -> None:
-    white = np.full_like(drawn(family, 0), 255)
+    white = ClipInputs(np.full_like(drawn(family, 0).frames, 255))
     clips = [drawn(family, 1), white, drawn(family, 2)]
     first, bad, last = encode_clips(Choosy(family, raises=raises), clips)  # type: ignore[arg-type]
     assert bad is None

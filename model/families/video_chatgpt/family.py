@@ -3,8 +3,7 @@
 Prompt and numbers are those of the published demo, except that text of a user cannot imitate a turn or move the video.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.video_chatgpt.network import (
     NUM_TEMPORAL_TOKENS,
-    ClipVisionConfig,
     VideoChatGPTConfig,
     VideoChatGPTNetwork,
 )
@@ -30,12 +28,14 @@ from model.families.video_chatgpt.published import (
 from model.families.video_chatgpt.verification import verify_stages
 from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
+from model.networks.clip import ClipVisionConfig, keys_beyond_encoder
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
 from model.role import Role
-from model.text.conversation import Conversation, Piece, Slot, SpecialToken
+from model.text.conversation import Piece, Slot, SpecialToken
 from model.text.sentencepiece import read_sentencepiece
-from model.text.tokenizer import EOS, ByteTokenizer, Tokenizer, plain_tokenizer
+from model.text.separated import SeparatedTemplate
+from model.text.tokenizer import ByteTokenizer, Tokenizer, plain_tokenizer
 from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
@@ -64,17 +64,12 @@ SYSTEM = (
 )
 """The published system text, which lacks a space before `Follow`; a session can replace it."""
 
-_MARKUP = re.compile(
-    r"(?:USER|ASSISTANT)(?=:)|</?(?:video|vid_patch|vid_start|vid_end|im_patch|im_start|im_end|unk|s)>"
-)
-
 
 def key_map(config: VideoChatGPTConfig) -> KeyMap:
     """Return the map from the names in the merged published files to ours; our own names are unchanged.
 
     The vision tower's last layer and last norm are published, but the model does not use their output.
     """
-    unused_layer = config.vision.depth - 1
     return KeyMap(
         renames=(
             (r"^vision_model\.", "vision_tower."),
@@ -82,48 +77,26 @@ def key_map(config: VideoChatGPTConfig) -> KeyMap:
             (r"^(model|lm_head)\.", r"language_model.\1."),
         ),
         ignored=(
-            rf"vision_model\.encoder\.layers\.{unused_layer}\..*",
-            r"vision_model\.post_layernorm\.(weight|bias)",
-            r"vision_model\.embeddings\.position_ids",
+            *keys_beyond_encoder(config.vision, prefix="vision_model."),
             r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         ),
     )
 
 
-def neutralise(text: str) -> str:
-    """Make text of a user or a client safe: it can imitate neither a turn nor a special token.
-
-    `USER:` becomes `USER :`, and `<vid_start>` becomes `< vid_start>`, which readers and the model still understand.
-    """
-    return _MARKUP.sub(lambda found: f"< {found[0][1:]}" if found[0].startswith("<") else f"{found[0]} ", text)
-
-
-class VideoChatGPTTemplate:
+class VideoChatGPTTemplate(SeparatedTemplate):
     """The published prompt, `video-chatgpt_v1`: `… USER: … ASSISTANT: …</s>USER: … ASSISTANT:`.
 
     The videos follow the first question, each on a line of its own; the original supports only one.
     """
 
-    stop = (EOS,)
+    system = SYSTEM
 
-    def render(self, conversation: Conversation) -> tuple[Piece, ...]:
-        """Return the prompt as texts, special tokens and slots, in order; the answer follows the last text."""
-        assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
-        parts: list[Piece] = []
-        text = f"{neutralise(conversation.system) or SYSTEM} "
-        clips = range(len(conversation.clips))
-        for turn in conversation.turns:
-            if turn.role == "assistant":
-                parts += [f"{text}ASSISTANT: {neutralise(turn.text.strip())}", SpecialToken(EOS)]
-                text = ""
-                continue
-            text += f"USER: {neutralise(turn.text)}"
-            for number in clips:
-                parts += [f"{text}\n", SpecialToken(VIDEO_START), Slot(number), SpecialToken(VIDEO_END)]
-                text = ""
-            text += " "
-            clips = range(0)
-        return (*parts, f"{text}ASSISTANT:")
+    def question(self, text: str, num_clips: int) -> Iterator[Piece]:
+        """Yield a question, and its videos between their start and end tokens."""
+        yield text
+        for number in range(num_clips):
+            yield "\n"
+            yield from (SpecialToken(VIDEO_START), Slot(number), SpecialToken(VIDEO_END))
 
 
 def load(

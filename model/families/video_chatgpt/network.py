@@ -8,34 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, LlamaForCausalLM
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
+from transformers import LlamaForCausalLM
 
 from model.features import VIDEO, PartSpec
+from model.networks.clip import OPENAI_ACTIVATION, ClipEncoder, ClipVisionConfig
 from model.networks.llama import build_llama
 from model.networks.network import NetworkConfig, VideoNetwork
 
 NUM_TEMPORAL_TOKENS = 100
 """One per frame; a clip of fewer frames is padded with zeros (`get_spatio_temporal_features_torch`)."""
-ACTIVATION = "quick_gelu"
-"""The activation of the published CLIP; other CLIPs use another."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipVisionConfig:
-    """Sizes of CLIP's vision tower. `depth` counts the published layers, of which the last is not used."""
-
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of one frame, which is also the number of spatial tokens."""
-        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,23 +33,6 @@ class VideoChatGPTConfig(NetworkConfig):
         return (PartSpec(name=VIDEO, shape=(NUM_TEMPORAL_TOKENS + self.vision.num_patches, self.vision.width)),)
 
 
-class FrameEncoder(nn.Module):
-    """CLIP's vision tower without its last layer. Attention stays within each frame."""
-
-    def __init__(self, config: ClipVisionConfig) -> None:
-        super().__init__()
-        clip = _clip_config(config)
-        self.embeddings = CLIPVisionEmbeddings(clip)
-        self.pre_layrnorm = nn.LayerNorm(config.width, eps=clip.layer_norm_eps)  # spelled like this in every checkpoint
-        self.encoder = CLIPEncoder(clip)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Encode frames [N, 3, H, W] into patches [N, S, C], without the class token and without a final norm."""
-        tokens = self.pre_layrnorm(self.embeddings(frames))  # [N, 1 + S, C]
-        encoded: Tensor = self.encoder(inputs_embeds=tokens).last_hidden_state
-        return encoded[:, 1:]
-
-
 class VideoChatGPTNetwork(VideoNetwork):
     """All modules of one Video-ChatGPT model, with initial values."""
 
@@ -78,7 +42,7 @@ class VideoChatGPTNetwork(VideoNetwork):
     def __init__(self, config: VideoChatGPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_tower = FrameEncoder(config.vision)
+        self.vision_tower = ClipEncoder(config.vision, activation=OPENAI_ACTIVATION)
         self.mm_projector = nn.Linear(config.vision.width, config.decoder.width)
         self.language_model = build_llama(config.decoder)
 
@@ -93,7 +57,7 @@ class VideoChatGPTNetwork(VideoNetwork):
 
     def see(self, pixel_values: Tensor) -> Tensor:
         """Encode frames [B, T, 3, H, W] into patches [B, T, S, C]."""
-        patches: Tensor = self.vision_tower(pixel_values.flatten(0, 1))
+        patches: Tensor = self.vision_tower(pixel_values.flatten(0, 1))[:, 1:]
         return patches.reshape(*pixel_values.shape[:2], *patches.shape[1:])
 
     def pool(self, patches: Tensor) -> Tensor:
@@ -111,20 +75,4 @@ class VideoChatGPTNetwork(VideoNetwork):
     def restore_buffers(self) -> None:
         """Compute LLaMA's buffers, and the ids of CLIP's positions."""
         super().restore_buffers()
-        embeddings = self.vision_tower.embeddings
-        embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)
-
-
-def _clip_config(sizes: ClipVisionConfig) -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.depth - 1,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.mlp_width,
-        image_size=sizes.image_size,
-        patch_size=sizes.patch_size,
-        hidden_act=ACTIVATION,
-        layer_norm_eps=1e-5,
-        attention_dropout=0.0,
-        attn_implementation="sdpa",
-    )
+        self.vision_tower.restore_buffers()

@@ -21,7 +21,8 @@ from model.checkpoints.published import (
     Source,
     read_llama,
 )
-from model.families.video_chatgpt.network import ACTIVATION, ClipVisionConfig, VideoChatGPTConfig
+from model.families.video_chatgpt.network import VideoChatGPTConfig
+from model.networks.clip import CLIP_LARGE, OPENAI_ACTIVATION, ClipVisionConfig, clip_sizes
 from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece
 from model.weights import WeightsError
@@ -33,7 +34,7 @@ VIDEO_TOKENS = (VIDEO_PATCH, VIDEO_START, VIDEO_END)
 """The tokens that Video-ChatGPT adds to those of LLaVA, in the order of their ids."""
 
 PUBLISHED_7B = VideoChatGPTConfig(
-    vision=ClipVisionConfig(image_size=224, patch_size=14, width=1024, depth=24, num_heads=16, mlp_width=4096),
+    vision=CLIP_LARGE,
     decoder=DecoderConfig(vocab_size=32006, width=4096, depth=32, num_heads=32, mlp_width=11008),
     added_tokens=("<im_patch>", "<im_start>", "<im_end>", *VIDEO_TOKENS),
 )
@@ -135,10 +136,13 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
 def _vision_sizes(folder: Path) -> ClipVisionConfig:
     values = read_object(folder / "config.json")
     try:
-        sizes, activation = _clip_sizes(values["vision_config"]), values["vision_config"].get("hidden_act", ACTIVATION)
+        sizes = clip_sizes(values["vision_config"])
+        activation = values["vision_config"].get("hidden_act", OPENAI_ACTIVATION)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"The config.json of {folder} lacks {error}; it is not CLIP's.") from error
-    if activation != ACTIVATION:
+    except ValueError as error:
+        raise WeightsError(f"{folder} is another CLIP than {MODEL}'s: {error}.") from error
+    if activation != OPENAI_ACTIVATION:
         raise WeightsError(f"{folder} is another CLIP than Video-ChatGPT's: its activation is {activation}.")
     return sizes
 
@@ -175,21 +179,10 @@ def _added_tokens(paths: Mapping[str, Path], vocab_size: int, num_rows: int) -> 
     return added
 
 
-def _clip_sizes(values: Mapping[str, Any]) -> ClipVisionConfig:
-    return ClipVisionConfig(
-        image_size=values["image_size"],
-        patch_size=values["patch_size"],
-        width=values["hidden_size"],
-        depth=values["num_hidden_layers"],
-        num_heads=values["num_attention_heads"],
-        mlp_width=values["intermediate_size"],
-    )
-
-
 def _sizes_by_part(values: Mapping[str, Any]) -> VideoChatGPTConfig:
     special_ids = values["special_token_ids"]
     return VideoChatGPTConfig(
-        vision=_clip_sizes(values["clip"]),
+        vision=clip_sizes(values["clip"]),
         decoder=llama_sizes(values["llm"]),
         added_tokens=tuple(sorted(special_ids, key=special_ids.__getitem__)),
     )

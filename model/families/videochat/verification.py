@@ -18,6 +18,7 @@ from model.family import Family, tokenize_segments
 from model.features import VIDEO
 from model.text.conversation import Clip, Conversation, Piece, Slot, Turn
 from model.verification.decoding import decode_greedily, sampling_probabilities, search_beams
+from model.verification.frames import frame_findings
 from model.verification.inputs import read_clip, read_dialogue, read_inputs
 from model.verification.stage import Claim, Finding, Stage, recorded
 
@@ -49,7 +50,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         clip = _clip_of(dialogue["video_message"])
     else:
         clip, pixel_values = read_clip(family, folder)
-        yield from _clip_findings(clip, pixel_values, folder / "clip.json")
+        yield from frame_findings(clip, pixel_values, folder)
         outputs = encoder_stages(network, pixel_values)
         # References with a clip hold no stages of single frames; references with pixels check those.
         yield from (stage for stage in _named(outputs) if not re.match(r"patch_embed|blocks\.|ln_vision", stage.name))
@@ -200,10 +201,3 @@ def _clip_of(message: str) -> Clip:
     """Return a clip with the times in a message; at ten frames a second, tenths of a second are frame indices."""
     tenths = tuple(int(whole) * 10 + int(tenth) for whole, tenth in re.findall(r"(\d+)\.(\d)", message))
     return Clip(frame_indices=tenths, fps=10.0)
-
-
-def _clip_findings(clip: Clip, pixel_values: Tensor, path: Path) -> Iterator[Finding]:
-    expected = read_object(path) if path.is_file() else {}
-    yield Claim(name="clip.indices", got=list(clip.frame_indices), expected=expected.get("indices"))
-    by_channel = pixel_values[0].flatten(2)  # [T, 3, S * S]
-    yield Stage(name="video_stats", tensor=torch.stack((by_channel.mean(-1), by_channel.std(-1))))

@@ -59,6 +59,15 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         read_weights(sharded)
 
 
+def test_shards_that_are_swapped_are_named(sharded: Path) -> None:
+    first, second = (sorted(sharded.glob(f"*-0000{number}-of-00002.*"))[0] for number in (1, 2))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"{first.name} .* lacks "):
+        read_weights(sharded)
+
+
 def test_a_shard_that_lacks_a_tensor_of_the_index_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*-00002-of-00002.*"))[0]
     save(shard, {"other": torch.ones(1)})

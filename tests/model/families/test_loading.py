@@ -23,6 +23,8 @@ from tests.model.text.sentencepiece_files import llama_like, model_file
 
 TOKENIZERS = {
     "video-chatgpt": model_file(llama_like()),
+    "video-llava": model_file(llama_like()),
+    "video-llava-hf": model_file(llama_like()),
     "videochat": (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes(),
 }
 

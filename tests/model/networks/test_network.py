@@ -1,32 +1,44 @@
 """Every family's network, in sizes that a test can train."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from model.families.video_chatgpt import published as published_video_chatgpt
 from model.families.video_chatgpt.network import VideoChatGPTNetwork
+from model.families.video_llava import published as published_video_llava
+from model.families.video_llava.network import VideoLlavaOriginalNetwork
+from model.families.video_llava_hf import published as published_video_llava_hf
+from model.families.video_llava_hf.network import VideoLlavaHFNetwork
 from model.families.videochat import published as published_videochat
 from model.families.videochat.network import VideoChatNetwork
 from model.networks.network import NetworkConfig, VideoNetwork
 from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
+from tests.model.families.video_llava.test_network import SMALL as SMALL_VIDEO_LLAVA
 from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
 
-SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT)
+SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT, SMALL_VIDEO_LLAVA)
 PUBLISHED = (
     published_videochat.PUBLISHED_7B,
     published_videochat.PUBLISHED_13B,
     published_video_chatgpt.PUBLISHED_7B,
+    published_video_llava.PUBLISHED_7B,
+    published_video_llava_hf.PUBLISHED_7B,
 )
+NETWORKS: dict[str, Callable[[], VideoNetwork]] = {
+    "videochat": lambda: VideoChatNetwork(SMALL_VIDEOCHAT),
+    "video-chatgpt": lambda: VideoChatGPTNetwork(SMALL_VIDEO_CHATGPT),
+    "video-llava": lambda: VideoLlavaOriginalNetwork(SMALL_VIDEO_LLAVA),
+    "video-llava-hf": lambda: VideoLlavaHFNetwork(SMALL_VIDEO_LLAVA),
+}
 
 
-@pytest.fixture(params=["videochat", "video-chatgpt"])
+@pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> VideoNetwork:
     torch.manual_seed(2)
-    if request.param == "videochat":
-        return VideoChatNetwork(SMALL_VIDEOCHAT)
-    return VideoChatGPTNetwork(SMALL_VIDEO_CHATGPT)
+    return NETWORKS[str(request.param)]()
 
 
 @torch.no_grad()

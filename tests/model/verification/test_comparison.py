@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.quantization import Quantization
 from model.verification.comparison import Comparison, Row
-from model.verification.stage import Claim, Finding, Stage, recorded
+from model.verification.stage import Claim, Finding, Omission, Stage, recorded
 
 EXPECTED = {
     "hidden": torch.tensor([[10.0, -2.0]]),
@@ -44,6 +44,16 @@ def test_a_stage_that_was_not_computed_fails() -> None:
     found = rows(Stage(name="hidden", tensor=EXPECTED["hidden"]))
     assert [(row.name, row.verdict) for row in found[1:]] == [("ids", "absent"), ("logits", "absent")]
     assert found[1].is_bad
+
+
+def test_an_omitted_stage_of_the_reference_is_shown_with_its_reason_and_does_not_fail() -> None:
+    found = rows(Omission(name="hidden", reason="no tower"), Omission(name="more", reason="no tower"))
+    assert [(row.name, row.verdict) for row in found] == [
+        ("hidden", "omitted"),
+        ("ids", "absent"),
+        ("logits", "absent"),
+    ]
+    assert (found[0].note, found[0].is_bad) == ("no tower", False)
 
 
 def test_a_stage_that_is_not_in_the_reference_is_skipped() -> None:

@@ -4,12 +4,12 @@ import torch
 
 from model.families.video_chatgpt.network import (
     NUM_TEMPORAL_TOKENS,
-    ClipVisionConfig,
     VideoChatGPTConfig,
     VideoChatGPTNetwork,
 )
 from model.families.video_chatgpt.published import PUBLISHED_7B
 from model.memory_estimate import num_parameters
+from model.networks.clip import ClipVisionConfig
 from model.networks.llama import DecoderConfig
 from model.video.spec import MAX_FRAME_COUNT
 

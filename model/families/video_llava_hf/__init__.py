@@ -1,0 +1,1 @@
+"""Video-LLaVA as converted for transformers (`-hf`): prompt, published files, verification."""
