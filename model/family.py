@@ -150,6 +150,7 @@ def assemble(
     wanted = None if role == "all" else lambda name: network.serves(name, role)
     load_strict(network, tensors, key_map=key_map, dtype=dtype, wanted=wanted)
     network.restore_buffers()
+    network.merge()
     return network.requires_grad_(False).eval()
 
 
