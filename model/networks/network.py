@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,20 @@ class NetworkConfig:
         Raises:
             KeyError, TypeError: a size is missing or unknown.
         """
-        kinds: dict[str, Any] = get_type_hints(cls)
+        kinds = {name: _without_none(kind) for name, kind in get_type_hints(cls).items()}
         parts = {
-            name: kind(**sizes[name]) for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)
+            name: kind(**sizes[name])
+            for name, kind in kinds.items()
+            if isinstance(kind, type) and is_dataclass(kind) and sizes.get(name, {}) is not None
         }
         lists = {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return cls(**{**sizes, **parts, **lists})
+
+
+def _without_none(kind: Any) -> Any:
+    """Return the type of an optional field."""
+    some = [each for each in get_args(kind) if each is not NoneType]
+    return some[0] if isinstance(kind, UnionType) and len(some) == 1 else kind
 
 
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
