@@ -103,11 +103,17 @@ def left_edge_indices(num_frames: int, count: int) -> list[int]:
     return [int(place) for place in places[:count]]  # rounding may add a step that begins at the end
 
 
+def distinct_left_edge_indices(num_frames: int, count: int) -> list[int]:
+    """Select frames as `left_edge_indices`, but of a video with fewer frames than `count` each one once (Video-LLaMA)."""
+    return left_edge_indices(num_frames, min(num_frames, count))
+
+
 FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {
     "videochat": videochat_indices,
     "video-chatgpt": video_chatgpt_indices,
     "linspace": linspace_indices,
     "left-edges": left_edge_indices,
+    "distinct-left-edges": distinct_left_edge_indices,
 }
 """Frame rules by name: (num_frames, count) -> 1 to `count` frame numbers below `num_frames`, never decreasing.
 
