@@ -58,7 +58,7 @@ TASK_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
 )
-_HEADING = re.compile(r"###(?=\s*(?:Instruction|Input|Response)\b)")
+_HEADING = re.compile(r"###(?=\s*(?:Instruction|Input|Response)\b)", re.IGNORECASE)
 
 _BRIDGE = (
     (r"^image_bind_proj\.", "bridge.0."),

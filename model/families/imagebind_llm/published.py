@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, read_config
@@ -21,6 +20,7 @@ from model.families.imagebind_llm.network import ImageBindLLMConfig
 from model.networks.imagebind_audio import ImageBindAudioConfig
 from model.networks.imagebind_vision import ImageBindVisionConfig
 from model.networks.llama import DecoderConfig
+from model.text.sentencepiece import read_sentencepiece
 from model.weights import WeightsError
 
 MODEL = "ImageBind-LLM"
@@ -56,7 +56,7 @@ PUBLISHED = PublishedModel(
     MODEL,
     PublishedPart(
         name="imagebind",
-        files=("ckpts/imagebind_w3D.pth", "imagebind_w3D.pth", "ckpts/imagebind_huge.pth", "imagebind_huge.pth"),
+        files=("ckpts/imagebind_huge.pth", "imagebind_huge.pth", "ckpts/imagebind_w3D.pth", "imagebind_w3D.pth"),
         keys=Keys(
             wanted=r"modality_(preprocessors|trunks|heads|postprocessors)\.(vision|audio)\..+",
             unused=r"modality_(preprocessors|trunks|heads|postprocessors)\.(text|depth|thermal|imu|point)\..+"
@@ -131,6 +131,7 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Im
 
     Raises:
         WeightsError: a file is absent, damaged, of another model, or holds an unknown key.
+        TokenizerError: the tokenizer cannot be used.
     """
     base = read_meta_llama(paths["llama"])
     decoder = meta_sizes(paths["llama"], base)
@@ -143,6 +144,7 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Im
     config = read_sizes(paths["config"]) if "config" in paths else _published_sizes(imagebind, paths["imagebind"])
     _check_llama(paths, config.decoder, decoder)
     _check_adapter(paths, config, adapter)
+    _check_tokenizer(paths, config.decoder)
     if config.audio is None:
         imagebind = {key: tensor for key, tensor in imagebind.items() if ".audio." not in key}
     return config, imagebind | llama | adapter
@@ -194,8 +196,15 @@ def _check_adapter(paths: Mapping[str, Path], config: ImageBindLLMConfig, adapte
     if prefix is None or list(prefix.shape) != wanted:
         found = "missing" if prefix is None else list(prefix.shape)
         raise WeightsError(f"{name} is the adapter of another LLaMA: prefix_query.weight is {found}, not {wanted}.")
-    if any(not bool(torch.isfinite(tensor).all()) for key, tensor in adapter.items() if key.endswith(".gate")):
-        raise WeightsError(f"{name} is damaged: a gate is not finite. Download it again.")
+
+
+def _check_tokenizer(paths: Mapping[str, Path], decoder: DecoderConfig) -> None:
+    path = paths.get("tokenizer")
+    num_pieces = decoder.vocab_size if path is None else read_sentencepiece(path).vocab_size
+    if num_pieces != decoder.vocab_size:
+        raise WeightsError(
+            f"{path} has {num_pieces} pieces for {decoder.vocab_size} rows of embeddings; it is another model's."
+        )
 
 
 def _sizes_by_part(values: Mapping[str, Any]) -> ImageBindLLMConfig:
