@@ -118,7 +118,7 @@ def is_plain(network: nn.Module) -> bool:
 def project_values(attention: nn.Module, x: Tensor) -> Tensor:
     """Project rows [..., hidden] to the values of an attention layer, [..., num_kv_heads * head_dim], packed or not."""
     if isinstance(attention, PackedAttention):
-        _, _, packed = attention.qkv_proj(x)
+        _, _, packed = attention.qkv_proj.forward(x)
         return packed
     projection = attention.v_proj
     assert isinstance(projection, nn.Module)

@@ -154,7 +154,10 @@ def test_the_pretrained_adapter_is_refused(files: Path) -> None:
     ],
 )
 def test_values_that_are_not_finite_are_refused(files: Path, name: str, key: str) -> None:
-    changed(files / name, lambda state: state[key].view(-1)[:1].fill_(torch.nan))
+    def spoil(state: dict[str, torch.Tensor]) -> None:
+        state[key].view(-1)[0] = torch.nan
+
+    changed(files / name, spoil)
     assert f"{key} has values that are not finite" in refusal(files)
 
 

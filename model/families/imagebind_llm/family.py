@@ -98,7 +98,7 @@ class AlpacaTemplate:
         """Return the prompt as one text; the answer follows it."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
         given = neutralise(conversation.system)
-        blocks = []
+        blocks: list[str] = []
         for turn in conversation.turns:
             if turn.role == "assistant":
                 blocks[-1] += neutralise(turn.text.strip())

@@ -39,6 +39,10 @@ class LowRank(nn.Module):
         out: Tensor = self.l2(self.l1(x))
         return out
 
+    def matrix(self) -> Tensor:
+        """Return what is added to the matrix, [out, in], float32."""
+        return self.l2.weight.float() @ self.l1.weight.float()
+
 
 class LayerAdapter(nn.Module):
     """The gate of one layer, [1, heads, 1, 1], and its low-rank updates; after `merge_adapter` only that of values."""
@@ -66,8 +70,9 @@ def merge_adapter(layer: LlamaDecoderLayer, adapter: LayerAdapter, *, num_heads:
     for name, path in MODULES.items():
         linear = layer.get_submodule(path)
         update = adapter.lora[name]
-        weight = linear.weight.float() + update.l2.weight.float() @ update.l1.weight.float()
-        tensors = {"weight": weight.to(linear.weight.dtype), "bias": linear.bias}
+        assert isinstance(update, LowRank)
+        weight = (linear.weight.float() + update.matrix()).to(linear.weight.dtype)
+        tensors = {"weight": weight, "bias": linear.bias}
         for kind, tensor in tensors.items():
             if tensor is not None:
                 rows = half_split(tensor, num_heads) if name in ROTATED else tensor
@@ -81,4 +86,4 @@ def half_split(rows: Tensor, num_heads: int) -> Tensor:
 
     The original LLaMA rotates neighbours, transformers the first half of a head with the second.
     """
-    return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return rows.reshape(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

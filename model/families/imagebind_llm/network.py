@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from model.engine.packed_linear import project_values
 from model.engine.sequence import ADDED
@@ -119,13 +120,13 @@ class ImageBindLLMNetwork(SoundNetwork):
     def see(self, inputs: Tensor) -> Tensor:
         """Encode normalised crops of windows [B, N, 3, frames, S, S] into vectors [B, N, E] of length 1."""
         vectors: Tensor = self.vision(inputs.flatten(0, 1))
-        return vectors.unflatten(0, inputs.shape[:2])
+        return vectors.reshape(*inputs.shape[:2], -1)
 
     def hear(self, mel: Tensor) -> Tensor:
         """Encode mel spectrograms [B, count, 1, bins, steps] into vectors [B, count, E] of one length."""
         assert self.audio is not None, "the model hears"
         vectors: Tensor = self.audio(mel.flatten(0, 1))
-        return vectors.unflatten(0, mel.shape[:2])
+        return vectors.reshape(*mel.shape[:2], -1)
 
     def project(self, part: str, features: Tensor) -> Tensor:  # noqa: ARG002
         """Return no rows of the prompt, [..., 0, hidden]."""
@@ -151,9 +152,7 @@ class ImageBindLLMNetwork(SoundNetwork):
         sizes = self.config.decoder
         first = sizes.depth - self.config.num_query_layers
         added = []
-        for layer, adapter, prefix in zip(
-            self.language_model.model.layers[first:], self.adapters[first:], self.prefix_query, strict=True
-        ):
+        for (layer, adapter), prefix in zip(self._layers()[first:], self.prefix_query, strict=True):
             token = query + prefix  # [1, hidden]
             values = project_values(layer.self_attn, token) - adapter.lora["wv"](token)
             added.append(adapter.gate[0, :, :, 0].tanh() * values.view(sizes.num_heads, -1))
@@ -161,8 +160,12 @@ class ImageBindLLMNetwork(SoundNetwork):
 
     def merge(self) -> None:
         """Add the low-rank updates to LLaMA's matrices, whose rows get transformers' order; that of values is kept."""
-        for layer, adapter in zip(self.language_model.model.layers, self.adapters, strict=True):
+        for layer, adapter in self._layers():
             merge_adapter(layer, adapter, num_heads=self.config.decoder.num_heads)
+
+    def _layers(self) -> list[tuple[LlamaDecoderLayer, LayerAdapter]]:
+        adapters = [adapter for adapter in self.adapters if isinstance(adapter, LayerAdapter)]
+        return list(zip(self.language_model.model.layers, adapters, strict=True))
 
 
 def weighted_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -174,5 +177,6 @@ def weighted_mean(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
 
 def in_windows(pixel_values: Tensor, *, num_frames: int) -> Tensor:
     """Arrange squares [B, T * 3, 3, S, S] by windows: [B, T / num_frames * 3, 3, num_frames, S, S], crops inside."""
-    by_window = pixel_values.unflatten(1, (-1, num_frames, NUM_CROPS))  # [B, windows, frames, crops, 3, S, S]
+    num_clips, _, *shape = pixel_values.shape
+    by_window = pixel_values.reshape(num_clips, -1, num_frames, NUM_CROPS, *shape)  # crops are inside frames
     return by_window.permute(0, 1, 3, 4, 2, 5, 6).flatten(1, 2)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.meta_llama import (
-    EMBEDDINGS,
     META_FOLDER,
     META_KEYS,
     WEIGHTS,
@@ -168,8 +167,9 @@ def _published_sizes(imagebind: Mapping[str, Tensor], path: Path) -> ImageBindLL
         token = imagebind.get(f"{prefix}cls_token")
         if token is None or token.shape[-1] != width:
             found = "missing" if token is None else list(token.shape)
+            key = f"{prefix.removeprefix('image_bind.')}cls_token"
             raise WeightsError(
-                f"{path.name} is not the published ImageBind: {prefix.removeprefix('image_bind.')}cls_token is {found}. "
+                f"{path.name} is not the published ImageBind: {key} is {found}. "
                 "For other sizes name their config.json with --part config=FILE; the numbers of heads do not follow "
                 "from the tensors."
             )

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.checkpoints.json_object import read_object
-from model.engine.sequence import ADDED
 from model.families.imagebind_llm.network import NUM_CROPS, ImageBindLLMNetwork, in_windows, weighted_mean
 from model.family import Family
 from model.features import AUDIO, VIDEO

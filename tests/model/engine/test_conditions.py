@@ -48,10 +48,10 @@ def answer(
     return run_to_end(running)["it"]
 
 
-class MemoryAttention(LlamaAttention):
+class MemoryAttention(LlamaAttention):  # type: ignore[misc]
     """Attention to the sequence, and without weights to the memory of each row's condition, [3, hidden]."""
 
-    def forward(self, hidden_states: torch.Tensor, **rest: object) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def forward(self, hidden_states: torch.Tensor, **rest: object) -> tuple[torch.Tensor, None]:
         out, _ = super().forward(hidden_states, **rest)
         plan = rest["plan"]
         assert isinstance(plan, ConditionedPlan)
@@ -200,6 +200,7 @@ def test_after_any_actions_every_answer_is_that_of_its_condition_alone(seed: int
         action = random.random()
         if action < 0.45:
             own = random.choice((None, *map(condition, range(1, 6))))
+            prompt: tuple[Segment, ...]
             prompt = (text(5), video(8, seed=random.randrange(2)), text(random.randrange(1, 20)))
             params = SamplingParams(
                 max_tokens=random.randint(1, 20),

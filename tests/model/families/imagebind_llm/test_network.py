@@ -5,7 +5,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.families.imagebind_llm.family import TINY
-from model.families.imagebind_llm.low_rank import MODULES, half_split
+from model.families.imagebind_llm.low_rank import MODULES, LayerAdapter, half_split
 from model.families.imagebind_llm.network import ImageBindLLMNetwork, in_windows
 from model.weights import seeded
 
@@ -48,7 +48,9 @@ def test_merging_adds_every_low_rank_update_and_keeps_that_of_values(network: Im
             if name in {"wq", "wk"}:
                 expected = half_split(expected, TINY.decoder.num_heads)
             torch.testing.assert_close(layer.get_submodule(path).weight, expected)
-        assert set(network.adapters[number].lora) == {"wv"}
+        adapter = network.adapters[number]
+        assert isinstance(adapter, LayerAdapter)
+        assert set(adapter.lora) == {"wv"}
 
 
 def test_rows_in_halves_are_rotated_as_neighbours_are_in_the_original() -> None:
