@@ -111,7 +111,15 @@ def _from_clip(family: Family, folder: Path) -> Iterator[Finding]:
             heard = frozenset(conversation["slots"])
             if heard <= rows.keys():
                 seen = Clip(frame_indices=clip.frame_indices, fps=clip.fps, parts=heard)
-                yield from _dialogue(family, f"{style}.{sense}", style, conversation, seen, rows, max_tokens)
+                yield from _dialogue(
+                    family,
+                    f"{style}.{sense}",
+                    style,
+                    conversation,
+                    clip=seen,
+                    rows=rows,
+                    max_tokens=max_tokens,
+                )
 
 
 def encoder_stages(
@@ -152,6 +160,7 @@ def _dialogue(
     prefix: str,
     style: str,
     conversation: Mapping[str, Any],
+    *,
     clip: Clip,
     rows: Mapping[str, Tensor],
     max_tokens: int,
@@ -190,8 +199,8 @@ def _dialogue(
 def _clean(text: str, style: str) -> str:
     """Cut an answer as the demo does."""
     if style == "vicuna":
-        return text.split("###")[0].split("Assistant:")[-1].strip()
-    return text.split("</s>")[0].split("ASSISTANT:")[-1].strip()
+        return text.split("###", maxsplit=1)[0].rsplit("Assistant:", maxsplit=1)[-1].strip()
+    return text.split("</s>", maxsplit=1)[0].rsplit("ASSISTANT:", maxsplit=1)[-1].strip()
 
 
 def _text_of(pieces: Sequence[Piece]) -> str:
