@@ -55,7 +55,7 @@ class _Run:
 
     @property
     def end(self) -> int:
-        return self.position + self.samples.shape[1]
+        return self.position + int(self.samples.shape[1])
 
 
 def _copy(run: _Run, piece: Samples, bounds: tuple[int, int]) -> bool:
@@ -278,6 +278,7 @@ def _scaled(values: npt.NDArray[Any]) -> Samples:
         case "f":
             return values.astype(np.float32, copy=False)
         case "u":
-            return (values.astype(np.float32) - 128) / 128
+            return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
         case _:
-            return values.astype(np.float32) / np.float32(-float(np.iinfo(values.dtype).min))
+            loudest = np.float32(2 ** (8 * values.itemsize - 1))
+            return values.astype(np.float32) / loudest

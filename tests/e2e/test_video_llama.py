@@ -44,8 +44,7 @@ def damaged_sound(source: Path, path: Path) -> Path:
 
     shutil.copyfile(source, path)
     with av.open(source) as container:
-        packets = [packet for packet in container.demux(audio=0) if packet.size and packet.pos]
-        places = [(packet.pos, packet.size) for packet in packets]
+        places = [(packet.pos or 0, packet.size) for packet in container.demux(audio=0) if packet.size]
     data = bytearray(path.read_bytes())
     for position, size in places[2:]:
         data[position : position + size] = b"\xff" * size

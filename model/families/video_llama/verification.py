@@ -54,7 +54,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
 def _from_inputs(family: Family, folder: Path) -> Iterator[Finding]:
     """Compute the stages from `pixel_values` [3, T, H, W] and perhaps `audio_mel` [1, count, 1, bins, frames]."""
     inputs = read_inputs(folder, "pixel_values", "video_segment_0_ids", "video_segment_1_ids")
-    mel = inputs.get("audio_mel") if family.network.config.audio is not None else None
+    mel = inputs.get("audio_mel") if family.inputs is not None and family.inputs.sound is not None else None
     rows = yield from encoder_stages(family, inputs["pixel_values"].transpose(0, 1)[None], mel)
     values = read_object(folder / "config.json")
     for suffix, prefix, slots in (("", "video", (VIDEO,)), ("_av", "av", (AUDIO, VIDEO))):

@@ -64,8 +64,10 @@ def test_every_parameter_gets_a_gradient(network: VideoNetwork) -> None:
         for parameter in network.parameters():  # zeros at the start of VideoChat's global blocks stop gradients
             parameter.add_(torch.randn_like(parameter) * 0.2)
     frames = torch.randn(1, 2, 3, 8, 8)
-    hears = isinstance(network, SoundNetwork)
-    features = network.encode(frames, torch.randn(1, *MEL_SHAPE)) if hears else network.encode(frames)
+    if isinstance(network, SoundNetwork):
+        features = network.encode(frames, torch.randn(1, *MEL_SHAPE))
+    else:
+        features = network.encode(frames)
     words = torch.tensor([[5, 7, 11]])
     parts = [network.project(name, part) for name, part in features.items()]
     rows = torch.cat((*parts, network.decoder.get_input_embeddings()(words)), dim=1)
