@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -65,12 +66,12 @@ def _frame(rgb: npt.NDArray[np.uint8], number: int) -> av.VideoFrame:
     return frame
 
 
-def _encoded(stream: AudioStream, samples: Samples, delay: float) -> list[av.Packet]:
+def _encoded(stream: AudioStream, samples: Samples, delay: float) -> list["av.Packet[AudioStream]"]:
     codec = stream.codec_context
     codec.open(strict=False)
     length = codec.frame_size or 1024
     kind = codec.format.name
-    packets: list[av.Packet] = []
+    packets: list[av.Packet[AudioStream]] = []
     for start in range(0, samples.shape[1], length):
         piece = samples[:, start : start + length]
         frame = av.AudioFrame.from_ndarray(_as(kind, piece), format=kind, layout=codec.layout.name)
@@ -80,8 +81,8 @@ def _encoded(stream: AudioStream, samples: Samples, delay: float) -> list[av.Pac
     return packets + stream.encode(None)
 
 
-def _as(kind: str, samples: Samples) -> npt.NDArray[np.generic]:
-    values: npt.NDArray[np.generic] = samples
+def _as(kind: str, samples: Samples) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = samples
     if kind.startswith("s16"):
         values = np.rint(samples * 32767).astype(np.int16)
     if kind.startswith("u8"):

@@ -72,8 +72,8 @@ class AudioAttention(nn.Module):
         q, k, v = functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         k = torch.cat((k, self.bias_k.expand(len(x), -1, -1)), dim=1)  # [B, N + 1, C]
         v = torch.cat((v, self.bias_v.expand(len(x), -1, -1)), dim=1)
-        heads = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
-        out: Tensor = self.out_proj(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        q, k, v = (each.reshape(*each.shape[:2], self.num_heads, -1).transpose(1, 2) for each in (q, k, v))
+        out: Tensor = self.out_proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 

@@ -27,7 +27,7 @@ class QFormerConfig:
 
 
 def build_qformer(sizes: QFormerConfig, *, encoder_width: int) -> Blip2QFormerModel:
-    """Build a Q-Former of these sizes with initial values, over tokens of `encoder_width`; its queries are not in it."""
+    """Build a Q-Former with initial values, without its queries, over tokens of `encoder_width`."""
     return Blip2QFormerModel(
         Blip2QFormerConfig(
             hidden_size=sizes.width,

@@ -70,4 +70,5 @@ def _weights(phases: npt.NDArray[np.int64], rate: int, target: int) -> Signal:
     offsets = np.arange(-reach, reach + 1)[None, :] - phases[:, None] / target  # in source samples
     crossings = np.clip(offsets * cutoff, -ZERO_CROSSINGS, ZERO_CROSSINGS)
     window = np.cos(crossings * np.pi / (2 * ZERO_CROSSINGS)) ** 2
-    return (np.sinc(crossings) * window * cutoff).astype(np.float32)
+    weights: Signal = (np.sinc(crossings) * window * cutoff).astype(np.float32)
+    return weights

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from model.video.container import VideoFile
 from model.video.inputs import InputSpec, SoundSpec
 from model.video.resampling import num_resampled, resample, source_range
-from model.video.sound_track import Samples, SoundTrack
+from model.video.sound_samples import Samples
+from model.video.sound_track import SoundTrack
 from model.video.spec import FrameSpec, SoundError, SoundErrorCode, SoundFacts, VideoLimits
 
 MIN_SECONDS = Fraction(1, 40)

@@ -7,26 +7,16 @@ beside the pictures; so are those of torchaudio, with which the published result
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
 from model.video.container import CONTAINERS, VideoFile, open_media
-from model.video.spec import SoundError, SoundFacts, VideoError, VideoLimits
-
-DECODERS = (
-    *("aac", "ac3", "alac", "eac3", "flac", "mp2", "mp2float", "mp3", "mp3float", "opus", "vorbis"),
-    *("pcm_alaw", "pcm_mulaw", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
-    *("pcm_f32be", "pcm_f32le"),
-)
-"""FFmpeg's names of the allowed decoders."""
-MIN_RATE, MAX_RATE = 8_000, 192_000
-MAX_CHANNELS = 8
+from model.video.sound_samples import DECODERS, Samples, checked_facts, samples_of
+from model.video.spec import SoundError, VideoError, VideoLimits
 
 _WARM_UP = 1.0
 """Seconds that are decoded before a range: decoders depend on earlier packets, MP3's on those of a quarter second."""
@@ -37,13 +27,8 @@ _FORWARD = 30.0
 
 Decoders of AAC and AC-3 draw random noise, so that only samples decoded from the start of the track on equal those of a
 decode of the whole track."""
-_SLACK = 60.0
-"""Seconds that an attempt decodes at most, besides the ranges themselves."""
-_LOUDEST = 1e4
-"""The largest sample; more, or no number at all, is damage that float formats allow."""
-
-Samples = npt.NDArray[np.float32]
-"""[channels, samples], from -1 to 1."""
+_SLACK = 90.0
+"""Seconds that are decoded at most besides ranges and what is between them, wherever a seek leads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +40,7 @@ class _Run:
 
     @property
     def end(self) -> int:
-        return self.position + self.samples.shape[1]
+        return self.position + int(self.samples.shape[1])
 
 
 def _copy(run: _Run, piece: Samples, bounds: tuple[int, int]) -> bool:
@@ -79,9 +64,11 @@ class SoundTrack:
         self._file, self._limits = file, limits
         self._container, self._stream = self._open()
         codec = self._stream.codec_context
-        self.facts = SoundFacts(
-            codec=codec.codec.canonical_name, rate=codec.sample_rate, channels=codec.layout.nb_channels
-        )
+        try:
+            self.facts = checked_facts(codec.codec.canonical_name, codec.sample_rate, codec.layout.nb_channels)
+        except SoundError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the container; the file stays open."""
@@ -143,8 +130,6 @@ class SoundTrack:
             codec = stream.codec_context
             if codec is None or codec.codec.name not in DECODERS:
                 raise SoundError("unsupported_audio")
-            if not (MIN_RATE <= codec.sample_rate <= MAX_RATE and 1 <= codec.layout.nb_channels <= MAX_CHANNELS):
-                raise SoundError("unsupported_audio")
             codec.thread_count = 1
         except BaseException:
             container.close()
@@ -157,6 +142,8 @@ class SoundTrack:
         first, second = next(frames, None), next(frames, None)
         if first is None or first.pts is None or self._stream.time_base is None:
             raise SoundError("undecodable_audio")
+        # Some decoders give another rate than the header states (AAC with spectral band replication).
+        self.facts = checked_facts(self.facts.codec, first.sample_rate, first.layout.nb_channels)
         self._time_base = self._stream.time_base
         self._tick = self._time_base * self.facts.rate
         """Samples of one tick of the timestamps."""
@@ -194,13 +181,12 @@ class SoundTrack:
         else:
             raise SoundError("undecodable_audio")
         yield first
-        most = (limit or wanted) + round(_SLACK * self.facts.rate)
-        num_samples = first.position
+        num_allowed = (limit or wanted) - wanted + round(_SLACK * self.facts.rate)
         for run in runs:
             if limit is not None and run.position >= limit:
                 return
-            num_samples += run.samples.shape[1]
-            if num_samples > most:
+            num_allowed -= run.samples.shape[1]
+            if num_allowed < 0:
                 raise SoundError("undecodable_audio")
             yield run
 
@@ -209,7 +195,7 @@ class SoundTrack:
         expected = None if seek else 0
         for frame in self._frames(wanted, seek=seek):
             position = self._position(frame, expected)
-            run = _Run(position, _as_floats(frame, self.facts))
+            run = _Run(position, samples_of(frame, self.facts))
             expected = run.end
             yield run
 
@@ -257,27 +243,3 @@ class SoundTrack:
     def _restart(self) -> None:
         self._container.close()
         self._container, self._stream = self._open()
-
-
-def _as_floats(frame: AudioFrame, facts: SoundFacts) -> Samples:
-    """Return a frame's samples from -1 to 1, [channels, samples]."""
-    if frame.sample_rate != facts.rate or frame.layout.nb_channels != facts.channels:
-        raise SoundError("undecodable_audio")
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, facts.channels).T
-    floats = _scaled(values)
-    if floats.size and not np.abs(floats).max() <= _LOUDEST:
-        raise SoundError("undecodable_audio")
-    return floats
-
-
-def _scaled(values: npt.NDArray[Any]) -> Samples:
-    """Return samples in the range of -1 to 1, whatever their type."""
-    match values.dtype.kind:
-        case "f":
-            return values.astype(np.float32, copy=False)
-        case "u":
-            return (values.astype(np.float32) - 128) / 128
-        case _:
-            return values.astype(np.float32) / np.float32(-float(np.iinfo(values.dtype).min))

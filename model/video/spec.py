@@ -104,7 +104,7 @@ def left_edge_indices(num_frames: int, count: int) -> list[int]:
 
 
 def distinct_left_edge_indices(num_frames: int, count: int) -> list[int]:
-    """Select frames as `left_edge_indices`, but of a video with fewer frames than `count` each one once (Video-LLaMA)."""
+    """Select frames as `left_edge_indices`, but each frame of a shorter video once (Video-LLaMA)."""
     return left_edge_indices(num_frames, min(num_frames, count))
 
 

@@ -175,16 +175,27 @@ def _sizes(paths: Mapping[str, Path], video: Mapping[str, Tensor]) -> VideoLlama
     """Return the sizes: of the file that the user names, or the published ones, around the LLaMA that is there."""
     decoder = read_llama_config(paths["llama"])
     if "config" in paths:
-        config = read_sizes(paths["config"])
+        config = replace(read_sizes(paths["config"]), decoder=decoder)
     else:
+        _check_published(paths["video"], video, decoder)
         config = replace(PUBLISHED_7B, decoder=decoder, style=_style(decoder.vocab_size))
     if "audio" not in paths:
         config = replace(config, audio=None, audio_qformer=None)
     _check_style(paths["video"], decoder)
-    if (config.decoder.vocab_size, config.decoder.width) != (decoder.vocab_size, decoder.width):
-        raise WeightsError(f"{paths['llama']} holds another LLaMA than {paths['config'].name} describes. {_HINT}")
     _check_width("video", "llama_proj.weight", video, paths, config)
     return config
+
+
+def _check_published(path: Path, video: Mapping[str, Tensor], decoder: DecoderConfig) -> None:
+    """Refuse sizes that are not published, because not all of them follow from the tensors."""
+    projection = video.get("llama_proj.weight")
+    widths = None if projection is None else tuple(projection.shape)
+    published = {(config.decoder.width, config.video_qformer.width) for config in (PUBLISHED_7B, PUBLISHED_13B)}
+    if widths is not None and widths not in published:
+        raise WeightsError(
+            f"{path.name} is neither the 7B nor the 13B {MODEL}: llama_proj.weight is {list(widths)} beside a LLaMA "
+            f"{decoder.width} wide. For other sizes name their config.json with --part config=FILE."
+        )
 
 
 def _check_style(path: Path, decoder: DecoderConfig) -> None:

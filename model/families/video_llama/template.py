@@ -33,10 +33,10 @@ class VicunaTemplate:
     def render(self, conversation: Conversation) -> tuple[Piece, ...]:
         """Return the prompt as texts and slots, in order; the answer follows the last text."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
-        text = _ended(neutralise(conversation.system)) + "###Human: "
-        shown = _shown(conversation, before=text)
+        before = _ended(neutralise(conversation.system)) + "###Human: "
+        pieces, text = _shown(conversation, before=before)
         turns = "###".join(map(_vicuna_turn, conversation.turns)).removeprefix("Human: ")
-        return (*shown[:-1], f"{shown[-1]}{turns}###Assistant:")
+        return (*pieces, f"{text}{turns}###Assistant:")
 
 
 class Llama2Template:
@@ -51,7 +51,7 @@ class Llama2Template:
         """Return the prompt as texts, special tokens and slots, in order; the answer follows the last text."""
         assert conversation.turns and conversation.turns[-1].role == "user", "a question comes last"
         text = f"[INST] <<SYS>>\n{neutralise(conversation.system)}\n<</SYS>>\n\n"
-        *pieces, text = _shown(conversation, before=text)
+        pieces, text = _shown(conversation, before=text)
         for turn in conversation.turns:
             if turn.role == "user":
                 text += f"{neutralise(turn.text)} [/INST]"
@@ -61,8 +61,8 @@ class Llama2Template:
         return (*pieces, text)
 
 
-def _shown(conversation: Conversation, *, before: str) -> list[Piece]:
-    """Return what is said of the clips, after the text `before`: texts and slots, a text last."""
+def _shown(conversation: Conversation, *, before: str) -> tuple[list[Piece], str]:
+    """Return what is said of the clips, after the text `before`: texts and slots, and the text after them."""
     pieces: list[Piece] = []
     text = before
     for number, clip in enumerate(conversation.clips):
@@ -73,7 +73,7 @@ def _shown(conversation: Conversation, *, before: str) -> list[Piece]:
         else:
             pieces += [f"{text}<{media}>", Slot(number)]
             text = f"</{media}> {_sampled(clip)}"
-    return [*pieces, text]
+    return pieces, text
 
 
 def _sampled(clip: Clip) -> str:

@@ -54,7 +54,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
 def _from_inputs(family: Family, folder: Path) -> Iterator[Finding]:
     """Compute the stages from `pixel_values` [3, T, H, W] and perhaps `audio_mel` [1, count, 1, bins, frames]."""
     inputs = read_inputs(folder, "pixel_values", "video_segment_0_ids", "video_segment_1_ids")
-    mel = inputs.get("audio_mel") if family.network.config.audio is not None else None
+    mel = inputs.get("audio_mel") if family.inputs is not None and family.inputs.sound is not None else None
     rows = yield from encoder_stages(family, inputs["pixel_values"].transpose(0, 1)[None], mel)
     values = read_object(folder / "config.json")
     for suffix, prefix, slots in (("", "video", (VIDEO,)), ("_av", "av", (AUDIO, VIDEO))):
@@ -111,7 +111,15 @@ def _from_clip(family: Family, folder: Path) -> Iterator[Finding]:
             heard = frozenset(conversation["slots"])
             if heard <= rows.keys():
                 seen = Clip(frame_indices=clip.frame_indices, fps=clip.fps, parts=heard)
-                yield from _dialogue(family, f"{style}.{sense}", style, conversation, seen, rows, max_tokens)
+                yield from _dialogue(
+                    family,
+                    f"{style}.{sense}",
+                    style,
+                    conversation,
+                    clip=seen,
+                    rows=rows,
+                    max_tokens=max_tokens,
+                )
 
 
 def encoder_stages(
@@ -152,6 +160,7 @@ def _dialogue(
     prefix: str,
     style: str,
     conversation: Mapping[str, Any],
+    *,
     clip: Clip,
     rows: Mapping[str, Tensor],
     max_tokens: int,
@@ -190,8 +199,8 @@ def _dialogue(
 def _clean(text: str, style: str) -> str:
     """Cut an answer as the demo does."""
     if style == "vicuna":
-        return text.split("###")[0].split("Assistant:")[-1].strip()
-    return text.split("</s>")[0].split("ASSISTANT:")[-1].strip()
+        return text.split("###", maxsplit=1)[0].rsplit("Assistant:", maxsplit=1)[-1].strip()
+    return text.split("</s>", maxsplit=1)[0].rsplit("ASSISTANT:", maxsplit=1)[-1].strip()
 
 
 def _text_of(pieces: Sequence[Piece]) -> str:

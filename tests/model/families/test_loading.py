@@ -24,6 +24,7 @@ from tests.model.text.sentencepiece_files import llama_like, model_file
 TOKENIZERS = {
     "imagebind-llm": model_file(llama_like()),
     "video-chatgpt": model_file(llama_like()),
+    "video-llama": model_file(llama_like()),
     "video-llava": model_file(llama_like()),
     "video-llava-hf": model_file(llama_like()),
     "videochat": (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes(),
@@ -89,7 +90,7 @@ def test_features_differ_between_videos_and_orders_of_frames(small: Family) -> N
     assert (features - small.encode(frames.flip(1))["video"]).abs().max() > 1e-3
     assert (features - small.encode(-frames)["video"]).abs().max() > 1e-2
     hidden = small.language_model.config.hidden_size
-    assert small.project("video", features[0].half()).shape == (small.num_video_tokens, hidden)
+    assert small.project("video", features[0].half()).shape == (small.num_rows("video"), hidden)
 
 
 def test_half_precision_changes_features_by_its_rounding_alone(small: Family) -> None:

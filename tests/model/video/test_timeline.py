@@ -51,6 +51,8 @@ def test_no_rule_leaves_the_video_or_goes_back_or_takes_more_frames_than_it_may(
 def test_for_a_short_video_one_rule_repeats_frames_and_the_other_returns_fewer() -> None:
     assert FRAME_RULES["videochat"](3, 8) == [0, 0, 0, 1, 1, 1, 2, 2]
     assert FRAME_RULES["video-chatgpt"](3, 8) == [0, 1, 1]
+    assert FRAME_RULES["left-edges"](3, 8) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert FRAME_RULES["distinct-left-edges"](3, 8) == [0, 1, 2]
 
 
 def test_an_interval_is_sampled_as_if_it_were_a_video_of_its_own() -> None:

@@ -95,7 +95,7 @@ def test_a_reply_with_sound_or_the_reason_why_there_is_none_arrives_as_it_was_se
         replace(SAMPLED, sound=bytes(30)),
         replace(SAMPLED, sound=b""),
         replace(SAMPLED, sound=bytes(32), audio_error="audio_too_short"),
-        replace(SAMPLED, audio_error="not_a_video"),
+        replace(SAMPLED, audio_error="not_a_video"),  # type: ignore[arg-type]
     ],
 )
 def test_sound_that_does_not_fit_the_request_is_a_violation(reply: Sampled) -> None:
