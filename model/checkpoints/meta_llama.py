@@ -1,5 +1,6 @@
 """Reads LLaMA as Meta published it: a folder of `params.json` and one `consolidated.00.pth`."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,15 +32,15 @@ _MATRIX_NAMES = {
 }
 META_RENAMES = (
     *(
-        (rf"^llama\.layers\.(\d+)\.{name.replace('.', chr(92) + '.')}\.(weight|bias)$", rf"model.layers.\1.{ours}.\2")
+        (rf"^llama\.layers\.(\d+)\.{re.escape(name)}\.(weight|bias)$", rf"model.layers.\1.{ours}.\2")
         for name, ours in _MATRIX_NAMES.items()
     ),
     (r"^llama\.tok_embeddings\.", "model.embed_tokens."),
     (r"^llama\.norm\.", "model.norm."),
     (r"^llama\.output\.", "lm_head."),
 )
-"""Regular expressions that map the merged keys to transformers' names; the rows of queries and keys keep their order."""
-EMBEDDINGS = "tok_embeddings.weight"
+"""Map the merged keys to transformers' names. The rows of queries and keys must be reordered besides."""
+_EMBEDDINGS, _GATE = "tok_embeddings.weight", "layers.0.feed_forward.w1.weight"
 
 
 def read_meta_llama(folder: Path) -> dict[str, Tensor]:
@@ -62,11 +63,11 @@ def meta_sizes(folder: Path, tensors: Mapping[str, Tensor], *, max_positions: in
     values = read_object(folder / PARAMS)
     try:
         return DecoderConfig(
-            vocab_size=len(tensors[EMBEDDINGS]),
+            vocab_size=len(tensors[_EMBEDDINGS]),
             width=values["dim"],
             depth=values["n_layers"],
             num_heads=values["n_heads"],
-            mlp_width=len(tensors["layers.0.feed_forward.w1.weight"]),
+            mlp_width=len(tensors[_GATE]),
             max_positions=max_positions,
             rms_eps=values["norm_eps"],
         )
