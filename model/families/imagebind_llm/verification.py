@@ -157,10 +157,11 @@ def _turn(
 
 
 def _answer(llama: LlamaForCausalLM, ids: Tensor, values: Mapping[str, Any]) -> tuple[list[int], Tensor]:
-    max_tokens = values["generation"]["max_gen_len"]
-    return decode_greedily(
-        llama, llama.get_input_embeddings()(ids), max_tokens=max_tokens, eos=values["llama"]["eos_id"]
-    )
+    """Decode as the original does: at most `max_gen_len` tokens, and `max_seq_len` together with the prompt [1, L]."""
+    sizes = values["llama"]
+    max_tokens = min(values["generation"]["max_gen_len"], sizes["max_seq_len"] - ids.shape[1])
+    prompt = llama.get_input_embeddings()(ids)
+    return decode_greedily(llama, prompt, max_tokens=max_tokens, eos=sizes["eos_id"])
 
 
 def _read_clip(family: Family, folder: Path) -> tuple[tuple[int, ...], ClipInputs]:
