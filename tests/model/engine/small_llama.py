@@ -109,9 +109,10 @@ def generate(
     *,
     max_new_tokens: int,
     repetition_penalty: float = 1.0,
+    num_beams: int = 1,
     condition: Condition | None = None,
 ) -> list[int]:
-    """Greedy token ids by `generate` of transformers, with its own attention; a hook adds the condition to it."""
+    """Token ids by `generate` of transformers, with its own attention; a hook adds the condition to it."""
     language_model = small_llama()
     if condition is not None:
         for layer, added in zip(language_model.model.layers, condition.tensors[ADDED], strict=True):
@@ -128,6 +129,7 @@ def generate(
         attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
         do_sample=False,
         pad_token_id=EOS,
     )[0].tolist()

@@ -108,8 +108,10 @@ def test_blocks_are_shared_under_one_condition_and_never_under_two() -> None:
 
 def test_beams_keep_the_condition_of_their_search() -> None:
     search = SamplingParams(max_tokens=10, num_beams=3)
-    expected = {seed: answer(engine(), condition(seed), params=search).token_ids for seed in (1, 2)}
+    expected = {seed: generate(PROMPT, max_new_tokens=10, num_beams=3, condition=condition(seed)) for seed in (1, 2)}
     assert expected[1] != expected[2]
+    for seed, token_ids in expected.items():
+        assert answer(engine(), condition(seed), params=search).token_ids == token_ids
     crowded = engine(replace(CONDITIONED, num_blocks=26, max_num_seqs=4))
     for seed in expected:
         crowded.add_request(f"{seed}", PROMPT, search, condition=condition(seed))

@@ -68,6 +68,7 @@ def test_no_text_can_imitate_a_turn(system: str, first: str, answer: str, second
 def test_the_small_model_hears_and_takes_both_ends_of_five_windows(tiny: Family) -> None:
     assert tiny.inputs is not None and tiny.inputs.sound is not None
     assert (tiny.inputs.frames.count, tiny.inputs.frames.rule, tiny.inputs.pixels.crops) == (10, "windows", 3)
+    assert (tiny.inputs.pixels.fit, tiny.inputs.pixels.crop_rounding) == ("bilinear", "up")
     assert (tiny.inputs.sound.count, tiny.inputs.sound.rule) == (3, "end-points")
     assert [(part.name, part.optional) for part in tiny.parts] == [("video", False), ("audio", True)]
     assert tiny.num_video_tokens == 0
