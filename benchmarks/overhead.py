@@ -81,7 +81,7 @@ def write(folder: Path, config: VideoChatConfig) -> None:
 
 
 async def _by_turns(data_dir: Path, checkpoint: Path) -> dict[str, float]:
-    torch.set_num_threads(load_settings().threads_per_worker)
+    torch.set_num_threads(load_settings().threads_for(1))
     engine, prompt = _engine(checkpoint)
     environment = _environment(REELTALK_CHECKPOINT=str(checkpoint), REELTALK_DTYPE="bfloat16")
     pairs = []

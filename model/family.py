@@ -12,13 +12,22 @@ from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
 from model.engine.sequence import Condition, TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
+from model.modalities import Modality, modalities_of
 from model.networks.network import ConfigT, Network, NetworkT, SoundNetwork, VideoNetwork
 from model.quantization import Quantization, quantize
 from model.role import Role
 from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Template
 from model.text.tokenizer import Tokenizer
 from model.video.inputs import InputSpec
-from model.weights import KeyMap, WeightsError, cover, encoder_digest, load_strict
+from model.weights import (
+    KeyMap,
+    WeightsError,
+    checkpoint_digest,
+    cover,
+    encoder_digest,
+    load_strict,
+    seeded,
+)
 
 
 class Family:
@@ -69,6 +78,11 @@ class Family:
         self.num_parameters = num_parameters(network)
         """Parameters of the encoder, the projection and the language model together, loaded or not."""
         self.device = torch.device("cpu")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model answers questions about."""
+        return modalities_of(self.inputs)
 
     @property
     def num_video_tokens(self) -> int:
@@ -192,6 +206,15 @@ def build_family(
         default_sampling=saved.sampling,
         time_axis=time_axis,
     )
+
+
+def seeded_model(
+    build: Callable[[ConfigT], NetworkT], config: ConfigT, *, seed: int, sampling: SamplingParams
+) -> SavedModel[ConfigT]:
+    """Return a small, untrained model with the random values of `model.weights.seeded`, as if it had been saved."""
+    tensors = seeded(blank(build, config), seed=seed)
+    digest = checkpoint_digest(tensors, config.to_json())
+    return SavedModel(config=config, tensors=tensors, digest=digest, sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,6 +61,8 @@ class Offline:
     ) -> None:
         """Queue a conversation's next answer. The template's stop strings apply in addition to those of `params`.
 
+        A conversation with a model that sees no videos has no clips.
+
         Raises:
             PromptTooLong: the prompt leaves no positions for an answer.
         """

@@ -11,7 +11,7 @@ from service.access.limits import ConcurrencyLimit
 from service.access.middleware import RequireKey
 from service.answers.admission import Admission
 from service.answers.build import run_answers
-from service.api import admin, answers, chat_completions, files, health, page, sessions, uploads, videos
+from service.api import admin, answers, chat_completions, files, health, models, page, sessions, uploads, videos
 from service.api.contract import describe_contract
 from service.api.dependencies import BEARER, LOGGED, Service
 from service.api.errors import ReplyToCancelled, documented, install_error_handlers
@@ -20,14 +20,15 @@ from service.api.size_limits import LimitBodies
 from service.api.tus import TusProtocol
 from service.decoding.decoder import run_decoder
 from service.drain import Drain
+from service.model_loading import ModelLoading
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.store.stores import open_stores
 from service.videos.build import run_videos
-from service.workers.build import run_pool
+from service.workers.build import run_pools
 
 _FOR_TENANTS = (videos, sessions, answers, chat_completions, files, uploads)
-_FOR_ALL = (health, page)
+_FOR_ALL = (health, models, page)
 _MAX_JSON_BYTES = 1 << 20
 _UPLOADS = ("/v1/videos", "/v1/files", "/v1/uploads")
 """Paths whose bodies are files, written to disk as they come."""
@@ -79,17 +80,17 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
     async with contextlib.AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings, redis_url=redis_url, metrics=metrics))
         admission = Admission(settings, metrics)
-        pool = await stack.enter_async_context(run_pool(settings, metrics=metrics))
+        pools = await stack.enter_async_context(run_pools(settings, metrics=metrics))
         decoder = await stack.enter_async_context(run_decoder(settings, metrics=metrics))
         video_parts = await stack.enter_async_context(
-            run_videos(settings, stores, pool=pool, decoder=decoder, metrics=metrics, check_open=admission.check_open)
+            run_videos(settings, stores, pools=pools, decoder=decoder, metrics=metrics, check_open=admission.check_open)
         )
-        stack.callback(pool.retire)  # workers that end from here on are not started again
+        stack.callback(pools.retire)  # workers that end from here on are not started again
         answers = await stack.enter_async_context(
             run_answers(
                 settings=settings,
                 stores=stores,
-                pool=pool,
+                pools=pools,
                 preparation=video_parts.preparation,
                 ingest=video_parts.ingest,
                 concurrency_limit=ConcurrencyLimit(stores.api_keys, metrics=metrics),
@@ -97,6 +98,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
                 metrics=metrics,
             )
         )
+        model_loading = ModelLoading(settings, pools=pools, runner=answers.runner, grace=settings.shutdown_timeout)
+        stack.push_async_callback(model_loading.close)
         drain = Drain(
             admission=admission,
             answers=answers.answers,
@@ -116,7 +119,8 @@ async def _running(settings: Settings, redis_url: str, metrics: Metrics) -> Asyn
             preparation=video_parts.preparation,
             ingest=video_parts.ingest,
             resumable=video_parts.resumable,
-            pool=pool,
+            pools=pools,
+            model_loading=model_loading,
             redis=stores.redis,
             metrics=metrics,
         )

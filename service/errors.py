@@ -15,6 +15,7 @@ ServiceError
 |-- ChecksumMismatch  460   status defined by tus
 |-- LimitExceeded     429   the caller's own limit; carries Retry-After
 |-- Overloaded        503   no capacity left; carries Retry-After
+|-- InsufficientMemory 507  a model does not fit on its device
 |-- Unavailable       503   a part of the service is missing; carries Retry-After
 |   `-- StorageUnavailable 503 Redis or the bucket is missing; carries Retry-After
 `-- InternalError     500   never carries the text of an unexpected exception
@@ -183,6 +184,14 @@ class Overloaded(ServiceError):
     default_retry_after = 2
 
 
+class InsufficientMemory(ServiceError):
+    """A model does not fit into the memory that is free on its device."""
+
+    default_status = 507
+    type = "insufficient_memory_error"
+    fault = Fault.CAPACITY
+
+
 class Unavailable(ServiceError):
     """A part of the service is missing: the store, the model."""
 
@@ -248,6 +257,8 @@ CODES: Mapping[str, ErrorCode] = {
     "video_not_found": ErrorCode(NotFound, param="video_ids"),
     "method_not_allowed": ErrorCode(InvalidRequest, own_status=405),
     "upload_stalled": ErrorCode(Stalled),
+    "default_model": ErrorCode(Conflict),
+    "model_exists": ErrorCode(Conflict),
     "offset_mismatch": ErrorCode(Conflict),
     "request_in_progress": ErrorCode(Conflict, own_retry_after=1),
     "session_busy": ErrorCode(Conflict),
@@ -307,6 +318,7 @@ CODES: Mapping[str, ErrorCode] = {
     "overloaded": ErrorCode(Overloaded),
     "store_unavailable": ErrorCode(StorageUnavailable),
     "try_again": ErrorCode(Unavailable),
+    "insufficient_memory": ErrorCode(InsufficientMemory),
     "http_error": ErrorCode(InvalidRequest),  # sent with the status that the web framework chose
 }
 """The table of error codes, in the order of `docs/api.md`."""

@@ -110,7 +110,7 @@ class ReeltalkServer(uvicorn.Server):
     async def _announce(self) -> None:
         service: Service = self._app.state.service
         try:
-            info = await service.pool.started()
+            info = await service.pools.started()
         except WorkersCannotStart as error:
             self.problem = str(error)
             self.should_exit = True
@@ -119,7 +119,9 @@ class ReeltalkServer(uvicorn.Server):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  an address that a client can open
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         size = f"{info.num_parameters / 1e6:.1f} M parameters" + (f", {info.quantization}" if info.quantization else "")
-        ready = f"Reeltalk is ready at {url}/ with the model {info.name} ({size}). Ctrl-C stops it."
+        others = ", ".join(f"{model.spec.name} ({model.state})" for model in service.pools if model.info is not info)
+        models = f"the model {info.name} ({size})" + (f"; others: {others}" if others else "")
+        ready = f"Reeltalk is ready at {url}/ with {models}. Ctrl-C stops it."
         self._console.print(ready, highlight=False, soft_wrap=True)
         example = _EXAMPLE.format(url=url, clip=SAMPLE)
         if await self._is_open(service):

@@ -8,13 +8,34 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from model.modalities import sees_videos
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
+from service.workers.model_spec import (
+    DEVICE,
+    Dtype,
+    ModelDefaults,
+    ModelSpec,
+    NamedTable,
+    parse_model_flags,
+    read_model_file,
+    with_one_default,
+)
 from service.workers.specs import WorkerSpec, parse_workers
 
 PREFIX = "REELTALK_"
@@ -87,15 +108,20 @@ class Settings(BaseModel):
     redis_max_connections: int = Field(default=16, ge=1)
     """Connections to each Redis for commands; one more follows the logs of answers and videos."""
 
-    # -- model and workers
+    # -- models and workers
 
+    models: Annotated[tuple[NamedTable, ...], BeforeValidator(read_model_file)] = ()
+    """A TOML file with a table `[models.NAME]` for each model to serve; see docs/deploy.md for its keys. The settings
+    below apply to keys that a table leaves out."""
+    model: Annotated[tuple[NamedTable, ...], BeforeValidator(parse_model_flags)] = ()
+    """Models to serve, separated by commas: NAME=FAMILY:CHECKPOINT; without a checkpoint the family's small model."""
     family: str = "videochat"
-    """The model family; see docs/checkpoints.md for their names."""
+    """The family of the model, if neither `models` nor `model` names one; see docs/checkpoints.md for their names."""
     checkpoint: Path | None = None
     """A folder with the family's published files; by default the service runs the family's small model."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
+    device: str = Field(default="auto", pattern=DEVICE)
     """The device of workers for which `workers` names none: `auto`, `cpu`, `cuda` or `cuda:N`."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """The data type of weights and activations; auto: float16 on a GPU, float32 on the CPU."""
     quantize: Quantization | None = None
     """The quantization of the language model's weights; by default they are in `dtype`."""
@@ -104,8 +130,9 @@ class Settings(BaseModel):
 
     @field_validator("workers", mode="before")
     @classmethod
-    def _are_workers(cls, text: object) -> str:
-        parse_workers(str(text), device="auto")
+    def _are_workers(cls, text: object, given: ValidationInfo) -> str:
+        if not (given.data.get("models") or given.data.get("model")):  # else each model is checked with its own family
+            parse_workers(str(text), device="auto", has_encoder=sees_videos(given.data.get("family", "")))
         return str(text)
 
     threads: int = Field(default=0, ge=0, le=1024)
@@ -213,10 +240,46 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = "text"
     """Whether log lines are text for people or JSON for a log collector."""
 
+    @model_validator(mode="after")
+    def _has_one_default(self) -> Self:
+        self.model_specs  # noqa: B018  refuses two models of one name
+        return self
+
     @property
-    def model(self) -> str:
-        """The name of the model in `/v1/models`."""
-        return "tiny" if self.checkpoint is None else self.checkpoint.resolve().name
+    def model_specs(self) -> tuple[ModelSpec, ...]:
+        """The models to serve, one of them the default: that of `family` and `checkpoint`, the file's, the flags'.
+
+        The first of these is left out if neither field is set and there are others.
+        """
+        others = [
+            self.model_defaults.complete(name, table, is_default=table.default)
+            for name, table in (*self.models, *self.model)
+        ]
+        is_single = not others or bool({"family", "checkpoint"} & self.model_fields_set)
+        return with_one_default([*([self._single_model] if is_single else []), *others])
+
+    @property
+    def model_defaults(self) -> ModelDefaults:
+        """The values of the keys that a model's table leaves out."""
+        return ModelDefaults(
+            dtype=self.dtype,
+            quantization=self.quantize,
+            device=self.device,
+            workers=self.workers,
+            max_num_seqs=self.max_num_seqs,
+        )
+
+    @property
+    def _single_model(self) -> ModelSpec:
+        return ModelSpec(
+            name="tiny" if self.checkpoint is None else self.checkpoint.resolve().name,
+            family=self.family,
+            checkpoint=self.checkpoint,
+            dtype=self.dtype,
+            quantization=self.quantize,
+            workers=parse_workers(self.workers, device=self.device, has_encoder=sees_videos(self.family)),
+            max_num_seqs=self.max_num_seqs,
+        )
 
     @property
     def is_loopback(self) -> bool:
@@ -228,16 +291,15 @@ class Settings(BaseModel):
         """Whether requests without an API key are allowed as long as no key has been created."""
         return self.is_loopback or self.allow_unauthenticated
 
-    @property
-    def threads_per_worker(self) -> int:
-        """CPU threads of each worker, at least one."""
+    def threads_for(self, num_workers: int) -> int:
+        """CPU threads of each worker, at least one, in a replica with this many."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or max(1, (num_cores - 1) // len(self.worker_specs))
+        return self.threads or max(1, (num_cores - 1) // num_workers)
 
     @property
     def worker_specs(self) -> tuple[WorkerSpec, ...]:
-        """The role and device of each worker."""
-        return parse_workers(self.workers, device=self.device)
+        """The role and device of each worker, of all models."""
+        return tuple(worker for spec in self.model_specs for worker in spec.workers)
 
     @property
     def media_path(self) -> Path:
@@ -263,7 +325,7 @@ def load_settings(
         settings = Settings.model_validate(_from_environ(names) | given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
+        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper() if first["loc"] else "The settings"
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
     return settings
 

@@ -198,7 +198,7 @@ def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingPar
             temperature=float(values.get("temperature", 1.0)) if values.get("do_sample") else 0.0,
             top_k=int(values.get("top_k", published.top_k)) if values.get("do_sample") else 0,
             top_p=float(values.get("top_p", 1.0)) if values.get("do_sample") else 1.0,
-            repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+            repetition_penalty=float(values.get("repetition_penalty", published.repetition_penalty)),
             max_tokens=int(values.get("max_new_tokens", published.max_tokens)),
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -281,7 +281,7 @@ def _write_shards(
     for file, names in shards.items():
         if not _is_finished(partial / file, source):
             tensors = {name: checkpoint.tensors[name].to(checkpoint.dtype_of(name)).contiguous() for name in names}
-            _write_whole(partial / file, tensors, source)
+            _write_whole(partial / file, _unshared(tensors), source)
             del tensors
         written = read_safetensors(partial / file)
         for name in names:
@@ -296,6 +296,17 @@ def _encoder_digest(partial: Path, shards: Mapping[str, list[str]], checkpoint: 
         return None
     written = {name: tensor for file in shards for name, tensor in read_safetensors(partial / file).items()}
     return encoder_digest({name: written[key] for name, key in checkpoint.encoder.items()}, checkpoint.sizes)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy each tensor that shares its memory with an earlier one, because safetensors writes no such tensors."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return apart
 
 
 def _write_whole(path: Path, tensors: dict[str, Tensor], source: str) -> None:

@@ -148,14 +148,18 @@ def _find(part: PublishedPart, folder: Path | None) -> Path | None:
 
 
 def _not_found(part: PublishedPart, folder: Path | None, found: Sequence[Path]) -> str:
-    if part.folder is not None:
-        candidates = f"{found[0].name} and {found[1].name}, each a" if found else "no"
-        what = f"{candidates} {part.folder.description}"
-        return f"{folder or 'No folder'} has {what}; name one with --part {part.name}=FOLDER."
+    kind = "FILE" if part.folder is None else "FOLDER"
+    naming = f"--part {part.name}={kind}"
+    wanted = part.files[-1] if part.folder is None else part.folder.description
+    if folder is None:
+        return f"Name the {wanted} with {naming}, or name a folder that holds all parts."
+    if found and part.folder is None:
+        return f"{folder} has {found[0].name} and {found[1].name}; say which with {naming}."
     if found:
-        return f"{folder} has {found[0].name} and {found[1].name}; say which with --part {part.name}=FILE."
-    what = part.files[-1]
-    return f"{folder or 'No folder'} has no {what}; download it, or name it with --part {part.name}=FILE."
+        return f"{folder} has {found[0].name} and {found[1].name}, each a {wanted}; name one with {naming}."
+    if part.folder is None:
+        return f"{folder} has no {wanted}; download it, or name it with {naming}."
+    return f"{folder} has no {wanted}; name one with {naming}."
 
 
 def read_llama(folder: Path, *, vocab_size: int, hint: str) -> dict[str, Tensor]:

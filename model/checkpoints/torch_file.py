@@ -6,6 +6,8 @@ containers; the settings of a training script become plain dictionaries.
 
 import pickle
 import struct
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from model.checkpoints.torchscript import is_torchscript
 from model.weights import WeightsError
 
 _ZIP = b"PK\x03\x04"
@@ -22,10 +25,10 @@ _ZIP = b"PK\x03\x04"
 
 
 _DAMAGED = (
-    *(pickle.UnpicklingError, EOFError, OSError, RuntimeError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, OSError, RuntimeError, struct.error),
     *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
 )
-"""Errors of torch's reader on a damaged or truncated file."""
+"""Errors of the readers of zip files and of torch on a damaged or truncated file."""
 
 
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -35,15 +38,23 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """Classes of settings that training scripts save beside weights, read as dictionaries."""
 
 
-def read_torch_file(path: Path) -> dict[str, Tensor]:
+def read_torch_file(path: Path, *, may_be_empty: bool = False) -> dict[str, Tensor]:
     """Return the tensors of a file that is a state dict, or has one under `model`; always on the CPU.
+
+    Args:
+        path: of the file.
+        may_be_empty: whether a state dict without tensors is accepted.
 
     Raises:
         WeightsError: the file is absent, damaged or truncated, or holds more than tensors and settings.
     """
+    if is_torchscript(path):
+        raise WeightsError(
+            f"{path.name} is a TorchScript archive and not a state dict; it is not the file that belongs here."
+        )
     content = _unpickled(path)
     state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
+    if not isinstance(state, dict) or not (state or may_be_empty):
         raise WeightsError(f"{path.name} holds no state dict; it is not a file of weights.")
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
@@ -63,8 +74,18 @@ def _unpickled(path: Path) -> object:
 
 
 def _is_mappable(path: Path) -> bool:
+    """Return whether a file can be mapped.
+
+    Raises:
+        BadZipFile: it could be, but a record does not have its checksum; torch does not compare them.
+    """
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        if file.read(len(_ZIP)) != _ZIP:
+            return False
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+    return True
 
 
 def _refusal(path: Path, error: Exception) -> str:

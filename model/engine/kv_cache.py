@@ -1,12 +1,11 @@
 """The KV cache: tensors of keys and values, addressed by slots, one for each token. It knows nothing of sequences."""
 
-import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig
+
+from model.free_memory import free_main_memory
 
 _SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5}
 """The share of the memory free after loading the weights that keys and values may take."""
@@ -70,20 +69,4 @@ def free_bytes(device: torch.device) -> int:
     """Memory that the cache may take of what is free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _SHARE_OF_FREE["cuda"])
-    return int(min(_available(), _left_to_container()) * _SHARE_OF_FREE["cpu"])
-
-
-def _available() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
-
-
-def _left_to_container() -> float:
-    group = Path("/sys/fs/cgroup")
-    try:
-        return float((group / "memory.max").read_text()) - float((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return math.inf  # no limit, or none that can be read
+    return int(free_main_memory() * _SHARE_OF_FREE["cpu"])

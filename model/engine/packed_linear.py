@@ -10,6 +10,7 @@ Projections of the same rows are fused into one product: query, key and value in
 `PackedMLP`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -97,7 +98,8 @@ def pack_linears(network: nn.Module) -> bool:
     """Replace the linear layers of a network by packed ones, if this CPU computes these faster.
 
     The attention layers and MLPs of transformers' LLaMA are replaced as a whole; any other linear layer by itself. A
-    network with quantised layers, or others that are only similar to `nn.Linear`, is not changed.
+    layer that several modules share is packed once and stays shared. A network with quantised layers, or others that
+    are only similar to `nn.Linear`, is not changed.
 
     Returns:
         Whether the network was changed. If so, its activations should be float32.
@@ -105,7 +107,7 @@ def pack_linears(network: nn.Module) -> bool:
     weights = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
     if not is_plain(network) or not all(weight.device.type == "cpu" and _gains(weight.dtype) for weight in weights):
         return False
-    _replace_children(network)
+    _replace_children(network, shared=_shared_layers(network))
     return True
 
 
@@ -126,12 +128,20 @@ def project_values(attention: nn.Module, x: Tensor) -> Tensor:
     return values
 
 
-def _replace_children(parent: nn.Module) -> None:
-    """Replace layers one by one, so that at most one layer has both its weights in memory."""
+def _shared_layers(network: nn.Module) -> dict[nn.Module, nn.Module | None]:
+    """The modules that have several parents, with their packed layers, which are None before they are packed."""
+    parents = Counter(child for module in network.modules() for child in module.children())
+    return {module: None for module, count in parents.items() if count > 1}
+
+
+def _replace_children(parent: nn.Module, *, shared: dict[nn.Module, nn.Module | None]) -> None:
+    """Replace layers one by one, so that at most one layer, besides shared ones, has both its weights in memory."""
     for name, child in parent.named_children():
-        packed = _packed(child)
+        packed = shared.get(child) or _packed(child)
+        if child in shared:
+            shared[child] = packed
         if packed is None:
-            _replace_children(child)
+            _replace_children(child, shared=shared)
         else:
             setattr(parent, name, packed)
 

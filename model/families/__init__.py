@@ -7,16 +7,19 @@ The `family.py` of a folder defines:
 - `verify_stages(family, folder)` for `verify`;
 - `SIZES` and `value_counts(size)` for `plan`.
 
-All but `load` are optional. A family's other modules hold what only this family has: its network, its published files
-and its verification stages.
+All but `load` are optional. A folder may also have a module `releases`, which imports no torch, with `RELEASES`, a
+tuple of `PublishedCheckpoint`, for `models known` and `pull`. Other modules hold what only this family has: its
+network, its published files and its verification stages.
 """
 
 import importlib
-import pkgutil
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from model.checkpoints.catalogue import PublishedCheckpoint
+from model.family_names import family_names as family_names
 from model.role import Role
 
 if TYPE_CHECKING:
@@ -30,9 +33,13 @@ class UnknownFamily(ValueError):
     """No family has this name; the message lists the known names."""
 
 
-def family_names() -> tuple[str, ...]:
-    """Return the names of all families, e.g. `videochat`, without importing them."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
+def published_checkpoints() -> dict[str, tuple[PublishedCheckpoint, ...]]:
+    """Return the published checkpoints of each family that names any; imports no torch."""
+    return {
+        name: importlib.import_module(f"{_package(name)}.releases").RELEASES
+        for name in family_names()
+        if importlib.util.find_spec(f"{_package(name)}.releases") is not None
+    }
 
 
 def load_family(
@@ -84,4 +91,9 @@ def family_module(name: str) -> ModuleType:
     """
     if name not in family_names():
         raise UnknownFamily(f"There is no family {name!r}. Known families: {', '.join(family_names())}.")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}.family")
+    return importlib.import_module(f"{_package(name)}.family")
+
+
+def _package(name: str) -> str:
+    """The package of the family `name`."""
+    return f"{__name__}.{name.replace('-', '_')}"

@@ -80,7 +80,8 @@ def prompt_findings(
 ) -> Iterator[Finding]:
     """Compute the stages after a prompt as token ids [L] that marks the place of `video_tokens` [N, D].
 
-    If `config.json` has the question, the family's own prompt is compared first: `prompt` and `input_ids`. Then come
+    If `config.json` has the question, perhaps after a line with the marks, the family's own prompt is compared first:
+    `prompt` and `input_ids`. Then come
     `inputs_embeds` [1, L', D], `logits_first` [V] and the int64 `greedy_ids` [new].
 
     Args:
@@ -96,7 +97,7 @@ def prompt_findings(
     """
     values = read_object(folder / "config.json")
     if "question" in values:
-        turns = (Turn(role="user", text=values["question"]),)
+        turns = (Turn(role="user", text=values["question"].removeprefix(f"{mark.text}\n")),)
         conversation = Conversation(clips=(Clip(frame_indices=(0,), fps=1.0),), turns=turns, system=system)
         yield Claim(name="prompt", got=prompt_text(family, conversation, mark), expected=values.get("prompt"))
         yield Claim(name="input_ids", got=prompt_ids(family, conversation, mark), expected=list(ids))

@@ -15,7 +15,7 @@ from model.verification.stage import Claim
 from model.weights import WeightsError, read_safetensors
 
 EXPECTED = "expected.safetensors"
-INPUTS = ("inputs.safetensors", "clip.mp4")
+INPUTS = ("inputs.safetensors", "clip.mp4", "dialogue.json")
 
 
 class Verification:

@@ -20,6 +20,8 @@ from model.video.spec import SoundError, VideoError, VideoLimits
 
 _WARM_UP = 1.0
 """Seconds that are decoded before a range: decoders depend on earlier packets, MP3's on those of a quarter second."""
+_UNREADABLE = (FFmpegError, ValueError, IndexError)
+"""PyAV raises `IndexError` for packets of a stream that the start of the file does not announce."""
 _EARLIER = (0.0, 5.0, 30.0)
 """Seconds before the wanted place to which the attempts seek; some containers land too late."""
 _FORWARD = 30.0
@@ -161,7 +163,7 @@ class SoundTrack:
             return max((moment for moment in moments if moment is not None), default=self._first_tick)
         except MemoryError:
             raise
-        except FFmpegError:
+        except _UNREADABLE:
             raise SoundError("undecodable_audio") from None
 
     # -- decoding
@@ -232,7 +234,7 @@ class SoundTrack:
                         raise
         except MemoryError:
             raise
-        except (FFmpegError, ValueError) as error:
+        except _UNREADABLE as error:
             raise error if isinstance(error, SoundError) else SoundError("undecodable_audio") from None
 
     def _is_before(self, pts: int | None, wanted: int | None) -> bool:

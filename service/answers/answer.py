@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from model.text.conversation import Turn
 from service.answers.generation import Generation, failure_of
+from service.answers.moments import VideoTimeAxis
 from service.errors import ServiceError
 from service.ids import new_id
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.store.answers import AnswerWrite, Ending
 from service.store.event_log import LogEvent
 from service.store.records import (
@@ -49,6 +50,7 @@ class RunningAnswer:
     resumed_token_ids: tuple[int, ...] = ()
     """The tokens that earlier owners logged."""
     _frames: tuple[VideoFrames, ...] | None = None
+    _time_axis: VideoTimeAxis | None = None
     _text: list[str] = field(default_factory=list)
     _num_events: int = 0
     _unwritten: list[LogEvent] = field(default_factory=list)
@@ -103,11 +105,15 @@ class RunningAnswer:
             data = {"video_id": video_id, "stage": stage, "fraction": round(fraction, 4)}
             self._unwritten.append(self._event("progress", data))
 
-    def set_frames(self, frames: tuple[VideoFrames, ...]) -> None:
-        """Set the frames that the answer is based on. From now on a worker has the question."""
-        self._frames = frames
+    def set_frames(self, frames: tuple[VideoFrames, ...], *, time_axis: VideoTimeAxis | None = None) -> None:
+        """Set the frames that the answer is based on, and the axis on which it names times.
 
-    def add_output(self, output: Delta | Refused, metrics: Metrics) -> None:
+        From now on a worker has the question.
+        """
+        self._frames = frames
+        self._time_axis = time_axis
+
+    def add_output(self, output: Delta | Refused, metrics: ModelMetrics) -> None:
         """Add what a worker reported: text and tokens, and the ending with its last report."""
         if isinstance(output, Delta):
             self.generation.add(output, metrics)
@@ -142,6 +148,7 @@ class RunningAnswer:
                     "id": self.id,
                     "message_id": message.id,
                     **message.model_dump(include={"finish_reason", "usage", "timings", "frames"}, mode="json"),
+                    "moments": None if message.moments is None else [found.model_dump() for found in message.moments],
                 },
             )
         )
@@ -189,14 +196,16 @@ class RunningAnswer:
         reason: FinishReason = "abort"
         if finish_reason in {"stop", "length"}:
             reason = "stop" if finish_reason == "stop" else "length"
+        content = "".join(self._text)
         return MessageRecord(
             id=new_id("msg"),
             role="assistant",
-            content="".join(self._text),
+            content=content,
             created_at=time.time(),
             answer_id=self.id,
             finish_reason=reason,
             usage=self.generation.usage(),
             timings=self.generation.timings(),
             frames=self._frames,
+            moments=None if self._time_axis is None else self._time_axis.moments_in(content),
         )

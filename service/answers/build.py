@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.store.stores import Stores
 from service.videos.ingest import Ingest
 from service.videos.preparation import Preparation
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +30,7 @@ class AnswerParts:
     completions: Completions
     questions: Questions
     sessions: Sessions
+    runner: AnswerRunner
 
 
 @contextlib.asynccontextmanager
@@ -37,7 +38,7 @@ async def run_answers(
     *,
     settings: Settings,
     stores: Stores,
-    pool: Pool,
+    pools: Pools,
     preparation: Preparation,
     ingest: Ingest,
     concurrency_limit: ConcurrencyLimit,
@@ -48,7 +49,7 @@ async def run_answers(
     presence = Presence(stores.answers, grace=settings.disconnect_grace)
     runner = AnswerRunner(
         settings=settings,
-        jobs=pool,
+        jobs=pools,
         preparation=preparation,
         videos=stores.videos,
         answers=stores.answers,
@@ -57,7 +58,7 @@ async def run_answers(
     )
     takeover = Takeover(
         runner=runner,
-        jobs=pool,
+        jobs=pools,
         admission=admission,
         videos=stores.videos,
         sessions=stores.sessions,
@@ -73,7 +74,7 @@ async def run_answers(
         answers=stores.answers,
         grace=settings.disconnect_grace,
     )
-    acceptance = Acceptance(pool=pool, preparation=preparation, admission=admission)
+    acceptance = Acceptance(pools=pools, preparation=preparation, admission=admission)
     sessions = Sessions(
         acceptance=acceptance,
         runner=runner,
@@ -98,7 +99,7 @@ async def run_answers(
         admission=admission,
         acceptance=acceptance,
         concurrency_limit=concurrency_limit,
-        pool=pool,
+        pools=pools,
         preparation=preparation,
         ingest=ingest,
         videos=stores.videos,
@@ -107,6 +108,8 @@ async def run_answers(
     runner.start()
     takeover.start()
     try:
-        yield AnswerParts(answers=answers, completions=completions, questions=questions, sessions=sessions)
+        yield AnswerParts(
+            answers=answers, completions=completions, questions=questions, sessions=sessions, runner=runner
+        )
     finally:
         await answers.close()

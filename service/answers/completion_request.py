@@ -39,7 +39,8 @@ VideoSource = UploadedVideo | InlineVideo | RemoteVideo
 class CompletionRequest:
     """A conversation and its last question, to be answered `num_choices` times."""
 
-    model: str
+    model: str | None
+    """The name of the model; None is the default one."""
     videos: tuple[VideoSource, ...]
     history: tuple[Turn, ...]
     question: Question

@@ -13,21 +13,24 @@ from model.engine.sampling_params import MAX_SEED
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance, Accepted, longest_prompt
+from service.answers.acceptance import Acceptance, Accepted, check_modality, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.completion_request import CompletionRequest, InlineVideo, RemoteVideo, UploadedVideo, VideoSource
 from service.answers.generation import Generation, deadline_exceeded, failure_of
 from service.answers.inputs import VideoInputs, prepare_videos
+from service.answers.moments import VideoTimeAxis
 from service.errors import Fault, InternalError, InvalidRequest, ServiceError, fault_of
 from service.ids import new_id
 from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.settings import Settings
-from service.store.records import VideoFrames, VideoRecord
+from service.store.records import Moment, VideoFrames, VideoRecord
 from service.store.videos import VideoStore
+from service.videos.feature_keys import DEFAULT_FRAMES
 from service.videos.ingest import Ingest
-from service.videos.preparation import DEFAULT_FRAMES, Preparation, check_usable
+from service.videos.preparation import Preparation, check_usable
 from service.videos.receiving import UploadBody
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 from service.workers.protocol import Delta, Generate, ModelInfo, Refused, TokenLogprobs
 
 _MAX_CHARACTERS = 400_000  # of all texts of a conversation: a worker counts their tokens while other jobs wait for it
@@ -58,6 +61,8 @@ class ChoiceOutput:
     text: str
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: str | None
+    moments: tuple[Moment, ...] | None = None
+    """With the last output: the moments that the choice names; None if the model has no time axis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +88,7 @@ class Completions:
         admission: Admission,
         acceptance: Acceptance,
         concurrency_limit: ConcurrencyLimit,
-        pool: Pool,
+        pools: Pools,
         preparation: Preparation,
         ingest: Ingest,
         videos: VideoStore,
@@ -93,7 +98,7 @@ class Completions:
         self._admission = admission
         self._acceptance = acceptance
         self._concurrency_limit = concurrency_limit
-        self._pool = pool
+        self._pools = pools
         self._preparation = preparation
         self._ingest = ingest
         self._videos = videos
@@ -118,7 +123,8 @@ class Completions:
             await stack.enter_async_context(self._concurrency_limit.count_answers_until_exit(caller, job_ids))
             videos, accepted = await self._accept(caller, request, places[0], deadline=deadline)
             yield CompletionStarted(id=completion_id, created_at=time.time(), model=accepted.model)
-            inputs = await self._prepare(caller.tenant, videos, deadline=deadline)
+            model = accepted.model.name
+            inputs = await self._prepare(caller.tenant, videos, model=model, deadline=deadline)
             yield FramesSampled(videos=inputs.frames)
             choices = [
                 Generation(
@@ -139,10 +145,12 @@ class Completions:
                 )
                 for choice in choices
             ]
-            outputs = self._generate(commands, choices, model=accepted.model.name, deadline=deadline)
+            outputs = self._generate(commands, choices, model=model, deadline=deadline)
+            texts = ["" for _ in choices]
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
-                    yield output
+                    texts[output.index] += output.text
+                    yield _with_moments(output, texts[output.index], inputs.time_axis)
             yield CompletionEnded(
                 num_prompt_tokens=choices[0].num_prompt_tokens,
                 num_completion_tokens=sum(choice.num_tokens for choice in choices),
@@ -161,6 +169,8 @@ class Completions:
         self, caller: Caller, request: CompletionRequest, place: Place, *, deadline: float
     ) -> tuple[list[VideoRecord], Accepted]:
         accepted = await self._acceptance.check_fields(request.question, model=request.model)
+        if request.videos:
+            check_modality(accepted.model, has_videos=True, param=request.videos[0].param)
         turns = _turns(request)
         if len(request.system) + sum(len(turn.text) for turn in turns) > _MAX_CHARACTERS:
             raise InvalidRequest(
@@ -176,10 +186,11 @@ class Completions:
             )
         found = {record.id: record for record in [await self._video(caller, source) for source in request.videos]}
         videos = list(found.values())
-        await self._acceptance.check_videos(caller.tenant, videos, DEFAULT_FRAMES)
+        with _naming("messages"):
+            await self._acceptance.check_videos(caller.tenant, videos, DEFAULT_FRAMES, model=accepted.model)
         prompt = longest_prompt(videos, turns, system=request.system, frames=DEFAULT_FRAMES, info=accepted.model)
         with _naming("messages"):
-            await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
+            await self._acceptance.check_prompt(prompt, model=accepted.model.name, place=place, deadline=deadline)
         return videos, accepted
 
     async def _video(self, caller: Caller, source: VideoSource) -> VideoRecord:
@@ -200,10 +211,12 @@ class Completions:
 
     # -- the work
 
-    async def _prepare(self, tenant: str, videos: Sequence[VideoRecord], *, deadline: float) -> VideoInputs:
+    async def _prepare(self, tenant: str, videos: Sequence[VideoRecord], *, model: str, deadline: float) -> VideoInputs:
         try:
             async with asyncio.timeout(_seconds_left(deadline)):
-                return await prepare_videos(self._preparation, self._videos, tenant, videos, DEFAULT_FRAMES)
+                return await prepare_videos(
+                    self._preparation, self._videos, tenant, videos, DEFAULT_FRAMES, model=model
+                )
         except TimeoutError:
             raise deadline_exceeded() from None
 
@@ -211,6 +224,7 @@ class Completions:
         self, commands: Sequence[Generate], choices: Sequence[Generation], *, model: str, deadline: float
     ) -> AsyncGenerator[ChoiceOutput, None]:
         """Yield what the choices gain, each a job of its own, until all have ended."""
+        metrics = self._metrics.of_model(model)
         queue: asyncio.Queue[Delta | Refused] = asyncio.Queue()
         running: dict[str, tuple[int, Generation]] = {}
         try:
@@ -218,41 +232,49 @@ class Completions:
                 running[choice.job_id] = index, choice
                 choice.begin_trace(response_id=choice.job_id, model=model)
                 with choice.trace.current():
-                    self._pool.generate(command, queue.put_nowait)
+                    self._pools.generate(command, queue.put_nowait, model=model)
             while running:
                 output = await _next(queue, deadline=deadline)
                 index, choice = running[output.job_id]
-                yield self._add(choice, index, output)
+                yield _add(choice, index, output, metrics)
                 if choice.finish_reason is not None:
                     del running[output.job_id]
         finally:
             for job_id in running:
-                self._pool.abort(job_id)
+                self._pools.abort(job_id)
             for index, choice in enumerate(choices):
-                choice.record_end(self._metrics, choice=index)
+                choice.record_end(metrics, choice=index)
                 choice.close()
 
-    def _add(self, choice: Generation, index: int, output: Delta | Refused) -> ChoiceOutput:
-        """Add a worker's output to a choice.
 
-        Raises:
-            ServiceError: the generation failed.
-        """
-        failure = failure_of(output)
-        if isinstance(output, Refused) or failure is not None or output.finish_reason == "abort":
-            failure = failure or InternalError("engine_error", "The model failed on this question.")
-            choice.fail(failure)
-            raise failure
-        return ChoiceOutput(
-            index=index,
-            text=output.text,
-            logprobs=choice.add(output, self._metrics),
-            finish_reason=output.finish_reason,
-        )
+def _add(choice: Generation, index: int, output: Delta | Refused, metrics: ModelMetrics) -> ChoiceOutput:
+    """Add a worker's output to a choice.
+
+    Raises:
+        ServiceError: the generation failed.
+    """
+    failure = failure_of(output)
+    if isinstance(output, Refused) or failure is not None or output.finish_reason == "abort":
+        failure = failure or InternalError("engine_error", "The model failed on this question.")
+        choice.fail(failure)
+        raise failure
+    return ChoiceOutput(
+        index=index,
+        text=output.text,
+        logprobs=choice.add(output, metrics),
+        finish_reason=output.finish_reason,
+    )
 
 
 def _turns(request: CompletionRequest) -> tuple[Turn, ...]:
     return (*request.history, Turn(role="user", text=request.question.content))
+
+
+def _with_moments(output: ChoiceOutput, text: str, axis: VideoTimeAxis | None) -> ChoiceOutput:
+    """The output; the last one of a choice with the moments that the whole `text` names."""
+    if axis is None or output.finish_reason is None:
+        return output
+    return replace(output, moments=axis.moments_in(text))
 
 
 async def _next(queue: "asyncio.Queue[Delta | Refused]", *, deadline: float) -> Delta | Refused:

@@ -13,7 +13,7 @@ from service.answers.admission import Place
 from service.answers.logprobs import LogprobBuffer
 from service.errors import InternalError, Overloaded, ServiceError, from_code
 from service.observability import tracing
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.store.records import CachedTokens, Timings, Usage
 from service.workers.protocol import Delta, Refused, TokenLogprobs
 
@@ -70,7 +70,7 @@ class Generation:
         self.num_resumed_tokens = self.num_tokens = num_tokens
         self.started_at -= seconds
 
-    def add(self, delta: Delta, metrics: Metrics) -> tuple[TokenLogprobs, ...]:
+    def add(self, delta: Delta, metrics: ModelMetrics) -> tuple[TokenLogprobs, ...]:
         """Add the output of one step.
 
         Returns:
@@ -86,7 +86,7 @@ class Generation:
             self.place.start()
         return self._logprobs.take(delta.logprobs, delta.text)
 
-    def _add_tokens(self, num_tokens: int, delta: Delta, metrics: Metrics) -> None:
+    def _add_tokens(self, num_tokens: int, delta: Delta, metrics: ModelMetrics) -> None:
         now = time.monotonic()
         if self._last_token_at is not None:
             metrics.inter_token_latency.observe((now - self._last_token_at) / num_tokens)
@@ -126,7 +126,7 @@ class Generation:
             total_time_ms=_ms(now - self.started_at),
         )
 
-    def record_end(self, metrics: Metrics, **ids: object) -> None:
+    def record_end(self, metrics: ModelMetrics, **ids: object) -> None:
         """Count the ended generation in the metrics and log it in numbers, without any of its text."""
         metrics.show_end(
             finish_reason=self.finish_reason or "abort",

@@ -1,4 +1,4 @@
-"""The part of the worker pool that answers use: start a job, abort it, and tell whether one can run."""
+"""The part of the worker pools that answers use: start a job, abort it, and tell whether one can run."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,14 +7,13 @@ from service.workers.protocol import Delta, Generate, Refused
 
 
 class GenerationJobs(Protocol):
-    """Runs generations. The pool of workers is one."""
+    """Runs generations. The pools of workers are one."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether a worker could take a job now."""
+    def serves(self, name: str) -> bool:
+        """Whether a worker of this model could take a job now."""
 
-    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None]) -> None:
-        """Start a job. `sink` gets its output in order, on the event loop, the ending included."""
+    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None], *, model: str) -> None:
+        """Start a job of a model. `sink` gets its output in order, on the event loop, the ending included."""
 
     def abort(self, job_id: str) -> None:
         """Stop a job; its ending comes through its sink. An unknown job is ignored."""

@@ -7,7 +7,7 @@ from structlog.contextvars import bind_contextvars
 from model.text.conversation import Turn
 from service.access.callers import Caller
 from service.access.limits import ConcurrencyLimit
-from service.answers.acceptance import Acceptance, longest_prompt
+from service.answers.acceptance import Acceptance, check_modality, longest_prompt
 from service.answers.admission import Admission, Place
 from service.answers.answer import RunningAnswer
 from service.answers.generation import Generation
@@ -96,10 +96,11 @@ class Questions:
             raise _in_progress() if running_id == answer_id else _busy()
         videos = await known_videos(self._videos, tenant, session.video_ids)
         turns = (*(Turn(role=m.role, text=m.content) for m in history), Turn(role="user", text=question.content))
-        accepted = await self._acceptance.check_fields(question, model=None)
-        await self._acceptance.check_videos(tenant, videos, session.frames)
+        accepted = await self._acceptance.check_fields(question, model=session.model)
+        check_modality(accepted.model, has_videos=bool(videos), param="session_id")
+        await self._acceptance.check_videos(tenant, videos, session.frames, model=accepted.model)
         prompt = longest_prompt(videos, turns, system=session.system, frames=session.frames, info=accepted.model)
-        await self._acceptance.check_prompt(prompt, place=place, deadline=deadline)
+        await self._acceptance.check_prompt(prompt, model=session.model, place=place, deadline=deadline)
         record = AnswerRecord(
             id=answer_id,
             session_id=session_id,

@@ -114,15 +114,23 @@ class AnswerRunner:
             answer.fail(error)
             self._writer.add(answer)
 
-    async def hand_over(self) -> None:
-        """Let other replicas continue every answer that runs here, after the last token written."""
-        for answer in self._running.values():
+    def num_answers_of(self, model: str) -> int:
+        """The number of answers of a model that run here."""
+        return sum(answer.session.model == model for answer in self._running.values())
+
+    async def hand_over(self, *, model: str | None = None) -> None:
+        """Let other replicas continue every answer that runs here, after the last token written.
+
+        `model` limits this to the answers of one model.
+        """
+        leaving = [answer for answer in self._running.values() if model in {None, answer.session.model}]
+        for answer in leaving:
             answer.is_handed_over = True  # later output of its job is ignored: the next owner generates it again
             answer.close()
             self._jobs.abort(answer.owner)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._writer.flush(), _FLUSH_TIMEOUT)
-        for answer in list(self._running.values()):
+        for answer in leaving:
             if not answer.ended:
                 _log.info("answer_handed_over", **answer.ids)
             self._drop(answer)
@@ -137,7 +145,9 @@ class AnswerRunner:
             inputs = await self._prepare_videos(answer)
             if answer.ended:
                 return
-            answer.set_frames(inputs.frames)  # no await between this and `generate`: a cancel finds the job in the pool
+            answer.set_frames(
+                inputs.frames, time_axis=inputs.time_axis
+            )  # no await between this and `generate`: a cancel finds the job in the pool
             command = inputs.command(
                 answer.generation,
                 tenant=answer.tenant,
@@ -146,7 +156,7 @@ class AnswerRunner:
                 priority=answer.record.priority,
                 output_token_ids=answer.resumed_token_ids,
             )
-            self._jobs.generate(command, functools.partial(self._on_output, answer))
+            self._jobs.generate(command, functools.partial(self._on_output, answer), model=answer.session.model)
         except ServiceError as error:
             self.fail(answer, error)
         except Exception:  # noqa: BLE001  readers wait: the answer must end
@@ -169,6 +179,7 @@ class AnswerRunner:
                     answer.tenant,
                     answer.videos,
                     answer.session.frames,
+                    model=answer.session.model,
                     on_progress=on_progress,
                 )
             except StorageUnavailable:
@@ -179,7 +190,7 @@ class AnswerRunner:
     def _on_output(self, answer: RunningAnswer, output: Delta | Refused) -> None:
         """Add a worker's output, unless the answer has ended or this replica no longer owns it."""
         if self._running.get(answer.id) is answer and not answer.ended and not answer.is_handed_over:
-            answer.add_output(output, self._metrics)
+            answer.add_output(output, self._metrics.of_model(answer.session.model))
             self._writer.add(answer)
 
     # -- what the store says
@@ -194,7 +205,7 @@ class AnswerRunner:
             self._drop(answer)
         elif answer.is_stored:
             if self._running.get(answer.id) is answer:
-                answer.generation.record_end(self._metrics, **answer.ids)
+                answer.generation.record_end(self._metrics.of_model(answer.session.model), **answer.ids)
             self._drop(answer)
         elif verdict is OwnerVerdict.CANCEL_REQUESTED:
             self._cancel(answer)

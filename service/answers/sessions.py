@@ -1,11 +1,11 @@
-"""Sessions: conversations about videos, and their messages."""
+"""Sessions: conversations, about videos or without any, and their messages."""
 
 import contextlib
 import time
 
-from service.answers.acceptance import Acceptance
+from service.answers.acceptance import Acceptance, check_modality
 from service.answers.runner import AnswerRunner
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound
 from service.ids import new_id
 from service.store import keys
 from service.store.idempotency import IdempotencyStore, Repeatable
@@ -14,6 +14,7 @@ from service.store.listing import Page
 from service.store.records import FrameRequest, MessageRecord, SessionRecord, VideoRecord
 from service.store.sessions import SessionStore
 from service.store.videos import VideoStore
+from service.videos.feature_keys import DEFAULT_FRAMES, requested_inputs
 from service.videos.preparation import check_usable
 
 
@@ -47,10 +48,13 @@ class Sessions:
         frames: FrameRequest,
         repeatable: Repeatable | None = None,
     ) -> SessionRecord:
-        """Open a session about videos. A repeated `repeatable` request returns the session of the first one.
+        """Open a session about videos, or without any for a model that sees none.
+
+        A repeated `repeatable` request returns the session of the first one.
 
         Raises:
-            ServiceError: an unknown video or model, or a video that cannot be used.
+            ServiceError: an unknown video or model, a model that cannot be used now, frames that it does not take, or
+                a video that cannot be used.
         """
         session_id = new_id("ses")
         if repeatable is not None:
@@ -59,6 +63,11 @@ class Sessions:
                 return known
             session_id = claimed_id
         info = await self._acceptance.model(model)
+        check_modality(info, has_videos=bool(video_ids), param="video_ids")
+        if info.inputs is None and frames != DEFAULT_FRAMES:
+            raise InvalidRequest("unsupported_value", f"The model {info.name!r} sees no videos.", param="frames")
+        if info.inputs is not None:
+            requested_inputs(info, frames)
         for video in await known_videos(self._videos, tenant, video_ids):
             check_usable(video)
         record = SessionRecord(

@@ -67,22 +67,32 @@ class Takeover:
         await self._loops.close()
 
     async def ensure_owned(self, tenant: str, answer_id: str) -> None:
-        """Take over an answer in progress if no replica owns it."""
-        if self._can_take_over(answer_id) and not await self._answers.is_owned(tenant, answer_id):
-            await self._take_over(tenant, answer_id)
+        """Take over an answer in progress if no replica owns it and this one serves its model."""
+        if self._may_take_over(answer_id) and not await self._answers.is_owned(tenant, answer_id):
+            await self._take_over_if_served(tenant, answer_id)
 
-    def _can_take_over(self, answer_id: str) -> bool:
-        return answer_id not in self._runner and not self._is_stopped and self._jobs.ready
+    def _may_take_over(self, answer_id: str) -> bool:
+        return answer_id not in self._runner and not self._is_stopped
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds * random.uniform(0.25, 0.5))  # noqa: S311  spreads the replicas
-            if self._is_stopped or not self._jobs.ready:
+            if self._is_stopped:
                 continue
             with contextlib.suppress(ServiceError):
                 for tenant, answer_id in await self._answers.orphans():
-                    if self._can_take_over(answer_id):  # not what this replica is still writing
-                        await self._take_over(tenant, answer_id)
+                    if self._may_take_over(answer_id):  # not what this replica is still writing
+                        await self._take_over_if_served(tenant, answer_id)
+
+    async def _take_over_if_served(self, tenant: str, answer_id: str) -> None:
+        """Take over an answer if a worker of its session's model is ready here.
+
+        An answer of a model that no replica serves stays as it is until one does.
+        """
+        record = await self._answers.get(tenant, answer_id)
+        session = None if record is None else await self._sessions.get(tenant, record.session_id)
+        if session is None or self._jobs.serves(session.model):  # of an erased answer, `take` removes what is left
+            await self._take_over(tenant, answer_id)
 
     async def _take_over(self, tenant: str, answer_id: str) -> None:
         """Become the owner and continue, unless another replica was quicker or the answer is over."""
@@ -95,7 +105,7 @@ class Takeover:
         if record is None or session is None:
             return  # erased meanwhile
         answer = await self._rebuild(tenant, owner, record, session)
-        self._metrics.answer_takeovers.inc()
+        self._metrics.of_model(session.model).answer_takeovers.inc()
         _log.info(
             "answer_taken_over",
             answer_id=answer_id,

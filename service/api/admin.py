@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 
 from service.api.dependencies import CallerDep, ServiceDep
 from service.api.errors import documented
-from service.api.schemas import DrainState
+from service.api.models import described
+from service.api.schemas import DrainState, Model, ModelLoad
 from service.errors import Forbidden
 from service.settings import is_loopback
 
@@ -27,6 +28,19 @@ def _allowed(request: Request, caller: CallerDep) -> None:
 
 Allowed = Annotated[None, Depends(_allowed)]
 router = APIRouter(prefix="/admin", tags=["operation"])
+
+
+@router.post("/models", status_code=202, responses=documented(403, 409, 413, 422, 503, 507))
+async def load_model(_: Allowed, service: ServiceDep, body: ModelLoad) -> Model:
+    """Begin to load a model on this replica, if it fits; `GET /v1/models/{model}` has its state."""
+    service.admission.check_open()
+    return described(service, service.model_loading.load(body.name, body))
+
+
+@router.delete("/models/{name}", status_code=202, responses=documented(403, 404, 409, 422))
+async def unload_model(_: Allowed, service: ServiceDep, name: Annotated[str, Path(max_length=200)]) -> Model:
+    """Begin to unload a model from this replica: its answers end or move to another replica, then its workers end."""
+    return described(service, service.model_loading.unload(name))
 
 
 @router.get("/drain", responses=documented(403))

@@ -19,7 +19,7 @@ from service.api.chat_completion_schemas import (
     TokenLogprob,
     TopLogprob,
 )
-from service.store.records import VideoFrames
+from service.store.records import Moment, VideoFrames
 from service.workers.protocol import LikelyToken, TokenLogprobs
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's value for minus infinity, which JSON does not have
@@ -40,6 +40,7 @@ class _ChoiceParts:
     text: list[str] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] = "stop"
+    moments: list[Moment] | None = None
 
 
 async def whole_completion(
@@ -59,6 +60,7 @@ async def whole_completion(
                     choice.text.append(event.text)
                     choice.tokens += map(_token_logprob, event.logprobs)
                     choice.finish_reason = _finish_reason(event.finish_reason) or choice.finish_reason
+                    choice.moments = _moments(event)
                 case CompletionEnded():
                     usage = _usage(event)
     assert usage is not None
@@ -73,6 +75,7 @@ async def whole_completion(
                 message=AnswerMessage(content="".join(choice.text)),
                 finish_reason=choice.finish_reason,
                 logprobs=ChoiceLogprobs(content=choice.tokens) if with_logprobs else None,
+                moments=choice.moments,
             )
             for index, choice in sorted(choices_by_index.items())
         ],
@@ -118,7 +121,8 @@ async def completion_chunks(
                         ChoiceLogprobs(content=[*map(_token_logprob, event.logprobs)]) if content.logprobs else None
                     )
                     reason = _finish_reason(event.finish_reason)
-                    yield chunk(_chunk_choice(event.index, delta, reason, tokens), **no_usage, **videos_field)
+                    made = _chunk_choice(event.index, delta, reason, tokens, moments=_moments(event))
+                    yield chunk(made, **no_usage, **videos_field)
                     videos_field = {}
                 case CompletionEnded() if content.usage:
                     yield chunk(usage=_usage(event))
@@ -126,9 +130,19 @@ async def completion_chunks(
 
 
 def _chunk_choice(
-    index: int, delta: ChoiceDelta, reason: Literal["stop", "length"] | None, logprobs: ChoiceLogprobs | None
+    index: int,
+    delta: ChoiceDelta,
+    reason: Literal["stop", "length"] | None,
+    logprobs: ChoiceLogprobs | None,
+    *,
+    moments: list[Moment] | None = None,
 ) -> ChunkChoice:
-    return ChunkChoice(index=index, delta=delta, finish_reason=reason, logprobs=logprobs)
+    optional = {} if moments is None else {"moments": moments}
+    return ChunkChoice(index=index, delta=delta, finish_reason=reason, logprobs=logprobs, **optional)
+
+
+def _moments(output: ChoiceOutput) -> list[Moment] | None:
+    return None if output.moments is None else list(output.moments)
 
 
 def _finish_reason(finish_reason: str | None) -> Literal["stop", "length"] | None:

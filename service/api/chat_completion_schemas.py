@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from model.engine.sampling_params import MAX_LOGPROBS
 from service.answers.sampling import WHOLE, MaxTokens, SamplingFields
 from service.api.schemas import Reply, RequestBody
-from service.store.records import VideoFrames
+from service.store.records import Moment, VideoFrames
 
 UNSUPPORTED = "unsupported_value"
 MAX_CHOICES = 8
@@ -135,7 +135,9 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
     """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    model: str = Field(min_length=1, max_length=200)
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="By default the server's default model."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
@@ -212,12 +214,13 @@ class AnswerMessage(Reply):
 
 
 class Choice(Reply):
-    """One of the answers."""
+    """One of the answers. `moments` is not OpenAI's: the times that it names, null if the model has no time axis."""
 
     index: int
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
     logprobs: ChoiceLogprobs | None
+    moments: list[Moment] | None = None
 
 
 class PromptTokensDetails(Reply):
@@ -257,12 +260,13 @@ class ChoiceDelta(Reply):
 
 
 class ChunkChoice(Reply):
-    """New output of one of the answers."""
+    """New output of one of the answers. `moments` is not OpenAI's; it comes with the `finish_reason`."""
 
     index: int
     delta: ChoiceDelta
     finish_reason: Literal["stop", "length"] | None
     logprobs: ChoiceLogprobs | None
+    moments: list[Moment] | None = None
 
 
 class ChatCompletionChunk(Reply):

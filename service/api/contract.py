@@ -25,7 +25,7 @@ from service.errors import (
     Unauthenticated,
     UnsupportedMedia,
 )
-from service.store.records import FinishReason, Timings, Usage, VideoFrames
+from service.store.records import FinishReason, Moment, Timings, Usage, VideoFrames
 
 _VIDEO = "vid_8071dfb0043a2719636adcdc653159e8"
 _REF = "#/components/schemas/{model}"
@@ -61,6 +61,7 @@ class AnswerDone(Reply):
     usage: Usage
     timings: Timings
     frames: tuple[VideoFrames, ...] | None
+    moments: tuple[Moment, ...] | None
 
 
 class VideoProgress(Reply):

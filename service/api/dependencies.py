@@ -15,6 +15,7 @@ from service.answers.completions import Completions
 from service.answers.questions import Questions
 from service.answers.sessions import Sessions
 from service.drain import Drain
+from service.model_loading import ModelLoading
 from service.observability.logging import bind_path_ids
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -24,7 +25,7 @@ from service.videos.ingest import Ingest
 from service.videos.preparation import Preparation
 from service.videos.receiving import UploadBody
 from service.videos.resumable import Resumable
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,8 @@ class Service:
     preparation: Preparation
     ingest: Ingest
     resumable: Resumable
-    pool: Pool
+    pools: Pools
+    model_loading: ModelLoading
     redis: StoreClient
     metrics: Metrics
 

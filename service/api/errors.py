@@ -86,7 +86,9 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     path = _field_path(first["loc"], error.body)
     if code == "malformed_json":
         return error_response(_malformed_json())
-    return error_response(InvalidRequest(code, f"{first['msg']}.", param=".".join(path) or None))
+    return error_response(
+        InvalidRequest(code, f"{first['msg'].removeprefix('Value error, ')}.", param=".".join(path) or None)
+    )
 
 
 def _malformed_json() -> InvalidRequest:

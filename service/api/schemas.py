@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from model.modalities import Modality
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.answers.question import Question
@@ -15,6 +16,7 @@ from service.store.records import (
     FinishReason,
     FrameRequest,
     MessageRecord,
+    Moment,
     Problem,
     SampledFrame,
     SessionRecord,
@@ -25,6 +27,8 @@ from service.store.records import (
     VideoStatus,
 )
 from service.videos.fetching import MAX_URL
+from service.workers.model_spec import MODEL_NAME, ModelOptions
+from service.workers.supervisor import ModelState
 
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^ses_[0-9a-f]{32}$")]
@@ -123,16 +127,18 @@ class FramesField(RequestBody):
 
 
 class SessionRequest(RequestBody):
-    """Create a session about one or more videos."""
+    """Create a session: about one or more videos, or without any for a model that sees none."""
 
-    video_ids: list[VideoId] = Field(min_length=1, max_length=64)
-    model: str | None = Field(default=None, max_length=200)
+    video_ids: list[VideoId] = Field(
+        default=[], max_length=64, description="At least one, unless the model's `modalities` are `text` alone."
+    )
+    model: str | None = Field(default=None, max_length=200, description="By default the server's default model.")
     system: str = Field(default="", max_length=8_000)
     frames: FramesField | None = None
 
 
 class Session(Reply):
-    """A conversation about videos."""
+    """A conversation, about videos or without any."""
 
     id: str
     object: Literal["session"] = "session"
@@ -190,7 +196,10 @@ class MessageRequest(BeamSearchFields, RequestBody):
 
 
 class Message(Reply):
-    """A message of a session; the last four fields are null unless it is an answer."""
+    """A message of a session; the last five fields are null unless it is an answer.
+
+    `moments` are the times that an answer names; null if the model has no time axis.
+    """
 
     id: str
     object: Literal["message"] = "message"
@@ -202,6 +211,7 @@ class Message(Reply):
     usage: Usage | None
     timings: Timings | None
     frames: tuple[VideoFrames, ...] | None
+    moments: tuple[Moment, ...] | None = None
 
     @classmethod
     def of(cls, record: MessageRecord) -> "Message":
@@ -243,8 +253,17 @@ class Answer(Reply):
         )
 
 
+class FrameCounts(Reply):
+    """How many frames of a video a model takes, and the rule that selects them."""
+
+    default: int
+    min: int
+    max: int
+    rule: str
+
+
 class Model(Reply):
-    """A model that this server serves."""
+    """A model that this server serves. The fields from `max_model_len` on are null until it has been loaded once."""
 
     id: str
     object: Literal["model"] = "model"
@@ -252,8 +271,21 @@ class Model(Reply):
     owned_by: Literal["reeltalk"] = "reeltalk"
     family: str
     quantization: Quantization | None
-    max_model_len: int
-    num_video_tokens: int
+    state: ModelState = Field(
+        description="`broken` models cannot be loaded; `/readyz` has the reason. The server tries again."
+    )
+    is_default: bool = Field(description="Whether the model answers requests that name no model.")
+    max_model_len: int | None
+    num_video_tokens: int | None = Field(description="Tokens of one video in a prompt.")
+    modalities: tuple[Modality, ...] | None = Field(
+        description="`video`: sessions are about videos; `audio`: and about their sound; `text`: they have none."
+    )
+    frames: FrameCounts | None = Field(description="Null also for a model without videos.")
+    rows: dict[str, int] | None = Field(description="Tokens of one video in a prompt, by part of its features.")
+    features: dict[str, tuple[int, int]] | None = Field(description="The shape of each part of a video's features.")
+    time_axis: int | None = Field(
+        description="Numbers in answers are times, in fractions of the clip with this denominator; null: they are not."
+    )
 
 
 class ModelList(Reply):
@@ -261,6 +293,12 @@ class ModelList(Reply):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class ModelLoad(ModelOptions):
+    """Load a model. What is not given is as in the service's settings."""
+
+    name: str = Field(pattern=MODEL_NAME)
 
 
 class DrainState(Reply):
@@ -273,7 +311,7 @@ class DrainState(Reply):
 class Health(Reply):
     """The result of a health check: what is missing, if anything.
 
-    `problems` has a sentence for each worker that fails to start; other workers may take over its work.
+    `problems` has a sentence for each worker, of any model, that fails to start; other workers may take over its work.
     """
 
     status: Literal["ok", "unavailable"]

@@ -1,4 +1,4 @@
-"""`/v1/sessions`: conversations about videos, and their questions."""
+"""`/v1/sessions`: conversations, about videos or without any, and their questions."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 ANSWER_EVENTS = (
     "Events, each with an `id`: `answer` {id, session_id}; `progress` {video_id, stage, fraction}; `delta` {text}; "
-    "finally `done` {id, message_id, finish_reason, usage, timings, frames} or `error` {error}."
+    "finally `done` {id, message_id, finish_reason, usage, timings, frames, moments} or `error` {error}."
 )
 _REPLY: dict[int | str, dict[str, object]] = {
     200: {
@@ -42,7 +42,7 @@ _REPLY: dict[int | str, dict[str, object]] = {
 async def open_session(
     service: ServiceDep, tenant: TenantDep, repeatable: RepeatableDep, body: SessionRequest
 ) -> Session:
-    """Create a conversation about videos, which need not be ready yet."""
+    """Create a conversation about videos, which need not be ready yet, or without any for a model that sees none."""
     _check_bounds(service, body)
     frames = FrameRequest() if body.frames is None else FrameRequest(**body.frames.model_dump())
     record = await service.sessions.create(

@@ -101,9 +101,19 @@ async def list_videos(
 
 
 @router.get("/{video_id}", responses=documented(404, 422, 503))
-async def get_video(service: ServiceDep, tenant: TenantDep, video_id: VideoId) -> Video:
-    """Get a video and the status of its preparation."""
-    return Video.of(await service.ingest.get(tenant, video_id))
+async def get_video(
+    service: ServiceDep,
+    tenant: TenantDep,
+    video_id: VideoId,
+    model: Annotated[
+        str | None, Query(max_length=200, description="Show the status and frames of this model's features.")
+    ] = None,
+) -> Video:
+    """Get a video and the status of its preparation for the default model, or for another one."""
+    record = await service.ingest.get(tenant, video_id)
+    if model is not None:
+        record = await service.preparation.view(tenant, record, model=model)
+    return Video.of(record)
 
 
 @router.delete("/{video_id}", responses=documented(404, 422, 503))

@@ -26,19 +26,33 @@ QuantizeOption = Annotated[Quantization | None, typer.Option(help="Quantize the 
 
 
 def pull(
-    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
-    folder: Annotated[
-        Path | None, typer.Option("--to", help="The folder to write.", show_default="the repository's name")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+    name: Annotated[
+        str, typer.Argument(help="owner/name on the Hugging Face Hub, or a name that `models known` lists.")
+    ],
+    folder: Annotated[Path | None, typer.Option("--to", help="The folder to write.", show_default="the name")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit of owner/name.")] = None,
 ) -> None:
     """Download weights, configuration and tokenizer from the Hugging Face Hub."""
     with _user_errors():
         from model.checkpoints.hub import pull as fetch
+        from model.families import published_checkpoints
 
-        target = folder or Path(repository.rpartition("/")[2])
-        fetch(repository, target, revision=revision)
-    _say(f"{repository} is in {target}")
+        target = folder or Path(name.rpartition("/")[2])
+        releases = {each.name: each for found in published_checkpoints().values() for each in found}
+        release = releases.get(name)
+        if release is None:
+            fetch(name, target, revision=revision)
+        else:
+            if revision is not None:
+                _refuse(f"{name} is a published model; --revision needs a repository, owner/name.")
+            if not release.repositories:
+                _refuse(f"{name} cannot be downloaded from the Hub. {release.note}")
+            for part, repository in release.repositories.items():
+                fetch(repository, target / part, revision=None)
+                _say(f"{repository} is in {target / part}")
+            if release.note:
+                _say(release.note)
+    _say(f"{name} is in {target}")
 
 
 def convert(
@@ -130,7 +144,8 @@ def plan(
     _say(f"  {memory.kv_bytes_per_token * num_tokens / MIB:,.1f} MiB for a conversation of {num_tokens:,} tokens")
     if memory.condition_bytes:
         _say(f"Condition: {memory.condition_bytes / MIB:,.1f} MiB a conversation")
-    _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")
+    if memory.encoder_bytes_per_clip:
+        _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")
     if budget_mib is not None:
         batch = memory.largest_batch(budget_mib * MIB, num_tokens=num_tokens)
         _say(f"Largest batch in {budget_mib:,} MiB: {batch} conversations of {num_tokens:,} tokens")

@@ -34,6 +34,11 @@ FamilyOption = Annotated[str | None, typer.Option(help="The model family.", show
 CheckpointOption = Annotated[
     Path | None, typer.Option(help="A folder with the model's files.", show_default="a small model")
 ]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=FAMILY:CHECKPOINT of a model to serve; may be repeated.", show_default="one small model"),
+]
+ModelsOption = Annotated[Path | None, typer.Option(help="A TOML file with the models to serve.")]
 WorkersOption = Annotated[
     str | None,
     typer.Option(help="The number of workers, or their roles: encode,generate*2@cuda:0.", show_default="1"),
@@ -63,6 +68,8 @@ def serve(
     host: HostOption = None,
     port: PortOption = None,
     data_dir: DataDirOption = None,
+    model: ModelOption = None,
+    models: ModelsOption = None,
     family: FamilyOption = None,
     checkpoint: CheckpointOption = None,
     quantize: QuantizeOption = None,
@@ -77,6 +84,8 @@ def serve(
         host=host,
         port=port,
         data_dir=data_dir,
+        model=model or None,
+        models=models,
         family=family,
         checkpoint=checkpoint,
         quantize=quantize,

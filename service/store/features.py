@@ -7,6 +7,7 @@ import structlog
 from model.features import CorruptFeatures, PackedFeatures, PartSpec
 from service.errors import Unavailable
 from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.store.connection import StoreClient
 
 _log = structlog.get_logger(__name__)
@@ -20,9 +21,13 @@ class FeatureCache:
         self._ttl = ttl
         self._metrics = metrics
 
-    async def get(self, key: str, *, parts: Sequence[PartSpec]) -> PackedFeatures | None:
-        """The features under `key`, checked; None is a miss. A corrupt value is removed and counted."""
-        self._metrics.feature_cache_queries.inc()
+    async def get(self, key: str, *, parts: Sequence[PartSpec], model: str) -> PackedFeatures | None:
+        """The features under `key`, checked; None is a miss. A corrupt value is removed and counted.
+
+        `model` is the name of the model that needs them, for the metrics.
+        """
+        metrics = self._metrics.of_model(model)
+        metrics.feature_cache_queries.inc()
         try:
             blob = await self._redis.getex(key, ex=self._ttl)
             if blob is None:
@@ -31,13 +36,13 @@ class FeatureCache:
             packed = PackedFeatures.checked(blob, key=key, parts=parts)
         except CorruptFeatures as corrupt:
             _log.warning("feature_cache_corrupt", reason=str(corrupt))
-            self._metrics.feature_cache_corrupt.inc()
-            await self._discard(key)
+            metrics.feature_cache_corrupt.inc()
+            await self._discard(key, metrics)
             return None
         except Unavailable:
-            self._metrics.feature_cache_errors.inc()
+            metrics.feature_cache_errors.inc()
             return None
-        self._metrics.feature_cache_hits.inc()
+        metrics.feature_cache_hits.inc()
         return packed
 
     async def existing(self, features_keys: Sequence[str]) -> set[str]:
@@ -51,12 +56,12 @@ class FeatureCache:
             return set()
         return {key for key, exists in zip(features_keys, found, strict=True) if exists}
 
-    async def put(self, key: str, features: PackedFeatures) -> None:
+    async def put(self, key: str, features: PackedFeatures, *, model: str) -> None:
         """Store features under `key` for the cache's time to live."""
         try:
             await self._redis.set(key, features.blob, ex=self._ttl)
         except Unavailable:
-            self._metrics.feature_cache_errors.inc()
+            self._metrics.of_model(model).feature_cache_errors.inc()
 
     async def erase(self, features_keys: Sequence[str]) -> None:
         """Erase features.
@@ -67,8 +72,8 @@ class FeatureCache:
         if features_keys:
             await self._redis.delete(*features_keys)
 
-    async def _discard(self, key: str) -> None:
+    async def _discard(self, key: str, metrics: ModelMetrics) -> None:
         try:
             await self._redis.delete(key)
         except Unavailable:
-            self._metrics.feature_cache_errors.inc()
+            metrics.feature_cache_errors.inc()

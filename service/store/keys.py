@@ -6,6 +6,11 @@ def features(tenant: str, fingerprint: str, sha256: str) -> str:
     return f"features:{tenant}:{fingerprint}:{sha256}"
 
 
+def probe(tenant: str, sha256: str) -> str:
+    """Names the reading of one video's facts without features; only its lease is stored."""
+    return f"probe:{tenant}:{sha256}"
+
+
 def video(tenant: str, video_id: str) -> str:
     """A video's record."""
     return f"video:{tenant}:{video_id}"

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 
 from model.engine.sampling_params import SamplingParams
 
@@ -141,6 +141,16 @@ class VideoFrames(Record):
     frames: tuple[SampledFrame, ...]
 
 
+class Moment(Record):
+    """A stretch of a video that an answer names: its seconds, and where its text is in the answer, in characters."""
+
+    video_id: str
+    start: float
+    end: float
+    text_start: int
+    text_end: int
+
+
 class MessageRecord(Record):
     """One message of a session."""
 
@@ -153,6 +163,15 @@ class MessageRecord(Record):
     usage: Usage | None = None
     timings: Timings | None = None
     frames: tuple[VideoFrames, ...] | None = None
+    moments: tuple[Moment, ...] | None = None
+    """The moments that an answer names; null if the model has no time axis."""
+
+    @model_serializer(mode="wrap")
+    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields: dict[str, object] = serialize(self)
+        if self.moments is None:
+            fields.pop("moments", None)  # an earlier release refuses the field
+        return fields
 
 
 def _sampling_document(params: SamplingParams) -> dict[str, object]:

@@ -12,6 +12,7 @@ from service.terminal.events import Event
 from service.terminal.failures import Failure, usage_error
 from service.terminal.printing import (
     answer_figures,
+    moment_times,
     print_error,
     print_json,
     print_note,
@@ -20,7 +21,10 @@ from service.terminal.printing import (
     without_controls,
 )
 
-_HELP = "/frames lists the frames of the last answer, /quit or Ctrl-D exits, Ctrl-C stops an answer."
+_HELP = (
+    "/frames lists the frames of the last answer, /model shows the model, /model NAME begins again with another one, "
+    "/quit or Ctrl-D exits, Ctrl-C stops an answer."
+)
 _HISTORY_LENGTH = 1000
 
 
@@ -62,6 +66,9 @@ def run_chat(chat: Chat, *, as_json: bool) -> None:
                     print_note(_HELP)
                 case "/frames":
                     print_note(_frame_times(frames))
+                case command if command.split()[0] == "/model":
+                    with _reported(is_terminal=is_terminal):
+                        _show_or_change_model(chat, command.split()[1:])
                 case command if is_terminal and command.startswith("/"):
                     print_error(f"There is no command {command}. {_HELP}")
                 case question:
@@ -83,7 +90,9 @@ def print_history(messages: list[Document]) -> None:
     """Print the earlier messages of a session in the format of a chat."""
     for message in messages:
         mark = "> " if message.get("role") == "user" else ""
-        print_note(mark + without_controls(str(message.get("content", ""))))
+        content = str(message.get("content", ""))
+        print_note(mark + without_controls(content))
+        _print_moments(content, message.get("moments"))
 
 
 def _answer_in_chat(chat: Chat, events: Iterator[Event], *, as_json: bool, is_terminal: bool) -> list[Document]:
@@ -91,12 +100,19 @@ def _answer_in_chat(chat: Chat, events: Iterator[Event], *, as_json: bool, is_te
 
     Returns the frames from which the answer was generated; none if it did not complete.
     """
-    try:
-        with _cancel_on_interrupt(chat):
-            if as_json:
-                print_json(_whole_answer(chat, events), indent=None)
-                return []
+    with _reported(is_terminal=is_terminal), _cancel_on_interrupt(chat):
+        if as_json:
+            print_json(_whole_answer(chat, events), indent=None)
+        else:
             return _print_answer(_answer(events))
+    return []
+
+
+@contextlib.contextmanager
+def _reported(*, is_terminal: bool) -> Iterator[None]:
+    """Print an interrupt or an error of this block on a terminal; elsewhere raise it."""
+    try:
+        yield
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -106,7 +122,15 @@ def _answer_in_chat(chat: Chat, events: Iterator[Event], *, as_json: bool, is_te
         if not is_terminal:
             raise
         print_error(failure.message)
-    return []
+
+
+def _show_or_change_model(chat: Chat, names: list[str]) -> None:
+    """Print the model of a chat, or begin again with the named one."""
+    if len(names) > 1:
+        raise usage_error("Name one model: /model NAME.")
+    if names:
+        chat.change_model(names[0])
+    print_note(f"Model {chat.model()}." + (" The conversation begins again." if names else ""))
 
 
 def _ask(chat: Chat, question: str) -> Iterator[Event]:
@@ -154,14 +178,23 @@ def _with_progress(events: Iterator[Event]) -> Iterator[Event]:
 def _print_answer(events: Iterator[Event]) -> list[Document]:
     """Print the text of an answer while it is generated; returns the frames from which it was generated."""
     frames: list[Document] = []
+    text = ""
     for event in events:
         if event.name == "delta":
+            text += str(event.data.get("text", ""))
             print_text(str(event.data.get("text", "")), end="")
         elif event.name == "done":
             print_text("")
+            _print_moments(text, event.data.get("moments"))
             print_note(answer_figures(event.data))
             frames = event.data.get("frames") or []
     return frames
+
+
+def _print_moments(text: str, moments: list[Document] | None) -> None:
+    """Print the times of the moments that an answer names, if there are any."""
+    if times := moment_times(text, moments):
+        print_note(times)
 
 
 def _frame_times(videos: list[Document]) -> str:

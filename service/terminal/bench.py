@@ -19,32 +19,39 @@ def run_bench(
     video: str,
     loads: Sequence[load.Load],
     *,
+    model: str | None,
     url: str,
     api_key: str | None,
     as_json: bool,
 ) -> None:
-    """Run every load and print a table with a row for each; with `as_json` print one JSON document."""
+    """Run every load and print a table with a row for each; with `as_json` print one JSON document.
+
+    `model` is the model of the sessions; None is the service's default.
+    """
+    opening = {} if model is None else {"model": model}
     with progress_bars() as show:
         video_id = str(prepare(client, video, show)["id"])
-    model = str(_warm_up(client, video_id, loads[0])["model"])
+    answered_by = str(_warm_up(client, video_id, opening, loads[0])["model"])
     rows = []
     for each in loads:
-        with _sessions(client, video_id, each.num_answers) as session_ids, progress_bars() as show:
+        with _sessions(client, video_id, opening, each.num_answers) as session_ids, progress_bars() as show:
             on_answer = partial(_show_answer, show, each)
             rows.append(load.run(url, api_key, session_ids, each, on_answer))
     if as_json:
-        print_json({"object": "benchmark", "server": url, "model": model, "tokens": loads[0].num_tokens, "loads": rows})
+        print_json(
+            {"object": "benchmark", "server": url, "model": answered_by, "tokens": loads[0].num_tokens, "loads": rows}
+        )
     else:
         print_table(_TITLES, [_cells(row) for row in rows])
-        print_note(f"Model {model}, {loads[0].num_tokens} tokens an answer. Times in ms, `between` deltas.")
+        print_note(f"Model {answered_by}, {loads[0].num_tokens} tokens an answer. Times in ms, `between` deltas.")
     if not any(row["answers"] for row in rows):
         codes = ", ".join(sorted({code for row in rows for code in row["failed"]}))
         raise Failure(Exit.FAILED, f"No answer completed: {codes}.", code="nothing_measured")
 
 
-def _warm_up(client: Client, video_id: str, first: load.Load) -> Document:
+def _warm_up(client: Client, video_id: str, opening: Document, first: load.Load) -> Document:
     """Generate one answer that is not measured, so that caches are warm; returns its session."""
-    with _sessions(client, video_id, 1) as [session_id]:
+    with _sessions(client, video_id, opening, 1) as [session_id]:
         for event in client.ask(session_id, **{**first.message, "max_tokens": 8}):
             if event.name == "error":
                 raise Failure.from_envelope(event.data)
@@ -52,12 +59,12 @@ def _warm_up(client: Client, video_id: str, first: load.Load) -> Document:
 
 
 @contextlib.contextmanager
-def _sessions(client: Client, video_id: str, count: int) -> Iterator[list[str]]:
+def _sessions(client: Client, video_id: str, opening: Document, count: int) -> Iterator[list[str]]:
     """Create sessions on a video and delete them after the block."""
     opened: list[str] = []
     try:
         for _ in range(count):
-            opened.append(str(client.open_session([video_id])["id"]))
+            opened.append(str(client.open_session([video_id], **opening)["id"]))
         yield opened
     finally:
         for session_id in opened:

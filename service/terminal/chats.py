@@ -1,4 +1,4 @@
-"""The interface of a conversation about a video, and its implementation by a service's session.
+"""The interface of a conversation, and its implementation by a service's session.
 
 `local.py` has the implementation without a service.
 """
@@ -12,11 +12,12 @@ from service.terminal.client import Client
 from service.terminal.connection import Document
 from service.terminal.events import Event
 from service.terminal.failures import Exit, Failure, usage_error
+from service.terminal.models import check_model
 from service.terminal.printing import ShowProgress
 
 
 class Chat(Protocol):
-    """A conversation about one video."""
+    """A conversation about one video, or with a text model about none."""
 
     def ask(self, question: str) -> Iterator[Event]:
         """Ask a question; yields the answer's events: `progress`, `delta`, and `done` or `error` last."""
@@ -32,6 +33,14 @@ class Chat(Protocol):
 
     def answer(self) -> Document:
         """The document of the last answer."""
+        ...
+
+    def model(self) -> str:
+        """The name of the model that answers."""
+        ...
+
+    def change_model(self, name: str) -> None:
+        """Begin a new conversation about the same video with another model; raises `Failure` if it does not fit."""
         ...
 
     @property
@@ -77,6 +86,20 @@ class ServiceChat:
     def answer(self) -> Document:
         """The document of `GET /v1/answers/{id}`."""
         return self._client.answer(str(self._answer_id))
+
+    def model(self) -> str:
+        """The model of the session."""
+        return str(self._client.get("sessions", self._session_id).get("model"))
+
+    def change_model(self, name: str) -> None:
+        """Open a session with another model on the same videos, with the same frames and system prompt."""
+        session = self._client.get("sessions", self._session_id)
+        video_ids = list(session.get("video_ids") or ())
+        check_model(self._client, name, has_video=bool(video_ids))
+        frames = {field: value for field, value in (session.get("frames") or {}).items() if value is not None}
+        opening = {"model": name, "system": session.get("system") or "", "frames": frames or None}
+        self._session_id = str(self._client.open_session(video_ids, **opening)["id"])
+        self._answer_id = None
 
 
 def prepare(client: Client, video: str, show: ShowProgress) -> Document:

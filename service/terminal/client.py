@@ -113,6 +113,12 @@ class Client:
         """All messages of a session, oldest first."""
         return _items(self._document("GET", f"/v1/sessions/{session_id}/messages"))
 
+    # -- models
+
+    def models(self) -> list[Document]:
+        """The models that the service serves."""
+        return _items(self._document("GET", "/v1/models"))
+
     # -- records; `kind` is `videos` or `sessions`
 
     def get(self, kind: str, record_id: str) -> Document:

@@ -1,27 +1,24 @@
-"""The command-line interface of `ask`, `chat`, `videos`, `sessions` and `bench`; each imports what it needs."""
+"""The command-line interface of `ask`, `chat` and `bench`; each imports what it needs."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from service.terminal.failures import Exit, usage_error
+from service.terminal.groups import model_commands, open_client, record_commands
 from service.terminal.options import (
     DEFAULT_SERVER,
     EndOption,
     FramesOption,
-    IdArgument,
-    IdsArgument,
-    JsonLinesOption,
     JsonOption,
     KeyOption,
-    LimitOption,
     LocalCheckpointOption,
     LocalDeviceOption,
     LocalFamilyOption,
     LocalOption,
     MaxTokensOption,
+    ModelOption,
     SeedOption,
     ServerOption,
     SessionOption,
@@ -60,6 +57,7 @@ def ask(
     ] = None,
     *,
     session: SessionOption = None,
+    model: ModelOption = None,
     server: ServerOption = DEFAULT_SERVER,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
@@ -78,22 +76,26 @@ def ask(
     checkpoint: LocalCheckpointOption = None,
     device: LocalDeviceOption = "auto",
 ) -> None:
-    """Ask a question about a video and print the answer while it is generated."""
+    """Ask a question about a video and print the answer while it is generated.
+
+    With the --model of a text model give only the QUESTION.
+    """
     from service.terminal.asking import answer_once, question_of
     from service.terminal.printing import exit_on_failure
 
     with exit_on_failure(as_json=as_json or as_events):
-        named_video, named_question = _video_and_question(video, question, session)
+        needs_video = model is None and not local
+        named_video, named_question = _video_and_question(video, question, session, needs_video=needs_video)
         text = question_of(named_question)
         fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        opening = _given(system=system, frames=_given(count=frames, start=start, end=end) or None)
+        opening = _given(model=model, system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
             conversation = _local_chat(
-                named_video, opening, fields, family=family, checkpoint=checkpoint, device=device
+                named_video, session, opening, fields, family=family, checkpoint=checkpoint, device=device
             )
             answer_once(conversation, text, as_json=as_json, as_events=as_events)
             return
-        with _client(server, api_key) as client:
+        with open_client(server, api_key) as client:
             conversation = _service_chat(client, named_video, session, opening, fields)
             answer_once(conversation, text, as_json=as_json, as_events=as_events)
 
@@ -105,6 +107,7 @@ def chat(
     video: Annotated[str | None, typer.Argument(help="As for `ask`.", show_default=False)] = None,
     *,
     session: SessionOption = None,
+    model: ModelOption = None,
     server: ServerOption = DEFAULT_SERVER,
     api_key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a line of JSON.")] = False,
@@ -122,20 +125,26 @@ def chat(
     checkpoint: LocalCheckpointOption = None,
     device: LocalDeviceOption = "auto",
 ) -> None:
-    """Chat about a video, one question on each line. Ctrl-C stops an answer, Ctrl-D exits."""
+    """Chat about a video, one question on each line. Ctrl-C stops an answer, Ctrl-D exits.
+
+    With the --model of a text model the chat has no VIDEO.
+    """
     from service.terminal.asking import print_history, run_chat
     from service.terminal.printing import exit_on_failure
 
     with exit_on_failure(as_json=as_json):
-        if (video is None) == (session is None):
+        needs_video = session is None and model is None and not local
+        if (video is None and needs_video) or (video is not None and session is not None):
             raise usage_error("Name either a VIDEO for a new session or an existing --session.")
         fields = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        opening = _given(system=system, frames=_given(count=frames, start=start, end=end) or None)
+        opening = _given(model=model, system=system, frames=_given(count=frames, start=start, end=end) or None)
         if local:
-            conversation = _local_chat(video, opening, fields, family=family, checkpoint=checkpoint, device=device)
+            conversation = _local_chat(
+                video, session, opening, fields, family=family, checkpoint=checkpoint, device=device
+            )
             run_chat(conversation, as_json=as_json)
             return
-        with _client(server, api_key) as client:
+        with open_client(server, api_key) as client:
             conversation = _service_chat(client, video, session, opening, fields)
             if session is not None:
                 print_history(client.messages(session))
@@ -153,6 +162,7 @@ def bench(
     answers: Annotated[int, typer.Option(min=1, max=1000, help="Answers of each stream.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=2, max=8192, help="Tokens of each answer.")] = 64,
     question: Annotated[str, typer.Option(help="The question.")] = "What happens in the video?",
+    model: ModelOption = None,
     server: ServerOption = DEFAULT_SERVER,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
@@ -165,133 +175,86 @@ def bench(
     from service.commands.demo import SAMPLE
     from service.terminal.bench import run_bench
     from service.terminal.load import Load
+    from service.terminal.models import check_model
     from service.terminal.printing import exit_on_failure
 
-    with exit_on_failure(as_json=as_json), _client(server, api_key) as client:
+    with exit_on_failure(as_json=as_json), open_client(server, api_key) as client:
         loads = [
             Load(num_streams=number, num_answers=number * answers, num_tokens=max_tokens, question=question)
             for number in _numbers(streams)
         ]
-        run_bench(client, video or str(SAMPLE), loads, url=server.rstrip("/"), api_key=api_key, as_json=as_json)
+        if model is not None:
+            check_model(client, model, has_video=True)
+        url = server.rstrip("/")
+        run_bench(client, video or str(SAMPLE), loads, model=model, url=url, api_key=api_key, as_json=as_json)
 
 
 def add_client_commands(app: typer.Typer, *, panel: str) -> None:
     """Add these commands to `app`, under the heading `panel` of its help."""
     for command in (ask, chat):
         app.command(rich_help_panel=panel)(command)
-    app.add_typer(_record_commands("videos"), name="videos", rich_help_panel=panel)
-    app.add_typer(_record_commands("sessions"), name="sessions", rich_help_panel=panel)
+    app.add_typer(record_commands("videos"), name="videos", rich_help_panel=panel)
+    app.add_typer(record_commands("sessions"), name="sessions", rich_help_panel=panel)
+    app.add_typer(model_commands(), name="models", rich_help_panel=panel)
     app.command(rich_help_panel=panel)(bench)
 
 
-class _ListByDefault(TyperGroup):
-    """A command group in which `list` is the default: `reeltalk videos` is `reeltalk videos list`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert `list` if no command is named, except for shell completion."""
-        if not ctx.resilient_parsing and (not args or args[0].startswith("-")) and "--help" not in args:
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-def _record_commands(kind: str) -> typer.Typer:
-    """Create the commands for one kind of record: list, show, delete."""
-    group = typer.Typer(cls=_ListByDefault, help=f"List, show and delete {kind}.")
-
-    @group.command("list")
-    def list_newest(
-        *,
-        limit: LimitOption = 20,
-        server: ServerOption = DEFAULT_SERVER,
-        api_key: KeyOption = None,
-        as_json: JsonOption = False,
-    ) -> None:
-        """List records, newest first; the default command."""
-        from service.terminal.listing import print_newest
-        from service.terminal.printing import exit_on_failure
-
-        with exit_on_failure(as_json=as_json), _client(server, api_key) as client:
-            print_newest(client, kind, limit=limit, as_json=as_json)
-
-    @group.command()
-    def show(
-        record_id: IdArgument,
-        *,
-        server: ServerOption = DEFAULT_SERVER,
-        api_key: KeyOption = None,
-        as_json: JsonOption = False,
-    ) -> None:
-        """Show all fields of a record."""
-        from service.terminal.chats import checked_id
-        from service.terminal.listing import print_one
-        from service.terminal.printing import exit_on_failure
-
-        with exit_on_failure(as_json=as_json), _client(server, api_key) as client:
-            print_one(client, kind, checked_id(kind, record_id), as_json=as_json)
-
-    @group.command()
-    def delete(
-        record_ids: IdsArgument,
-        *,
-        server: ServerOption = DEFAULT_SERVER,
-        api_key: KeyOption = None,
-        as_json: JsonLinesOption = False,
-    ) -> None:
-        """Delete records and all that belongs to them: with a video also its sessions."""
-        from service.terminal.chats import checked_id
-        from service.terminal.listing import delete_records
-        from service.terminal.printing import exit_on_failure
-
-        with exit_on_failure(as_json=as_json), _client(server, api_key) as client:
-            delete_records(client, kind, [checked_id(kind, record_id) for record_id in record_ids], as_json=as_json)
-
-    return group
-
-
-def _video_and_question(first: str, second: str | None, session: str | None) -> tuple[str | None, str]:
-    """Interpret the arguments of `ask`: a video and a question, or with --session only a question."""
+def _video_and_question(
+    first: str, second: str | None, session: str | None, *, needs_video: bool
+) -> tuple[str | None, str]:
+    """Interpret the arguments of `ask`: a video and a question, or with --session or a text model only a question."""
     if session is not None:
         if second is not None:
             raise usage_error("With --session give only the question, because a session has its video.")
         return None, first
     if second is None:
-        raise usage_error("Give a VIDEO and a QUESTION, or a --session and a QUESTION.")
+        if not needs_video:
+            return None, first
+        raise usage_error("Give a VIDEO and a QUESTION, or a QUESTION and a --session or the --model of a text model.")
     return first, second
-
-
-def _client(server: str, api_key: str | None) -> "Client":
-    from service.terminal.client import Client
-    from service.terminal.printing import print_note
-
-    return Client(server, api_key=api_key, notify=print_note)
 
 
 def _service_chat(
     client: "Client", video: str | None, session: str | None, opening: dict[str, Any], fields: dict[str, Any]
 ) -> "Chat":
     from service.terminal.chats import ServiceChat, checked_id, prepare
+    from service.terminal.models import check_model
     from service.terminal.printing import progress_bars
 
     if session is not None:
         if opening:
-            raise usage_error("--frames, --start, --end and --system cannot be changed in an existing --session.")
+            options = "--model, --frames, --start, --end and --system"
+            raise usage_error(f"{options} cannot be changed in an existing --session.")
         return ServiceChat(client, str(client.get("sessions", checked_id("sessions", session))["id"]), fields)
-    with progress_bars() as show:
-        video_id = str(prepare(client, str(video), show)["id"])
-    return ServiceChat(client, str(client.open_session([video_id], **opening)["id"]), fields)
+    if "model" in opening:
+        check_model(client, opening["model"], has_video=video is not None)
+    video_ids = []
+    if video is not None:
+        with progress_bars() as show:
+            video_ids = [str(prepare(client, video, show)["id"])]
+    return ServiceChat(client, str(client.open_session(video_ids, **opening)["id"]), fields)
 
 
 def _local_chat(
-    video: str | None, opening: dict[str, Any], fields: dict[str, Any], *, family: str, checkpoint: Any, device: str
+    video: str | None,
+    session: str | None,
+    opening: dict[str, Any],
+    fields: dict[str, Any],
+    *,
+    family: str,
+    checkpoint: Any,
+    device: str,
 ) -> "Chat":
     from service.terminal.chats import file_of
     from service.terminal.printing import progress_bars
 
-    if video is None:
+    if "model" in opening:
+        raise usage_error("--model cannot be combined with --local; name the model by --family and --checkpoint.")
+    if session is not None:
         raise usage_error("--session cannot be combined with --local, because sessions belong to a service.")
     if not _DEVICE.fullmatch(device):
         raise usage_error(f"{device} is not a device. A device is auto, cpu, cuda or cuda:N.")
-    path = file_of(video)
+    path = None if video is None else file_of(video)
     with progress_bars() as show:
         show("load")
         from service.terminal.local import LocalChat  # imports torch, which takes seconds

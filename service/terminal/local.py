@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,10 +15,13 @@ from model.engine.config import PromptTooLong
 from model.engine.output import Output
 from model.engine.sampling_params import InvalidSampling
 from model.families import UnknownFamily, load_family
+from model.family import EncodedClip, Family
+from model.moments import TimeAxis, find_moments
 from model.offline import Offline, watch
-from model.text.conversation import Conversation, Turn
+from model.text.conversation import Clip, Conversation, Turn
 from model.text.tokenizer import TokenizerError
-from model.video.spec import InvalidFrameSpec, VideoError
+from model.video.reader import open_video
+from model.video.spec import InvalidFrameSpec, VideoError, VideoLimits
 from model.weights import WeightsError
 from service.terminal.events import Event
 from service.terminal.failures import Exit, Failure, usage_error
@@ -26,13 +29,13 @@ from service.terminal.printing import ShowProgress
 
 
 class LocalChat:
-    """A conversation about one video with an engine in this process."""
+    """A conversation about one video, or with a text model about none, with an engine in this process."""
 
     resume_options = ""
 
     def __init__(
         self,
-        video: Path,
+        video: Path | None,
         *,
         family: str,
         checkpoint: Path | None,
@@ -44,8 +47,10 @@ class LocalChat:
         """Load the model and encode the video, which takes seconds.
 
         Raises:
-            Failure: the model cannot be loaded, the file is not a video, or a field is invalid.
+            Failure: the model cannot be loaded, the file is not a video, a field is invalid, or the model sees videos
+                and there is none, or the other way round.
         """
+        self._family = family
         self._system = str(fields.get("system", ""))
         sampling = {name: value for name, value in fields.items() if name != "system"}
         try:
@@ -53,10 +58,13 @@ class LocalChat:
             loaded = load_family(family, checkpoint=checkpoint, device=_existing(device))
             self._params = replace(loaded.default_sampling, **sampling)
             show("load", 1, 1)
-            show("watch")
-            if loaded.inputs is None:
-                raise usage_error(f"The family {family} sees no videos.")
-            self._clip, self._features = watch(loaded, video, frames=replace(loaded.inputs.frames, **frames))
+            self._videos: list[tuple[Clip, EncodedClip]] = []
+            self._time_axis: TimeAxis | None = None
+            if (loaded.inputs is None) != (video is None):
+                raise usage_error(_misfit(loaded))
+            if video is not None:
+                show("watch")
+                self._watch(loaded, video, frames)
         except (UnknownFamily, WeightsError, TokenizerError, InvalidSampling, InvalidFrameSpec, OSError) as error:
             raise usage_error(str(error)) from error
         except VideoError as error:
@@ -68,10 +76,11 @@ class LocalChat:
     def ask(self, question: str) -> Iterator[Event]:
         """Ask a question; yields `delta` events and `done` last."""
         asked = Turn(role="user", text=question)
-        conversation = Conversation(clips=(self._clip,), turns=(*self._turns, asked), system=self._system)
+        clips = tuple(clip for clip, _ in self._videos)
+        conversation = Conversation(clips=clips, turns=(*self._turns, asked), system=self._system)
         begin = time.perf_counter()
         try:
-            self._offline.add("answer", conversation, [self._features], self._params)
+            self._offline.add("answer", conversation, [encoded for _, encoded in self._videos], self._params)
         except PromptTooLong as error:
             raise Failure(Exit.REFUSED, str(error), code="context_length_exceeded") from error
         said = ""
@@ -84,7 +93,7 @@ class LocalChat:
                     said += output.text
                     yield Event(number=None, name="delta", data={"text": output.text})
                 if output.finish_reason is not None:
-                    self._last = self._done(output, first_ms=first)
+                    self._last = self._done(output, said, first_ms=first)
         finally:
             self._end_answer()
             self._turns += [asked, Turn(role="assistant", text=said)]
@@ -101,6 +110,24 @@ class LocalChat:
         """The document of the last answer in the format of a service, without ids."""
         return {"object": "answer", "status": "completed", "message": self._last}
 
+    def model(self) -> str:
+        """The family of the model."""
+        return self._family
+
+    def change_model(self, name: str) -> None:
+        """Refuse: this process has one model."""
+        raise usage_error(f"With --local the model cannot be changed to {name}; start another chat.")
+
+    def _watch(self, loaded: Family, video: Path, frames: dict[str, Any]) -> None:
+        """Encode the video, and find the seconds that positions of the model's time axis stand for."""
+        assert loaded.inputs is not None, "the model sees videos"
+        spec = replace(loaded.inputs.frames, **frames)
+        self._videos = [watch(loaded, video, frames=spec)]
+        if loaded.time_axis is not None:
+            with open_video(video, VideoLimits()) as opened:
+                duration = opened.facts.duration
+            self._time_axis = TimeAxis.over(loaded.time_axis, duration=duration, start=spec.start, end=spec.end)
+
     def _outputs(self) -> Iterator[Output]:
         """Yield the outputs of the engine's steps; Ctrl-C takes effect between two steps, never within one."""
         with _deferred_interrupts() as raise_if_interrupted:
@@ -113,19 +140,31 @@ class LocalChat:
         for _ in self._offline.outputs():
             pass  # runs the step that frees the answer's blocks
 
-    def _done(self, output: Output, *, first_ms: float) -> dict[str, Any]:
+    def _done(self, output: Output, text: str, *, first_ms: float) -> dict[str, Any]:
         usage = {
             "prompt_tokens": output.num_prompt_tokens,
             "completion_tokens": output.num_output_tokens,
             "total_tokens": output.num_prompt_tokens + output.num_output_tokens,
         }
-        frames = [{"index": index, "timestamp": index / self._clip.fps} for index in self._clip.frame_indices]
+        frames = [
+            {"frames": [{"index": index, "timestamp": index / clip.fps} for index in clip.frame_indices]}
+            for clip, _ in self._videos
+        ]
+        moments = None if self._time_axis is None else [*map(asdict, find_moments(text, self._time_axis))]
         return {
             "finish_reason": output.finish_reason,
             "usage": usage,
             "timings": {"time_to_first_token_ms": round(first_ms, 3)},
-            "frames": [{"frames": frames}],
+            "frames": frames,
+            "moments": moments,
         }
+
+
+def _misfit(loaded: Family) -> str:
+    """Why a model does not fit a conversation with or without a video."""
+    if loaded.inputs is None:
+        return f"The family {loaded.name} cannot see videos; omit the VIDEO."
+    return f"The family {loaded.name} answers questions about a video; name a VIDEO."
 
 
 def _existing(device: str) -> str:

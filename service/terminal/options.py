@@ -35,6 +35,10 @@ SessionOption = Annotated[
     str | None, typer.Option(help="Continue this session (ses_…); VIDEO must be omitted.", show_default=False)
 ]
 
+ModelOption = Annotated[
+    str | None, typer.Option(help="The model of the new session, as `models` lists it.", show_default="the service's")
+]
+
 SystemOption = Annotated[
     str | None,
     typer.Option(

@@ -131,6 +131,23 @@ def exit_on_failure(*, as_json: bool) -> Iterator[None]:
         sys.exit(int(Exit.FAILED))
 
 
+def clock(seconds: float) -> str:
+    """Format a time of a video: 63.25 is 1:03, and 3723 is 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment_times(text: str, moments: Sequence[dict[str, Any]] | None) -> str:
+    """Describe the moments that an answer names, a line for each: its times, and its words in the answer."""
+    lines = []
+    for moment in moments or ():
+        words = text[int(moment.get("text_start", 0)) : int(moment.get("text_end", 0))]
+        times = f"{clock(float(moment['start']))}–{clock(float(moment['end']))}"
+        lines.append(f"{times}  {words}".rstrip())
+    return "\n".join(lines)
+
+
 def answer_figures(done: dict[str, Any]) -> str:
     """Describe the length and speed of an answer in a few words, from the data of its `done` event."""
     usage, timings = done.get("usage") or {}, done.get("timings") or {}

@@ -14,7 +14,7 @@ from service.videos.preparation import Preparation
 from service.videos.quota import Quota
 from service.videos.resumable import Resumable
 from service.videos.retention import Retention
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ async def run_videos(
     settings: Settings,
     stores: Stores,
     *,
-    pool: Pool,
+    pools: Pools,
     decoder: Decoder,
     metrics: Metrics,
     check_open: Callable[[], None],
@@ -40,7 +40,7 @@ async def run_videos(
 
     `check_open` raises an `Unavailable` when the replica accepts no new work.
     """
-    preparation = Preparation(stores, pool=pool, decoder=decoder, metrics=metrics)
+    preparation = Preparation(stores, pools=pools, decoder=decoder, metrics=metrics)
     quota = Quota(stores.videos, metrics)
     ingest = Ingest(
         settings,

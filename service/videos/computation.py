@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,7 +20,7 @@ from service.observability.metrics import Metrics
 from service.store.records import AudioTrack, Problem, SampledFrame, VideoRecord
 from service.store.stores import Stores
 from service.videos.progress import ProgressReporter
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 from service.workers.protocol import Encode, ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +28,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class PreparationJob:
-    """The preparation of one video with one choice of frames, shared by all requests of this process that need it."""
+    """The computation of one video's features, shared by all requests of this process that need them.
+
+    Models with the same encoder share it too; `info` is that of the model that was asked first.
+    """
 
     tenant: str
     record: VideoRecord
@@ -38,18 +41,19 @@ class PreparationJob:
     key: str
     """The key of the features."""
     is_default: bool
-    """Whether these are the model's default frames, whose state the video's record and event log show."""
+    """Whether these are the default model's default frames, whose state the video's record and event log show."""
     progress: ProgressReporter
     probed: asyncio.Future[VideoRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The record with the file's facts, once they are known."""
-    task: asyncio.Task[PackedFeatures] | None = None
+    task: asyncio.Task[PackedFeatures | None] | None = None
+    """Its result is None for a model that sees no videos."""
 
 
 class FeatureComputation:
     """Decodes and encodes videos and keeps the results."""
 
-    def __init__(self, stores: Stores, *, pool: Pool, decoder: Decoder, metrics: Metrics) -> None:
-        self._pool = pool
+    def __init__(self, stores: Stores, *, pools: Pools, decoder: Decoder, metrics: Metrics) -> None:
+        self._pools = pools
         self._decoder = decoder
         self._videos = stores.videos
         self._features = stores.features
@@ -62,19 +66,35 @@ class FeatureComputation:
         Raises:
             ServiceError: the file cannot be used or is gone, the video was erased, or a part of the service failed.
         """
-        await job.progress.open_log()
-        try:
+        async with self._failing(job):
             decoded = await self._decode(job)
             packed = await self._encode(job, decoded)
             await self._store(job, packed, decoded)
+        await self.complete(job, decoded.indices, decoded.timestamps)
+        return packed
+
+    async def probe(self, job: PreparationJob) -> None:
+        """Read the facts of a job's file, and check that it can be decoded; the video is then ready without frames.
+
+        Raises:
+            ServiceError: the file cannot be used or is gone, or a part of the service failed.
+        """
+        async with self._failing(job):
+            await self._decode(job)
+        await self.complete(job, (), ())
+
+    @contextlib.asynccontextmanager
+    async def _failing(self, job: PreparationJob) -> AsyncIterator[None]:
+        """Open the event log; if the block fails, let the record and the log say so."""
+        await job.progress.open_log()
+        try:
+            yield
         except ServiceError as error:
             await self._fail(job, error)
             raise
         except Exception:  # a full disk, for example: the video must not stay in preparation for ever
             await self._fail(job, InternalError("internal_error", "Something went wrong on our side."))
             raise
-        await self.complete(job, decoded.indices, decoded.timestamps)
-        return packed
 
     async def complete(self, job: PreparationJob, indices: tuple[int, ...], timestamps: tuple[float, ...]) -> None:
         """Mark a job's video as ready, with the frames that the model sees.
@@ -83,10 +103,7 @@ class FeatureComputation:
             Unavailable: the store cannot be reached.
         """
         if job.is_default:
-            frames = tuple(
-                SampledFrame(index=index, timestamp=timestamp)
-                for index, timestamp in zip(indices, timestamps, strict=True)
-            )
+            frames = sampled_frames(indices, timestamps)
             job.record = job.record.model_copy(update={"status": "ready", "frames": frames, "error": None})
             await self._videos.update(job.tenant, job.record)
         await job.progress.report("ready", 1.0)
@@ -151,7 +168,7 @@ class FeatureComputation:
     async def _encode(self, job: PreparationJob, decoded: DecodedVideo) -> PackedFeatures:
         await job.progress.report("encode", 0.0)
         with tracing.span("encode", {"reeltalk.video.id": job.record.id}):
-            encoded = await self._pool.encode(
+            encoded = await self._pools.encode(
                 Encode(
                     job_id=new_id("req"),
                     key=job.key,
@@ -160,9 +177,10 @@ class FeatureComputation:
                     frame_indices=decoded.indices,
                     timestamps=decoded.timestamps,
                     sound=decoded.sound,
-                )
+                ),
+                model=job.info.name,
             )
-        self._metrics.video_encode.observe(encoded.seconds)
+        self._metrics.of_model(job.info.name).video_encode.observe(encoded.seconds)
         _log.info(
             "video_encoded",
             num_frames=len(decoded.indices),
@@ -177,7 +195,7 @@ class FeatureComputation:
         """Store features and thumbnails; stores nothing of a video that is erased before or meanwhile."""
         if not await self._videos.remember_features(job.tenant, job.record.id, job.key):
             raise _erased()
-        await self._features.put(job.key, packed)
+        await self._features.put(job.key, packed, model=job.info.name)
         if job.is_default:
             await self._media.put_frames(job.tenant, job.record.sha256, decoded.thumbnails)
         if not await self._videos.remember_features(job.tenant, job.record.id, job.key):
@@ -219,6 +237,13 @@ def _audio(facts: SoundFacts | None, error: SoundErrorCode | None) -> dict[str, 
         "audio": None if facts is None else AudioTrack(codec=facts.codec, rate=facts.rate, channels=facts.channels),
         "audio_error": None if error is None else Problem(code=error, message=SOUND_ERRORS[error]),
     }
+
+
+def sampled_frames(indices: Sequence[int], timestamps: Sequence[float]) -> tuple[SampledFrame, ...]:
+    """Return the frames with these indices and seconds."""
+    return tuple(
+        SampledFrame(index=index, timestamp=timestamp) for index, timestamp in zip(indices, timestamps, strict=True)
+    )
 
 
 def video_gone() -> Gone:

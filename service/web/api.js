@@ -22,10 +22,13 @@ const STATUS_OF = {
 };
 
 export const models = (signal) => json("GET", "/v1/models", { signal }).then((list) => list.data);
-export const video = (id, signal) => json("GET", `/v1/videos/${id}`, { signal });
+/** A video with the frames that a model sees; null is the default model. */
+export const video = (id, signal, model = null) =>
+  json("GET", `/v1/videos/${id}${model ? `?model=${encodeURIComponent(model)}` : ""}`, { signal });
 export const session = (id, signal) => json("GET", `/v1/sessions/${id}`, { signal });
 export const messages = (id, signal) => json("GET", `/v1/sessions/${id}/messages`, { signal }).then((list) => list.data);
-export const openSession = (video_ids, signal) => json("POST", "/v1/sessions", { signal, body: { video_ids } });
+export const openSession = (video_ids, model, signal) =>
+  json("POST", "/v1/sessions", { signal, body: model ? { video_ids, model } : { video_ids } });
 export const sessions = (after) => json("GET", `/v1/sessions?limit=20${after ? `&after=${after}` : ""}`);
 export const deleteSession = (id) => json("DELETE", `/v1/sessions/${id}`);
 export const answer = (id, signal) => json("GET", `/v1/answers/${id}`, { signal });

@@ -5,6 +5,7 @@ import * as api from "./api.js";
 import { createClip } from "./clip.js";
 import { createConversation } from "./conversation.js";
 import * as key from "./key.js";
+import { createModels, seesVideos } from "./models.js";
 import * as pending from "./pending.js";
 import { showProblem } from "./problem.js";
 import { createSidebar } from "./sidebar.js";
@@ -13,11 +14,12 @@ import { modelNote } from "./wording.js";
 const SAMPLES = "/static/samples/";
 const SESSION = /^#(ses_[0-9a-f]{32})$/u;
 
-const [start, talk, clips, log, opening, composer, startProblem, newVideo, file] =
-  ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file"]
+const [start, talk, clips, log, opening, composer, startProblem, newVideo, file, answerer, textStart] =
+  ["start", "talk", "clips", "log", "opening", "composer", "start-problem", "new-video", "file", "answerer", "text-start"]
     .map((id) => document.getElementById(id));
 
-const sidebar = createSidebar({ onAgain: startAgain, onDeleted: leaveDeleted });
+const models = createModels({ onChange: showModels });
+const sidebar = createSidebar({ onAgain: startAgain, onDeleted: leaveDeleted, areModelsNamed: models.areSeveral });
 let shown = new AbortController(); // the current view; aborting it cancels its requests and removes its listeners
 
 /** Clears the current view. @returns {AbortSignal} the signal of the next view */
@@ -28,6 +30,7 @@ function resetView() {
   log.replaceChildren();
   opening.hidden = true;
   startProblem.hidden = true;
+  answerer.hidden = true;
   return shown.signal;
 }
 
@@ -44,26 +47,60 @@ function show(view) {
   talk.hidden = newVideo.hidden = view !== "talk";
 }
 
+/** Adapts a view to conversations with or without videos. */
+function adapt(view, { hasVideos, note }) {
+  for (const element of view.querySelectorAll(".with-video")) element.hidden = !hasVideos;
+  for (const element of view.querySelectorAll(".without-video")) element.hidden = hasVideos;
+  const words = view.querySelector(".model-note");
+  words.textContent = note;
+  words.hidden = !note;
+}
+
+/** Shows the model of the current conversation. */
+function showAnswerer(name, { hasVideos }) {
+  adapt(talk, { hasVideos, note: modelNote(models.get(name)) });
+  clips.hidden = !hasVideos;
+  answerer.querySelector("b").textContent = name;
+  answerer.hidden = !models.areSeveral();
+}
+
+/** Shows what depends on the models, once they are known and after each choice. */
+function showModels() {
+  const model = models.chosen();
+  adapt(start, { hasVideos: seesVideos(model), note: modelNote(model) });
+  sidebar.show();
+}
+
 /** Uploads a clip and starts a conversation about it. */
 async function startConversation(chosen) {
+  const model = models.chosen();
   const signal = resetView();
+  if (!seesVideos(model)) {
+    const message = `${model.id} cannot see videos. Choose another model.`;
+    showFailure(new api.ApiError(422, { message }), signal);
+    return;
+  }
   if (location.hash) history.pushState(null, "", location.pathname); // the previous view stays in the history
   show("talk");
+  const frames = await models.framesOf(model?.id);
+  if (signal.aborted) return;
   const source = URL.createObjectURL(chosen);
   signal.addEventListener("abort", () => URL.revokeObjectURL(source));
-  const clip = createClip({ source, name: chosen.name, signal, onCancel: () => showStart() });
+  showAnswerer(model?.id, { hasVideos: true });
+  const clip = createClip({ source, name: chosen.name, hasPictures: frames.havePictures, signal, onCancel: () => showStart() });
   const conversation = createConversation({ signal, clip, onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
   clips.append(clip.element);
   clip.showUpload(0, chosen.size);
   try {
     const onProgress = (sent) => clip.showUpload(sent, chosen.size);
-    const video = await api.uploadVideo(chosen, { signal, onProgress });
+    const uploaded = await api.uploadVideo(chosen, { signal, onProgress });
+    const video = frames.name === null && frames.areKnown ? uploaded : await seenVideo(uploaded.id, frames, signal);
     clip.showVideo(video);
-    const session = await api.openSession([video.id], signal);
+    const session = await api.openSession([video.id], models.areSeveral() && model?.id, signal);
     history.pushState(null, "", `#${session.id}`);
     sidebar.load();
     document.title = `${video.filename} · Reeltalk`;
-    await Promise.all([conversation.open(session.id), prepare(clip, video, signal)]);
+    await Promise.all([conversation.open(session.id), prepare(clip, video, frames, signal)]);
   } catch (error) {
     showFailure(error, signal, () => (location.hash ? route() : startConversation(chosen)));
   }
@@ -77,33 +114,46 @@ async function showSession(sessionId) {
     const [session, messages] = await Promise.all([api.session(sessionId, signal), api.messages(sessionId, signal)]);
     const answer = session.running_answer_id && (await api.answer(session.running_answer_id, signal));
     const running = answer && { answerId: answer.id, question: answer.question };
-    const videos = await Promise.all(session.video_ids.map((id) => api.video(id, signal)));
-    const shownClips = videos.map((video) => createClip({ source: api.contentUrl(video.id, signal), name: video.filename, signal }));
-    const conversation = createConversation({ signal, clip: shownClips[0], onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
+    const frames = await models.framesOf(session.model);
+    const videos = await Promise.all(session.video_ids.map((id) => seenVideo(id, frames, signal)));
+    const shownClips = videos.map(({ id, filename: name }) =>
+      createClip({ source: api.contentUrl(id, signal), name, hasPictures: frames.havePictures, signal }));
+    showAnswerer(session.model, { hasVideos: videos.length > 0 });
+    const conversation = createConversation({ signal, clip: shownClips[0] ?? null, onNamed: sidebar.name, onDeletedElsewhere: leaveDeletedSession });
     clips.append(...shownClips.map((clip) => clip.element));
     videos.forEach((video, number) => shownClips[number].showVideo(video));
-    document.title = `${videos[0].filename} · Reeltalk`;
-    const preparations = videos.map((video, number) => prepare(shownClips[number], video, signal));
+    document.title = `${videos[0]?.filename ?? "Conversation"} · Reeltalk`;
+    const preparations = videos.map((video, number) => prepare(shownClips[number], video, frames, signal));
     await Promise.all([conversation.open(sessionId, messages, running), ...preparations]);
   } catch (error) {
     showFailure(error, signal, route);
   }
 }
 
-/** Shows the progress of a video's preparation, then its frames. */
-async function prepare(clip, video, signal) {
+/** A video with the frames that a model sees, as far as they are known. */
+async function seenVideo(id, frames, signal) {
+  const video = await api.video(id, signal, frames.name);
+  return frames.areKnown ? video : { ...video, frames: [] };
+}
+
+/**
+ * Shows the progress of a video's preparation, then the frames that the model sees. Another model than the default one may
+ * sample them with the first question.
+ */
+async function prepare(clip, video, frames, signal) {
   if (video.status === "ready") return;
   for await (const { name, data } of api.followVideo(video.id, { signal, onLost: clip.showLost })) {
     if (name === "failed") throw api.eventError(data);
     if (name !== "ready") clip.showStage(name, data.fraction);
   }
-  clip.showVideo(await api.video(video.id, signal));
+  clip.showVideo(await seenVideo(video.id, frames, signal));
+  clip.endPreparation();
   announce("The video is ready.");
   sidebar.load(); // the video has a picture now
 }
 
 /** Returns to the start and shows an error, with a button to try again if that may help. */
-function showFailure(error, signal, again) {
+function showFailure(error, signal, again = null) {
   if (signal.aborted) return; // the user has left this view
   if (error.status === undefined) console.error(error);
   const mayPass = error.status === 0 || error.status === 429 || error.status >= 500;
@@ -114,16 +164,18 @@ function showFailure(error, signal, again) {
   showProblem(startProblem, error, mayPass ? { label: "Try again", action: again } : null);
 }
 
-/** Starts another conversation about the videos of a session. */
-async function startAgain({ video_ids: videoIds }) {
+/** Starts another conversation about the videos of a session, or without a video. */
+async function startAgain({ video_ids: videoIds, model: earlier = null }) {
   const signal = resetView();
+  const model = models.chosen();
+  const isFit = !model || seesVideos(model) === videoIds.length > 0;
   try {
-    const session = await api.openSession(videoIds, signal);
+    const session = await api.openSession(videoIds, isFit ? models.areSeveral() && model?.id : earlier, signal);
     history.pushState(null, "", `#${session.id}`);
     route();
     await sidebar.load();
   } catch (error) {
-    showFailure(error, signal, () => startAgain({ video_ids: videoIds }));
+    showFailure(error, signal, () => startAgain({ video_ids: videoIds, model: earlier }));
   }
 }
 
@@ -161,26 +213,9 @@ async function trySample(name) {
 
 /** Loads the page again with a new API key. */
 function useKey() {
+  models.reload();
   sidebar.load();
-  showModel();
   route();
-}
-
-async function showModel() {
-  let model;
-  try {
-    [model] = await api.models();
-  } catch {
-    return; // the page also works without the name of the model
-  }
-  const chip = document.getElementById("model");
-  chip.querySelector("b").textContent = model.id;
-  chip.hidden = false;
-  const note = modelNote(model.id);
-  for (const element of document.querySelectorAll(".model-note")) {
-    element.textContent = note;
-    element.hidden = !note;
-  }
 }
 
 /** Accepts a clip dropped anywhere on the page; otherwise the browser would leave the page to play it. */
@@ -210,6 +245,7 @@ for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", () => trySample(button.dataset.sample));
 }
 composer.addEventListener("submit", (event) => event.preventDefault()); // also while there is no conversation
+textStart.addEventListener("click", () => startAgain({ video_ids: [] }));
 newVideo.addEventListener("click", () => {
   history.pushState(null, "", location.pathname);
   showStart();
@@ -219,8 +255,8 @@ acceptDrops();
 key.askWhenRefused(useKey);
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address must keep the id of the conversation
-  (talk.hidden ? file : document.getElementById("question")).focus();
+  if (start.hidden) document.getElementById("question").focus();
+  else (textStart.hidden ? file : textStart).focus();
 });
 sidebar.load();
-showModel();
 route();

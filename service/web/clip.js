@@ -6,8 +6,15 @@ import { bytes, clock, percent, videoFacts } from "./wording.js";
 
 /** @typedef {ReturnType<typeof createClip>} Clip */
 
-/** @param {{source: string | Promise<string>, name: string, signal: AbortSignal, onCancel?: () => void}} options */
-export function createClip({ source, name, signal, onCancel }) {
+/**
+ * @param {object} options
+ * @param {string | Promise<string>} options.source the URL of the file
+ * @param {string} options.name
+ * @param {boolean} options.hasPictures whether the service has pictures of the frames that the model sees
+ * @param {AbortSignal} options.signal
+ * @param {() => void} [options.onCancel]
+ */
+export function createClip({ source, name, hasPictures, signal, onCancel }) {
   const element = document.querySelector("#clip-template").content.cloneNode(true).firstElementChild;
   const find = (selector) => element.querySelector(selector);
   const [player, preparing, progress, cancel] = ["video", ".preparing", "progress", ".preparing button"].map(find);
@@ -53,6 +60,7 @@ export function createClip({ source, name, signal, onCancel }) {
     if (video.width) player.style.aspectRatio = `${video.width} / ${video.height}`;
     if (video.width >= video.height) element.style.setProperty("--shape", player.style.aspectRatio);
     if (video.frames.length) showFrames(video);
+    else if (video.status === "ready") endPreparation();
   }
 
   function showStage(stage, fraction) {
@@ -64,15 +72,27 @@ export function createClip({ source, name, signal, onCancel }) {
     step("Connection lost, reconnecting");
   }
 
-  function showFrames(video) {
+  /** Shows the frames of an answer, if those that the model sees were not known before it. */
+  function showAnswered(videos) {
+    const seen = videos?.find((video) => video.video_id === id);
+    if (seen?.frames.length && !moments.length) showFrames({ id, frames: seen.frames });
+  }
+
+  function endPreparation() {
     preparing.hidden = true;
+  }
+
+  function showFrames(video) {
+    endPreparation();
     moments = video.frames.map((frame) => frame.timestamp);
     const shape = document.querySelector("#frame-template").content;
     find(".frames ol").replaceChildren(
       ...video.frames.map(({ timestamp }, number) => {
         const item = shape.cloneNode(true).firstElementChild;
         const [button, picture, time] = ["button", "img", "time"].map((selector) => item.querySelector(selector));
-        frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {}); // without the picture, the time identifies the frame
+        picture.hidden = !hasPictures;
+        // without the picture, the time identifies the frame
+        if (hasPictures) frameUrl(video.id, number, signal).then((url) => { picture.src = url; }, () => {});
         time.textContent = clock(timestamp, { tenths: true });
         button.setAttribute("aria-label", `Frame ${number + 1}, go to ${time.textContent}`);
         button.onclick = () => seek(timestamp);
@@ -105,5 +125,5 @@ export function createClip({ source, name, signal, onCancel }) {
   /** Whether a time lies within the clip; true while its duration is unknown. */
   const hasMoment = (seconds) => duration === null || seconds <= duration;
 
-  return { element, seek, hasMoment, showUpload, showVideo, showStage, showLost };
+  return { element, seek, hasMoment, showUpload, showVideo, showStage, showLost, showAnswered, endPreparation };
 }

@@ -14,7 +14,7 @@ const readings = new Map(); // from a session's id to the AbortController of its
  *
  * @param {object} options
  * @param {AbortSignal} options.signal
- * @param {import("./clip.js").Clip} options.clip the clip whose player the times in answers control
+ * @param {import("./clip.js").Clip | null} options.clip the clip whose player the times in answers control, if any
  * @param {(sessionId: string, question: string) => void} options.onNamed called with each question
  * @param {() => void} options.onDeletedElsewhere called to leave a session that has been deleted elsewhere
  */
@@ -29,6 +29,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
   let answering = null; // {id, isStopping} while an answer is requested or streamed
 
   field.value = "";
+  field.placeholder = clip ? "Ask about the video …" : "Ask …";
   refusal.hidden = true;
   opening.hidden = false;
   update();
@@ -61,6 +62,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
     for (const question of questions) {
       const answer = messages.find((m) => m.role === "assistant" && m.answer_id === question.answer_id);
       addTurn(question.content).finish(answer ?? {}, answer?.content ?? "");
+      clip?.showAnswered(answer?.frames);
     }
     const left = pending.recall(id) ?? running;
     if (questions.length) onNamed(id, questions[0].content);
@@ -151,6 +153,7 @@ export function createConversation({ signal, clip, onNamed, onDeletedElsewhere }
           if (!signal.aborted) aloud.append(data.text);
         } else if (name === "done") {
           follow(() => turn.finish(data, text));
+          clip?.showAnswered(data.frames);
           if (!signal.aborted) aloud.end(data.finish_reason === "abort" ? " Stopped." : "");
         } else if (name === "error") throw api.eventError(data);
       }

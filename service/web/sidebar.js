@@ -5,8 +5,13 @@ import { showProblem } from "./problem.js";
 import * as titles from "./titles.js";
 import { day } from "./wording.js";
 
-/** @param {{onAgain: (session: object) => void, onDeleted: (id: string) => void}} options */
-export function createSidebar({ onAgain, onDeleted }) {
+/**
+ * @param {object} options
+ * @param {(session: object) => void} options.onAgain
+ * @param {(id: string) => void} options.onDeleted
+ * @param {() => boolean} options.areModelsNamed whether a conversation is shown with the name of its model
+ */
+export function createSidebar({ onAgain, onDeleted, areModelsNamed }) {
   const [panel, list, more, problem, toggle, shade] =
     ["sidebar", "sessions", "more-sessions", "sidebar-problem", "sidebar-toggle", "shade"]
       .map((id) => document.getElementById(id));
@@ -79,7 +84,7 @@ export function createSidebar({ onAgain, onDeleted }) {
     more.hidden = !hasMore;
     toggle.hidden = panel.hidden = sessions.length === 0;
     document.body.toggleAttribute("data-sidebar", sessions.length > 0);
-    const wanted = JSON.stringify(sessions.map(({ id, video_ids: ids }) => [id, titles.recall(id), ids.map((v) => videos.get(v)?.status)]));
+    const wanted = JSON.stringify([areModelsNamed(), ...sessions.map(({ id, video_ids: ids }) => [id, titles.recall(id), ids.map((v) => videos.get(v)?.status)])]);
     if (wanted !== drawn) draw(); // an unchanged list is not redrawn, so that it keeps the focus
     drawn = wanted;
     mark();
@@ -97,18 +102,20 @@ export function createSidebar({ onAgain, onDeleted }) {
     const [again, remove] = item.querySelectorAll("button");
     const clips = session.video_ids.map((id) => videos.get(id));
     const files = clips.map((clip) => clip.filename).join(", ");
-    const title = titles.recall(session.id) ?? files;
+    const title = titles.recall(session.id) ?? (files || "A conversation without a video");
     const begun = day(new Date(session.created_at * 1000));
     link.href = `#${session.id}`;
     link.onclick = () => setOpen(false);
     name.textContent = title;
-    about.textContent = title === files ? begun : `${begun} · ${files}`;
-    if (clips[0].status === "ready") {
+    about.textContent = [begun, areModelsNamed() && session.model, title !== files && files].filter(Boolean).join(" · ");
+    picture.hidden = clips.length === 0;
+    if (clips[0]?.status === "ready") {
       api.frameUrl(clips[0].id, 0, pictures.signal).then((url) => { picture.src = url; }, () => {}); // the picture is decorative
     }
-    again.setAttribute("aria-label", `New conversation about ${files}`);
+    if (!files) again.title = "New conversation";
+    again.setAttribute("aria-label", files ? `New conversation about ${files}` : "New conversation without a video");
     again.onclick = () => (setOpen(false), onAgain(session));
-    remove.setAttribute("aria-label", `Delete the conversation “${title}”, ${files}, ${begun}`);
+    remove.setAttribute("aria-label", `Delete the conversation “${title}”, ${files && `${files}, `}${begun}`);
     remove.onclick = () => confirm(`Delete the conversation “${title}”?`) && erase(session.id);
     return item;
   }
@@ -140,5 +147,5 @@ export function createSidebar({ onAgain, onDeleted }) {
     if (titles.remember(sessionId, question)) show();
   }
 
-  return { load, mark, name };
+  return { load, mark, name, show };
 }

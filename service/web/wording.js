@@ -65,6 +65,22 @@ export function moments(text) {
   return found;
 }
 
+/**
+ * The moments that the service found in an answer, as [start, end, seconds, label]: positions in the text, the second at
+ * which the moment begins, and its stretch of the clip, "0:12–0:18". The service counts characters, JavaScript UTF-16
+ * units.
+ */
+export function namedMoments(text, found) {
+  const positions = [0];
+  for (const character of text) positions.push(positions.at(-1) + character.length);
+  return found.map(({ text_start: start, text_end: end, ...moment }) => [
+    positions[start],
+    positions[end],
+    moment.start,
+    `${clock(moment.start)}–${clock(moment.end)}`,
+  ]);
+}
+
 const TITLES = {
   0: "The service cannot be reached.",
   401: "This service requires an API key.",
@@ -90,9 +106,9 @@ export function explain(error) {
   return { title, detail };
 }
 
-/** What a user must know about the limits of the model; null if there is nothing to say. */
+/** What a user must know about the limits of a model; null if there is nothing to say. */
 export function modelNote(model) {
-  return model === "tiny"
+  return model?.id === "tiny" && model.family === "videochat"
     ? "“tiny” is a small model that knows only drawn shapes: what they are, how they move, and when they appear and disappear. If you ask about anything else, it says that it does not know."
     : null;
 }

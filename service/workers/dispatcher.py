@@ -12,7 +12,7 @@ from dataclasses import replace
 from service.errors import InternalError, from_code
 from service.observability import tracing
 from service.observability.logging import bound_ids
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
 from service.workers.job import MAX_DEATHS, Job, Sink
 from service.workers.process import WorkerProcess
 from service.workers.protocol import (
@@ -35,13 +35,13 @@ _NO_STEP = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0,
 
 
 class Dispatcher:
-    """The jobs of one replica and the workers that take them.
+    """The jobs of one model and the workers that take them.
 
     All state changes in synchronous methods on the event loop. Results and outputs are delivered later, in callbacks of
     their own, so that a sink may call any method.
     """
 
-    def __init__(self, *, metrics: Metrics) -> None:
+    def __init__(self, *, metrics: ModelMetrics) -> None:
         self._metrics = metrics
         self._jobs: dict[str, Job] = {}
         self._last_steps: dict[WorkerProcess, StepDone] = {}
@@ -101,6 +101,11 @@ class Dispatcher:
             self._end_aborted(job)
         else:
             job.worker.send(Abort(job_id=job_id))
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._jobs)
 
     def retire(self) -> None:
         """Refuse new jobs, and leave those of a dead worker where they are."""

@@ -1,4 +1,4 @@
-"""The workers of one replica: a supervisor keeps the processes running, a dispatcher sends jobs to them."""
+"""The workers of one model: a supervisor keeps the processes running, a dispatcher sends jobs to them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from model.text.conversation import Conversation
 from service.errors import InternalError
 from service.ids import new_id
-from service.observability.metrics import Metrics
+from service.observability.model_metrics import ModelMetrics
+from service.workers.configured_worker import Placement
 from service.workers.dispatcher import Dispatcher
 from service.workers.job import Sink
 from service.workers.protocol import CheckPrompt, Encode, Encoded, Generate, ModelInfo, WorkerConfig
-from service.workers.supervisor import Supervisor
+from service.workers.supervisor import ModelState, Supervisor
 
 
 class Pool:
@@ -25,7 +26,7 @@ class Pool:
         configs: Sequence[WorkerConfig],
         *,
         encode_timeout: float,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         worker_timeout: float = 30.0,
     ) -> None:
         self._encode_timeout = encode_timeout
@@ -44,8 +45,33 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker that encodes and one that generates are ready."""
+        """Whether a worker that generates is ready, and one that encodes if the model sees videos."""
         return self._supervisor.ready
+
+    @property
+    def state(self) -> ModelState:
+        """Whether the model can be used now, or will be soon."""
+        return self._supervisor.state
+
+    @property
+    def cause(self) -> str:
+        """Why the model is broken, a sentence; empty if it is not."""
+        return self._supervisor.cause
+
+    @property
+    def known_info(self) -> ModelInfo | None:
+        """The model's properties; None until the first worker is ready."""
+        return self._supervisor.known_info
+
+    @property
+    def placements(self) -> dict[int, Placement]:
+        """Where each worker that has been ready runs, by number."""
+        return self._supervisor.placements
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that have not ended."""
+        return self._dispatcher.num_jobs
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -62,6 +88,7 @@ class Pool:
 
         Raises:
             TimeoutError: no worker became ready in time.
+            WorkersCannotStart: as `started`.
         """
         return await self._supervisor.info(timeout=timeout)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from model.engine.sampling_params import SamplingParams
 from model.features import PartSpec
+from model.modalities import Modality, modalities_of
 from model.text.conversation import Conversation
 from model.video.inputs import InputSpec
 from model.weight_bits import Quantization
@@ -22,10 +22,10 @@ class WorkerConfig:
     family: str
     checkpoint: str | None
     """A folder with the family's files; None for the model that ships with the package."""
-    workers: tuple[WorkerSpec, ...]
-    """All workers of the replica; those on one device share its memory."""
+    workers: Mapping[int, WorkerSpec]
+    """All workers of the replica, of all models, by number; those on one device share its memory."""
     number: int
-    """Index of this worker in `workers`."""
+    """The number of this worker."""
     dtype: str
     quantization: Quantization | None
     threads: int
@@ -62,17 +62,15 @@ class ModelInfo:
     num_video_tokens: int
     """Tokens of one clip in a prompt, all its parts together."""
     time_axis: int | None
-    """Numbers in answers are times, in fractions of the clip with this denominator; None: they are not."""
+    """Positions of the axis on which answers name times; None for a model whose answers name none."""
     num_parameters: int
     max_model_len: int
     default_sampling: SamplingParams
 
     @property
-    def modalities(self) -> tuple[Literal["video", "audio", "text"], ...]:
+    def modalities(self) -> tuple[Modality, ...]:
         """What its conversations are about: videos, with or without their sound, or text alone."""
-        if self.inputs is None:
-            return ("text",)
-        return ("video",) if self.inputs.sound is None else ("video", "audio")
+        return modalities_of(self.inputs)
 
 
 # -- commands: API process to worker
@@ -157,6 +155,10 @@ class Ready:
     """The model is loaded and warmed up."""
 
     info: ModelInfo
+    device: str
+    """The device that the worker runs on: `cpu` or `cuda:N`."""
+    num_gpus: int
+    """GPUs that torch finds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,11 +170,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """Reply to a `Ping`, with the memory that the process uses."""
+    """Reply to a `Ping`, with the memory that the process uses, and what is free on its GPU."""
 
     resident_bytes: int
     device_bytes: int
     """GPU memory that torch holds for this process; 0 on the CPU."""
+    free_device_bytes: int
+    """GPU memory that is free for other processes; 0 on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

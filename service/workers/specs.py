@@ -1,7 +1,7 @@
 """The workers of a replica: the role and device of each, and its share of the device. No torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -32,14 +32,16 @@ class WorkerSpec:
         return self.role != "encode"
 
 
-def parse_workers(text: str, *, device: str) -> tuple[WorkerSpec, ...]:
+def parse_workers(text: str, *, device: str, has_encoder: bool = True) -> tuple[WorkerSpec, ...]:
     """Parse the value of `REELTALK_WORKERS`.
 
     Examples: `2`, `encode,generate*2`, `encode@cpu,generate@cuda:0,generate@cuda:1`. A number stands for that many
-    workers with the role `all`. Entries without a device get `device`.
+    workers with the role `all`. Entries without a device get `device`. A model that sees no videos has no encoder, and
+    needs workers that generate only.
 
     Raises:
-        ValueError: the text is malformed, there are too many workers, or no worker encodes, or none generates.
+        ValueError: the text is malformed, there are too many workers, or no worker encodes, or none generates, or one
+            has nothing to do.
     """
     text = text.replace(" ", "")
     specs: list[WorkerSpec] = []
@@ -53,8 +55,10 @@ def parse_workers(text: str, *, device: str) -> tuple[WorkerSpec, ...]:
         specs += [WorkerSpec(role=role, device=found["device"] or device)] * int(found["count"] or 1)
     if len(specs) > MAX_WORKERS:
         raise ValueError(f"there may be at most {MAX_WORKERS} workers")
-    if not any(spec.encodes for spec in specs):
+    if has_encoder and not any(spec.encodes for spec in specs):
         raise ValueError("no worker encodes videos; add one with the role encode or all")
+    if not has_encoder and any(not spec.generates for spec in specs):
+        raise ValueError("a worker has the role encode, but the model sees no videos; use the role generate or all")
     if not any(spec.generates for spec in specs):
         raise ValueError("no worker answers questions; add one with the role generate or all")
     return tuple(specs)
@@ -64,21 +68,21 @@ def _role(text: str) -> Role | None:
     return next((role for role in get_args(Role) if role == text), None)
 
 
-def assign_devices(specs: Sequence[WorkerSpec], *, num_gpus: int) -> tuple[WorkerSpec, ...]:
-    """Replace `auto` and `cuda` by the name of one device.
+def assign_devices(specs: Mapping[int, WorkerSpec], *, num_gpus: int) -> dict[int, WorkerSpec]:
+    """Replace `auto` and `cuda` by the name of one device, for all workers of a replica by number.
 
     Both take the GPUs in turn. Without a GPU, `auto` becomes `cpu` and `cuda` becomes `cuda:0`, which `check_device`
     refuses.
     """
     num_assigned = 0
-    assigned = []
-    for spec in specs:
+    assigned = {}
+    for number, spec in specs.items():
         device = spec.device
         if device == "cuda" or (device == "auto" and num_gpus):
             device = f"cuda:{num_assigned % max(1, num_gpus)}"
             num_assigned += 1
-        assigned.append(replace(spec, device="cpu" if device == "auto" else device))
-    return tuple(assigned)
+        assigned[number] = replace(spec, device="cpu" if device == "auto" else device)
+    return assigned
 
 
 def check_device(spec: WorkerSpec, *, num_gpus: int) -> None:
@@ -91,9 +95,12 @@ def check_device(spec: WorkerSpec, *, num_gpus: int) -> None:
         raise ValueError(f"The worker is configured for {spec.device}, but torch finds {num_gpus} GPUs.")
 
 
-def device_share(specs: Sequence[WorkerSpec], number: int) -> float:
-    """The share of its device's memory that worker `number` may use, up to 1; all `specs` have assigned devices."""
-    weights = [_weight(spec) for spec in specs if spec.device == specs[number].device]
+def device_share(specs: Mapping[int, WorkerSpec], number: int) -> float:
+    """The share of its device's memory that worker `number` may use, up to 1.
+
+    `specs` are all workers of the replica, whatever their model, with assigned devices.
+    """
+    weights = [_weight(spec) for spec in specs.values() if spec.device == specs[number].device]
     return _weight(specs[number]) / sum(weights)
 
 

@@ -104,15 +104,12 @@ class TextGenerator:
                 self._log_end(delta)
 
     def warm_up(self, features: Features) -> None:
-        """Answer a question about a clip with these features, so that later ones find warm caches."""
-        assert self._family.inputs is not None, "the model sees videos"
-        question = Conversation(
-            clips=(
-                Clip(frame_indices=tuple(range(self._family.inputs.frames.count)), fps=1.0, parts=frozenset(features)),
-            ),
-            turns=(Turn(role="user", text="What is this?"),),
-        )
-        prompt, condition = self._inputs(question, [_encoded(features, "warm-up")])
+        """Answer a question so that later ones find warm caches: about a clip with these features, if there are any."""
+        inputs = self._family.inputs
+        parts, count = frozenset(features), 0 if inputs is None else inputs.frames.count
+        clips = (Clip(frame_indices=tuple(range(count)), fps=1.0, parts=parts),) if inputs is not None else ()
+        question = Conversation(clips=clips, turns=(Turn(role="user", text="What is this?"),))
+        prompt, condition = self._inputs(question, [_encoded(features, "warm-up") for _ in clips])
         self._engine.add_request("warm-up", prompt, SamplingParams(max_tokens=2), condition=condition)
         while self._engine.has_work:
             self._engine.step()

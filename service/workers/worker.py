@@ -60,6 +60,7 @@ class Worker:
         specs = assign_devices(config.workers, num_gpus=num_gpus)
         spec = specs[config.number]
         check_device(spec, num_gpus=num_gpus)
+        self._placement = spec.device, num_gpus
         self._family = load_family(
             config.family,
             checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
@@ -86,13 +87,13 @@ class Worker:
             self._generator = TextGenerator(self._family, engine_config, report=self._report)
 
     def warm_up(self) -> None:
-        """Run what the worker's role needs once: encode a black clip, answer a question about it.
+        """Run what the worker's role needs once: encode a black clip, answer a question about it, or about none.
 
         Raises:
             ValueError: the model cannot encode the clip.
         """
         features: Features = {part.name: np.zeros(part.shape, dtype=np.float16) for part in self._family.parts}
-        if self._config.spec.encodes:
+        if self._config.spec.encodes and self._family.inputs is not None:
             features = self._encode_queue.warm_up()
         if self._generator is not None:
             self._generator.warm_up(features)
@@ -100,7 +101,8 @@ class Worker:
     def run(self) -> None:
         """Report `Ready`, then run commands until `Stop`; if the pipe ends, the process exits."""
         threading.Thread(target=self._receive, name="commands", daemon=True).start()
-        self._report(Ready(info=_model_info(self._family, self._config)))
+        device, num_gpus = self._placement
+        self._report(Ready(info=_model_info(self._family, self._config), device=device, num_gpus=num_gpus))
         while self._handle(self._take_commands()):
             is_generating = self._generator is not None and self._generator.has_work
             # running answers wait for the encoder, so it takes one clip at a time beside them
@@ -152,9 +154,11 @@ class Worker:
 
     def _pong(self) -> Pong:
         device = self._family.device
+        is_gpu = device.type == "cuda"
         return Pong(
             resident_bytes=_resident_bytes(),
-            device_bytes=torch.cuda.memory_reserved(device) if device.type == "cuda" else 0,
+            device_bytes=torch.cuda.memory_reserved(device) if is_gpu else 0,
+            free_device_bytes=torch.cuda.mem_get_info(device)[0] if is_gpu else 0,
         )
 
     def _report(self, report: Report) -> None:

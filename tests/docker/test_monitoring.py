@@ -39,7 +39,8 @@ def expressions() -> list[str]:
 def served() -> dict[str, set[str]]:
     """Every name in /metrics with its labels."""
     metrics = Metrics()
-    labels = {s._name: set(s._labelnames) for s in vars(metrics).values() if isinstance(s, MetricWrapperBase)}
+    declared = (*vars(metrics).values(), *vars(metrics.by_model).values())
+    labels = {series._name: set(series._labelnames) for series in declared if isinstance(series, MetricWrapperBase)}
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

@@ -7,6 +7,7 @@ import pytest
 
 from tests import node_clients
 from tests.clips import h264_mp4
+from tests.e2e.browser import NAMES, Browser, find_browser, running_browser
 from tests.published import clip
 from tests.running import RunningService, running
 from tests.talkative import talkative_checkpoint
@@ -25,6 +26,16 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServi
     checkpoint = talkative_checkpoint(folder / "checkpoint")
     with running(folder / "data", "--checkpoint", str(checkpoint), REELTALK_DISCONNECT_GRACE="1") as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; skips the test if none is installed."""
+    path = find_browser()
+    if path is None:
+        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
+    with running_browser(path, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_every_worker_reports_its_metrics(watched: Watched) -> None:
     metric = watched.service.metric
     assert metric("reeltalk_workers_configured") == metric("reeltalk_workers_ready") == 2
     for worker in ("0", "1"):
-        name = f'reeltalk_worker_resident_memory_bytes{{worker="{worker}"}}'
+        name = f'reeltalk_worker_resident_memory_bytes{{model_name="tiny",worker="{worker}"}}'
         eventually(partial(lambda name: metric(name) > 10e6, name))
     assert metric("process_resident_memory_bytes") > 10e6
     assert 'family="videochat"' in watched.service.client.get("/metrics").text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips import h264_mp4, text_file
-from tests.e2e.browser import NAMES, Browser, Page, find_browser, running_browser
+from tests.e2e.browser import Browser, Page
 from tests.e2e.wire import wire_to
 from tests.running import RunningService
 
@@ -26,15 +26,6 @@ ALWAYS_PREPARING = """{
     return Response.json({ ...await reply.json(), status: "processing" });
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
-    with running_browser(path, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_the_commands_of_the_readme_run_as_pasted(service: RunningService) -> No
         '"deleted":true',
     ):
         assert part in done.stdout
-    assert re.search(r"reeltalk_video_encode_seconds_count [1-9]", done.stdout)
+    assert re.search(r'reeltalk_video_encode_seconds_count{model_name="tiny"} [1-9]', done.stdout)
 
 
 def test_the_program_of_the_readme_prints_what_is_printed(service: RunningService) -> None:

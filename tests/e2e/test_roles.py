@@ -26,7 +26,9 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 
 def running_at(service: RunningService, worker: int) -> int:
     found = re.search(
-        rf'^reeltalk_num_requests_running{{worker="{worker}"}} (\S+)', service.client.get("/metrics").text, re.M
+        rf'^reeltalk_num_requests_running{{model_name="tiny",worker="{worker}"}} (\S+)',
+        service.client.get("/metrics").text,
+        re.M,
     )
     return 0 if found is None else int(float(found[1]))
 
@@ -106,7 +108,9 @@ def test_a_worker_that_cannot_start_is_reported_while_the_others_work(tmp_path: 
         reply = service.client.get("/readyz")
         assert (reply.status_code, reply.json()["status"]) == (200, "ok")
         [problem] = reply.json()["problems"]
-        assert problem.startswith("Worker 1 (all, device cuda:77) does not start: The worker is configured for cuda:77")
+        assert problem.startswith(
+            "Worker 1 of the model 'tiny' (all, device cuda:77) does not start: The worker is configured"
+        )
         assert service.ask(service.open_session(service.upload(drawn)["id"]), "Still there?")["finish_reason"]
 
 

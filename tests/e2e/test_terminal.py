@@ -93,6 +93,17 @@ def test_events_are_printed_as_lines(service: RunningService) -> None:
     assert "".join(event["data"]["text"] for event in printed if event["event"] == "delta") == RIGHT.strip()
 
 
+def test_models_are_listed_and_one_is_named(service: RunningService) -> None:
+    titles, row = reeltalk(service.url, "models").stdout.splitlines()
+    assert titles.split()[:3] == ["model", "state", "family"]
+    assert row.startswith("tiny")
+    assert "ready" in row.split()
+    assert "videochat" in row.split()
+    listed = json.loads(reeltalk(service.url, "models", "list", "--json").stdout)
+    assert listed == service.client.get("/v1/models").json()
+    assert reeltalk(service.url, "ask", SAMPLE, WHICH_WAY, "--model", "tiny").stdout == RIGHT
+
+
 def test_a_large_file_is_uploaded_resumably(service: RunningService, tmp_path: Path) -> None:
     padding = 17 << 20
     large = tmp_path / "large.mp4"
@@ -128,8 +139,11 @@ def test_records_are_listed_shown_and_deleted(service: RunningService, tmp_path:
         (["chat", "--session", "ses_" + "0" * 32], 6, "There is no session with this id."),
         (["ask", "https://example.org/a.mp4", "What?"], 4, "This server does not fetch URLs; upload the file instead."),
         (["ask", SAMPLE, "What?", "--start", "3", "--end", "2"], 4, "end"),
+        (["ask", SAMPLE, "What?", "--model", "large"], 6, "The service does not serve large; it serves tiny."),
+        (["ask", "What?", "--model", "tiny"], 2, "tiny answers questions about a video; name a VIDEO."),
+        (["chat", "--model", "tiny"], 2, "tiny answers questions about a video; name a VIDEO."),
     ],
-    ids=["text file", "unknown video", "unknown session", "url", "frames"],
+    ids=["text file", "unknown video", "unknown session", "url", "frames", "model", "ask no video", "chat no video"],
 )
 def test_a_refusal_is_reported_in_one_sentence(
     service: RunningService, arguments: list[str | Path], status: int, sentence: str
@@ -257,6 +271,12 @@ def test_a_chat_has_a_history_and_can_be_continued(service: RunningService, envi
         terminal.type("/frames\n")
         terminal.expect("at 0.21, 0.71")
         terminal.expect("> ")
+        terminal.type("/model\n")
+        terminal.expect("Model tiny.")
+        terminal.expect("> ")
+        terminal.type("/model large\n")
+        terminal.expect("The service does not serve large; it serves tiny.")
+        terminal.expect("> ")
         terminal.type("/nonsense\n")
         terminal.expect("There is no command /nonsense.")
         terminal.expect("> ")
@@ -268,7 +288,7 @@ def test_a_chat_has_a_history_and_can_be_continued(service: RunningService, envi
         terminal.expect("The red circle is large.")
         terminal.expect("Ctrl-C stops an answer.")
         terminal.expect("> ")
-        terminal.type("\x1b[A\x1b[A\x1b[A\n")  # three lines up
+        terminal.type("\x1b[A" * 5 + "\n")  # five lines up
         terminal.expect("The red circle is large.")
         terminal.expect("> ")
         terminal.type("/quit\n")

@@ -31,6 +31,25 @@ def test_a_file_that_is_not_a_video_is_refused_in_one_sentence(name: str, senten
     assert sentence in done.stderr
 
 
+def test_a_family_without_videos_answers_questions_alone() -> None:
+    done = run("-m", "model", "--family", "mobillama", "Hello?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--family", "mobillama", str(SAMPLE), "What is this?"), "the family mobillama sees no videos; leave out"),
+        (("What is this?",), "the family videochat answers questions about a video; name a file and a question"),
+    ],
+)
+def test_a_video_too_many_or_too_few_is_refused(arguments: tuple[str, ...], sentence: str) -> None:
+    done = run("-m", "model", *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
 def test_the_example_prints_a_right_answer() -> None:
     done = run("examples/offline.py")
     assert done.returncode == 0, done.stderr

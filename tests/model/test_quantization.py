@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.families import load_family
 from model.families.videochat.family import value_counts
 from model.memory_estimate import estimate_memory
 from model.quantization import Quantization, linear_layers, quantize
@@ -42,6 +43,20 @@ def test_a_replaced_layer_is_freed() -> None:
     del layer, layers
     quantize(network, "int4", device="cpu")
     assert left == list(range(num_layers, 0, -1)), "the head stays"
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_an_mlp_that_all_layers_share_is_quantised_once_and_stays_shared(kind: Quantization) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    network = load_family("mobillama", quantization=kind).language_model
+    first, *others = (layer.mlp for layer in network.model.layers)
+    assert all(mlp is first for mlp in others)
+    plain = load_family("mobillama").language_model
+    assert len(linear_layers(plain)) == 4 * plain.config.num_hidden_layers + 3
+    ids = torch.tensor([[1, 5, 9, 12]])
+    with torch.no_grad():
+        assert 0 < (network(ids).logits - plain(ids).logits).norm() < 0.5 * plain(ids).logits.norm()
 
 
 def is_plain(module: nn.Module) -> bool:

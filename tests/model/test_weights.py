@@ -77,6 +77,40 @@ def test_keys_that_do_not_fit_are_named_and_nothing_is_loaded(changed: dict[str,
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
+class Twice(nn.Module):
+    """Two layers that share one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.ModuleDict({"norm": nn.LayerNorm(2)}) for _ in range(2))
+        self.first["mlp"] = self.second["mlp"] = nn.Linear(2, 2, bias=False)
+
+
+@pytest.mark.parametrize("absent", [(), ("first.mlp.weight",), ("second.mlp.weight",)])
+def test_a_shared_parameter_is_covered_by_any_of_its_names(absent: tuple[str, ...]) -> None:
+    with torch.device("meta"):
+        module = Twice()
+    offered = {name: torch.full(tensor.shape, 3.0) for name, tensor in module.state_dict().items()}
+    load_strict(module, {name: offered[name] for name in offered if name not in absent}, key_map=KeyMap())
+    assert module.first["mlp"] is module.second["mlp"]
+    assert module.second["mlp"].state_dict()["weight"].tolist() == [[3, 3], [3, 3]]
+    with pytest.raises(WeightsError, match=r"no key covers: first\.norm\.bias"):
+        load_strict(module, {name: offered[name] for name in offered if name != "first.norm.bias"}, key_map=KeyMap())
+
+
+@pytest.mark.parametrize("other", [torch.zeros(2, 2), torch.ones(2, 2).half()])
+def test_different_tensors_for_a_shared_parameter_are_refused(other: Tensor) -> None:
+    module = Twice()
+    with pytest.raises(WeightsError, match=r"different tensors for one shared parameter: second\.mlp\.weight"):
+        load_strict(
+            module,
+            module.state_dict() | {"first.mlp.weight": torch.ones(2, 2), "second.mlp.weight": other},
+            key_map=KeyMap(),
+        )
+    with pytest.raises(WeightsError, match=r"no key covers: first\.mlp\.weight, second\.mlp\.weight"):
+        load_strict(module, {name: t for name, t in module.state_dict().items() if "mlp" not in name}, key_map=KeyMap())
+
+
 def test_a_long_list_of_keys_is_shortened() -> None:
     strangers = {f"stranger.{number:02}": torch.ones(1) for number in range(11)}
     with pytest.raises(WeightsError, match=r"stranger\.07 and 3 more\.$"):

@@ -21,7 +21,8 @@ def test_the_defaults_listen_on_loopback_only() -> None:
     assert settings == Settings()
     assert settings.host == "127.0.0.1"
     assert settings.redis_url is None
-    assert settings.model == "tiny"
+    [model] = settings.model_specs
+    assert (model.name, model.family, model.is_default) == ("tiny", "videochat", True)
 
 
 def test_the_command_line_overrides_the_environment_and_the_environment_the_defaults(tmp_path: Path) -> None:
@@ -29,6 +30,13 @@ def test_the_command_line_overrides_the_environment_and_the_environment_the_defa
     settings = load_settings({"port": 2, "workers": None, "data_dir": None}, environ=environ)
     assert (settings.port, len(settings.worker_specs), settings.max_num_seqs) == (2, 3, 32)
     assert settings.media_path == tmp_path / "media"
+
+
+def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes() -> None:
+    environ = {"REELTALK_FAMILY": "mobillama", "REELTALK_WORKERS": "generate*2"}
+    assert [spec.role for spec in load_settings(environ=environ).worker_specs] == ["generate", "generate"]
+    assert "no worker encodes videos" in refusal(FAMILY="videochat", WORKERS="generate*2")
+    assert "the model sees no videos" in refusal(FAMILY="mobillama", WORKERS="encode,generate")
 
 
 def test_a_misspelt_variable_is_refused_by_name() -> None:

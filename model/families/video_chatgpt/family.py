@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import Checkpoint, SavedModel, read_model, tokenizer_of
+from model.checkpoints.folder import Checkpoint, read_model, tokenizer_of
 from model.checkpoints.json_object import read_object
 from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
@@ -26,7 +26,7 @@ from model.families.video_chatgpt.published import (
     read_sizes,
 )
 from model.families.video_chatgpt.verification import verify_stages
-from model.family import Family, blank, build_family
+from model.family import Family, blank, build_family, seeded_model
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks.clip import ClipVisionConfig, keys_beyond_encoder
 from model.networks.llama import DecoderConfig
@@ -39,7 +39,7 @@ from model.text.tokenizer import ByteTokenizer, Tokenizer, plain_tokenizer
 from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
-from model.weights import KeyMap, WeightsError, checkpoint_digest, seeded
+from model.weights import KeyMap, WeightsError
 
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
@@ -118,7 +118,8 @@ def load(
             quantises is not installed.
     """
     if checkpoint is None:
-        saved, tokenizer = _tiny(), plain_tokenizer(added=VIDEO_TOKENS)
+        saved = seeded_model(VideoChatGPTNetwork, TINY, seed=TINY_SEED, sampling=PUBLISHED_SAMPLING)
+        tokenizer = plain_tokenizer(added=VIDEO_TOKENS)
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = _tokenizer(checkpoint, saved.config)
@@ -173,12 +174,6 @@ def value_counts(size: str) -> ValueCounts:
         width=config.vision.width,
         mlp_width=config.vision.mlp_width,
     )
-
-
-def _tiny() -> SavedModel[VideoChatGPTConfig]:
-    tensors = seeded(blank(VideoChatGPTNetwork, TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    return SavedModel(config=TINY, tensors=tensors, digest=digest, sampling=PUBLISHED_SAMPLING)
 
 
 def _tokenizer(checkpoint: Path, config: VideoChatGPTConfig) -> Tokenizer:

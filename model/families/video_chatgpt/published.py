@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from model.checkpoints.clip import CLIP_FOLDER, read_clip_config
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
 from model.checkpoints.published import (
     LLAMA_FOLDER,
     LLAMA_KEYS,
-    FolderKind,
     Keys,
     PublishedModel,
     PublishedPart,
@@ -22,7 +22,7 @@ from model.checkpoints.published import (
     read_llama,
 )
 from model.families.video_chatgpt.network import VideoChatGPTConfig
-from model.networks.clip import CLIP_LARGE, OPENAI_ACTIVATION, ClipVisionConfig, clip_sizes
+from model.networks.clip import CLIP_LARGE, ClipVisionConfig, clip_sizes
 from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece
 from model.weights import WeightsError
@@ -48,19 +48,11 @@ _LLAMA_HINT = (
 )
 
 
-def _is_clip(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and "vision_config" in read_object(path)
-
-
 PUBLISHED = PublishedModel(
     MODEL,
     PublishedPart(
         name="vision",
-        folder=FolderKind(
-            description="folder of clip-vit-large-patch14 (config.json with a vision_config, weights)",
-            matches=_is_clip,
-        ),
+        folder=CLIP_FOLDER,
         keys=Keys(wanted=r"vision_model\..+", unused=r"text_model\..+|(visual|text)_projection\.weight|logit_scale"),
     ),
     PublishedPart(  # LLaVA, whose projection is for images
@@ -113,7 +105,7 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         WeightsError: a file is absent, damaged, of another model, or holds an unknown key.
         TokenizerError: the LLaMA folder's tokenizer cannot be used.
     """
-    llama_config, vision = read_llama_config(paths["llama"]), _vision_sizes(paths["vision"])
+    llama_config, vision = read_llama_config(paths["llama"]), read_clip_config(paths["vision"], model=MODEL)
     video = PUBLISHED.read("video", paths, ignored=ignored)
     _check_video(paths["video"], video, vision, llama_config)
     num_rows = len(video[_EMBEDDINGS])
@@ -131,20 +123,6 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
     if _HEAD in merged:
         merged[_HEAD] = functional.pad(merged[_HEAD], (0, 0, 0, num_rows - llama_config.vocab_size))
     return config, merged
-
-
-def _vision_sizes(folder: Path) -> ClipVisionConfig:
-    values = read_object(folder / "config.json")
-    try:
-        sizes = clip_sizes(values["vision_config"])
-        activation = values["vision_config"].get("hidden_act", OPENAI_ACTIVATION)
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"The config.json of {folder} lacks {error}; it is not CLIP's.") from error
-    except ValueError as error:
-        raise WeightsError(f"{folder} is another CLIP than {MODEL}'s: {error}.") from error
-    if activation != OPENAI_ACTIVATION:
-        raise WeightsError(f"{folder} is another CLIP than Video-ChatGPT's: its activation is {activation}.")
-    return sizes
 
 
 def _check_video(path: Path, video: Mapping[str, Tensor], vision: ClipVisionConfig, llama: DecoderConfig) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import Checkpoint, SavedModel, read_model
+from model.checkpoints.folder import Checkpoint, read_model
 from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.video_llava.network import VideoLlavaOriginalNetwork
 from model.families.video_llava.published import IMAGE_TOWER, PUBLISHED_7B, TOWER, read_published, read_sizes
 from model.families.video_llava.verification import verify_stages
-from model.family import Family, blank, build_family
+from model.family import Family, blank, build_family, seeded_model
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks.clip import ClipVisionConfig, keys_beyond_encoder
 from model.networks.llama import DecoderConfig
@@ -29,7 +29,7 @@ from model.verification.inputs import read_tokenizer
 from model.video.inputs import InputSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
-from model.weights import KeyMap, checkpoint_digest, seeded
+from model.weights import KeyMap
 
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
@@ -103,7 +103,8 @@ def load(
             quantises is not installed.
     """
     if checkpoint is None:
-        saved, tokenizer = _tiny(), plain_tokenizer()
+        saved = seeded_model(VideoLlavaOriginalNetwork, TINY, seed=TINY_SEED, sampling=PUBLISHED_SAMPLING)
+        tokenizer = plain_tokenizer()
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = read_tokenizer(checkpoint)
@@ -161,9 +162,3 @@ def value_counts(size: str) -> ValueCounts:
         width=config.vision.width,
         mlp_width=config.vision.mlp_width,
     )
-
-
-def _tiny() -> SavedModel[VideoLlavaConfig]:
-    tensors = seeded(blank(VideoLlavaOriginalNetwork, TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    return SavedModel(config=TINY, tensors=tensors, digest=digest, sampling=PUBLISHED_SAMPLING)

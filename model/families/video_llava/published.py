@@ -28,6 +28,7 @@ from model.verification.video_llava import reference_sizes
 from model.weights import WeightsError
 
 MODEL = "Video-LLaVA"
+TOWER_FOLDER = "LanguageBind_Video_merge"
 TOWER, IMAGE_TOWER = "model.video_tower.video_tower.", "model.image_tower.image_tower."
 PUBLISHED_7B = VideoLlavaConfig(
     vision=CLIP_LARGE,
@@ -40,6 +41,7 @@ PUBLISHED_7B = VideoLlavaConfig(
 """Sizes of LanguageBind/Video-LLaVA-7B: LanguageBind's ViT-L/14 and Vicuna 7B v1.5."""
 
 _PATCHES, _FRAMES = f"{TOWER}embeddings.patch_embedding.weight", f"{TOWER}encoder.layers.0.temporal_embedding"
+_PUBLISHED_PATCHES = (CLIP_LARGE.width, 3, CLIP_LARGE.patch_size, CLIP_LARGE.patch_size)
 _SETTINGS = {
     "mm_vision_select_layer": -2,
     "mm_projector_type": "mlp2x_gelu",
@@ -47,7 +49,7 @@ _SETTINGS = {
     "mm_use_im_patch_token": False,
 }
 _HF_HINT = "Video-LLaVA-7B-hf is the family video-llava-hf"
-_TOWER_HINT = "Name the folder of LanguageBind_Video_merge with --part video_tower=FOLDER."
+_TOWER_HINT = f"Name the folder of {TOWER_FOLDER} with --part video_tower=FOLDER."
 _BFLOAT16_STEP = 2**-7
 
 
@@ -76,7 +78,7 @@ PUBLISHED = PublishedModel(
     PublishedPart(  # names the heads and the activation; its tensors are in the other part too
         name="video_tower",
         folder=FolderKind(
-            description="LanguageBind_Video_merge folder (config.json with add_time_attn)", matches=_is_video_tower
+            description=f"{TOWER_FOLDER} folder (config.json with add_time_attn)", matches=_is_video_tower
         ),
         keys=Keys(wanted=r"vision_model\..+", unused=r"text_model\..+|(visual|text)_projection\.weight|logit_scale"),
         is_optional=True,
@@ -87,14 +89,21 @@ PUBLISHED = PublishedModel(
 def read_published(
     folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
 ) -> Source[VideoLlavaConfig]:
-    """Find and check the published model. `folder` holds its folders, or is the one of Video-LLaVA-7B itself.
+    """Find and check the published model.
+
+    Args:
+        folder: holds the published folders, or is Video-LLaVA-7B itself, perhaps with LanguageBind_Video_merge beside.
+        named: paths of parts elsewhere.
+        ignored: keys, as they are in the files, that the user knows to be harmless.
 
     Raises:
         WeightsError: a part is not found, or see `merge`.
         TokenizerError: the tokenizer cannot be used.
     """
     if folder is not None and "llava" not in named and _is_video_llava(folder):
-        folder, named = folder.absolute().parent, {"llava": folder, **named}
+        beside = folder.absolute().parent / TOWER_FOLDER
+        tower = {"video_tower": beside} if beside.is_dir() else {}
+        named, folder = {"llava": folder, **tower, **named}, None
     paths = PUBLISHED.find(folder, named)
     config, tensors = merge(paths, ignored=ignored)
     return Source(config=config, tensors=tensors, tokenizer=paths["llava"] / TOKENIZER, files=paths.values())
@@ -134,25 +143,23 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         raise WeightsError(f"{path} is not Video-LLaVA-7B: its config.json has no mm_video_tower. {_HF_HINT}.")
     decoder = read_llama_config(path)
     _check_settings(path)
-    num_pieces = read_sentencepiece(path / TOKENIZER).vocab_size
-    if num_pieces != decoder.vocab_size:
-        raise WeightsError(
-            f"The {TOKENIZER} of {path} has {num_pieces} pieces for {decoder.vocab_size} rows of embeddings; one of "
-            "them is another model's."
-        )
-    tensors = PUBLISHED.select(
-        "llava", paths, read_llama(path, vocab_size=decoder.vocab_size, hint=""), ignored=ignored
-    )
+    _check_tokenizer(path, decoder.vocab_size)
+    llava = read_llama(path, vocab_size=decoder.vocab_size, hint="")
+    tensors = PUBLISHED.select("llava", paths, llava, ignored=ignored)
     if _FRAMES not in tensors or _PATCHES not in tensors:
         raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}.")
-    vision, activation = _published_tower(tensors)
-    if "video_tower" in paths:
-        vision, activation = _tower_sizes(paths["video_tower"])
-        _check_tower(paths, tensors)
-    elif vision is None:
-        raise WeightsError(f"{path} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
+    vision, activation = _tower(paths, tensors)
     num_frames = tensors[_FRAMES].shape[1]
     return VideoLlavaConfig(vision=vision, activation=activation, num_frames=num_frames, decoder=decoder), tensors
+
+
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
+    num_pieces = read_sentencepiece(folder / TOKENIZER).vocab_size
+    if num_pieces != vocab_size:
+        raise WeightsError(
+            f"The {TOKENIZER} of {folder} has {num_pieces} pieces for {vocab_size} rows of embeddings; one of them is "
+            "another model's."
+        )
 
 
 def _check_settings(folder: Path) -> None:
@@ -164,11 +171,15 @@ def _check_settings(folder: Path) -> None:
             )
 
 
-def _published_tower(tensors: Mapping[str, Tensor]) -> tuple[ClipVisionConfig | None, str]:
-    """Return the sizes of the published tower if the patches are its own."""
-    sizes = CLIP_LARGE
-    shape = (sizes.width, 3, sizes.patch_size, sizes.patch_size)
-    return (sizes if tensors[_PATCHES].shape == shape else None), ACTIVATION
+def _tower(paths: Mapping[str, Path], tensors: Mapping[str, Tensor]) -> tuple[ClipVisionConfig, str]:
+    """Return the sizes and the activation of the video tower: LanguageBind's if it is there, or the published ones."""
+    if "video_tower" in paths:
+        sizes = _tower_sizes(paths["video_tower"])
+        _check_tower(paths, tensors)
+        return sizes
+    if tensors[_PATCHES].shape != _PUBLISHED_PATCHES:
+        raise WeightsError(f"{paths['llava']} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
+    return PUBLISHED_7B.vision, PUBLISHED_7B.activation
 
 
 def _tower_sizes(folder: Path) -> tuple[ClipVisionConfig, str]:

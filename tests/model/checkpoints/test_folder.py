@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def write(folder: Path, checkpoint: Checkpoint, *, origin: str = "files", stop_a
             raise KeyboardInterrupt
 
     return write_folder(folder, checkpoint, origin=origin, report=report, limit=LIMIT)
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    both = torch.arange(8.0).reshape(2, 4)
+    views = {"whole": both, "again": both.view(2, 4), "row": both[1]}
+    write(tmp_path / "mine", replace(checkpoint, tensors=views))
+    read = read_folder(tmp_path / "mine")
+    assert all(torch.equal(read[name], tensor) for name, tensor in views.items())
 
 
 def test_a_folder_is_read_as_it_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:

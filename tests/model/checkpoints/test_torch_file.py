@@ -10,6 +10,7 @@ import torch
 
 from model.checkpoints.torch_file import read_torch_file
 from model.weights import WeightsError
+from tests.model.checkpoints.torchscript_files import write_torchscript
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -75,6 +76,16 @@ def test_a_truncated_file_should_be_downloaded_again(tmp_path: Path, kept: int, 
         read_torch_file(path)
 
 
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(WEIGHTS, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(WEIGHTS["a.weight"].numpy().tobytes()) + 6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights\.pth is damaged or truncated"):
+        read_torch_file(path)
+
+
 def test_an_absent_file_should_be_downloaded(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"eva_vit_g\.pth does not exist\. Download it"):
         read_torch_file(tmp_path / "eva_vit_g.pth")
@@ -85,6 +96,22 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object)
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match="is not a file of weights"):
         read_torch_file(tmp_path / "weights.pth")
+
+
+def test_an_empty_state_dict_is_accepted_where_one_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "non_lora_trainables.bin"
+    torch.save({}, path)
+    assert read_torch_file(path, may_be_empty=True) == {}
+    torch.save([], path)
+    with pytest.raises(WeightsError, match="is not a file of weights"):
+        read_torch_file(path, may_be_empty=True)
+
+
+def test_a_torchscript_archive_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    write_torchscript(path, WEIGHTS)
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin is a TorchScript archive"):
+        read_torch_file(path)
 
 
 def test_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:

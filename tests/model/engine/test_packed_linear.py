@@ -141,3 +141,22 @@ def test_a_layer_with_an_adapter_is_not_fused() -> None:
     layer.up_proj = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 48))
     assert type(_pack(layer)) is LlamaMLP
     assert isinstance(layer.gate_proj, PackedLinear) and isinstance(layer.up_proj[0], PackedLinear)
+
+
+@torch.inference_mode()
+def test_an_mlp_that_two_layers_share_is_packed_once_and_stays_shared() -> None:
+    config = LlamaConfig(hidden_size=96, intermediate_size=200)
+    torch.manual_seed(3)
+    shared = LlamaMLP(config)
+    first, second = nn.ModuleDict({"mlp": shared}), nn.ModuleDict({"mlp": shared, "head": nn.Linear(96, 8)})
+    weight = weakref.ref(shared.gate_proj.weight)
+    x = torch.randn(1, 3, 96)
+    expected = shared(x)
+    del shared
+    if not pack_linears(nn.ModuleList([first, second])):
+        pytest.skip("This CPU does not gain by packing.")
+    gc.collect()
+    assert weight() is None
+    assert isinstance(first["mlp"], PackedMLP)
+    assert first["mlp"] is second["mlp"]
+    torch.testing.assert_close(first["mlp"](x), expected, rtol=0, atol=2e-6)

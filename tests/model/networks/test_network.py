@@ -16,14 +16,17 @@ from model.families.video_llava_hf import published as published_video_llava_hf
 from model.families.video_llava_hf.network import VideoLlavaHFNetwork
 from model.families.videochat import published as published_videochat
 from model.families.videochat.network import VideoChatNetwork
+from model.families.vtimellm.network import VTimeLLMNetwork
+from model.families.vtimellm.sizes import PUBLISHED_7B as PUBLISHED_VTIMELLM
 from model.networks.network import NetworkConfig, SoundNetwork, VideoNetwork
 from tests.model.families.video_chatgpt.test_network import SMALL as SMALL_VIDEO_CHATGPT
 from tests.model.families.video_llama.test_network import MEL_SHAPE
 from tests.model.families.video_llama.test_network import SMALL as SMALL_VIDEO_LLAMA
 from tests.model.families.video_llava.test_network import SMALL as SMALL_VIDEO_LLAVA
 from tests.model.families.videochat.test_network import SMALL as SMALL_VIDEOCHAT
+from tests.model.families.vtimellm.test_network import SMALL as SMALL_VTIMELLM
 
-SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT, SMALL_VIDEO_LLAVA, SMALL_VIDEO_LLAMA)
+SMALL = (SMALL_VIDEOCHAT, SMALL_VIDEO_CHATGPT, SMALL_VIDEO_LLAVA, SMALL_VIDEO_LLAMA, SMALL_VTIMELLM)
 PUBLISHED = (
     published_videochat.PUBLISHED_7B,
     published_videochat.PUBLISHED_13B,
@@ -32,6 +35,7 @@ PUBLISHED = (
     published_video_llava_hf.PUBLISHED_7B,
     published_video_llama.PUBLISHED_7B,
     published_video_llama.PUBLISHED_13B,
+    PUBLISHED_VTIMELLM,
 )
 NETWORKS: dict[str, Callable[[], VideoNetwork]] = {
     "videochat": lambda: VideoChatNetwork(SMALL_VIDEOCHAT),
@@ -39,6 +43,7 @@ NETWORKS: dict[str, Callable[[], VideoNetwork]] = {
     "video-llama": lambda: VideoLlamaNetwork(SMALL_VIDEO_LLAMA),
     "video-llava": lambda: VideoLlavaOriginalNetwork(SMALL_VIDEO_LLAVA),
     "video-llava-hf": lambda: VideoLlavaHFNetwork(SMALL_VIDEO_LLAVA),
+    "vtimellm": lambda: VTimeLLMNetwork(SMALL_VTIMELLM),
 }
 
 

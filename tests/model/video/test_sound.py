@@ -1,5 +1,6 @@
 """Stretches that are sought in a file equal those of a plain decode of its whole sound track."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from model.sound import mel_spectrograms
 from model.video.container import VideoFile
-from model.video.inputs import SoundSpec
+from model.video.inputs import InputSpec, SoundSpec
+from model.video.pixels import PixelSpec
+from model.video.sampling import sample_clip
 from model.video.sound import centred, open_sound, read_stretches
-from model.video.spec import FrameSpec, SoundError, SoundFacts, VideoLimits
+from model.video.spec import FrameSpec, SoundError, SoundFacts, VideoError, VideoLimits
 from tests.clips import h264_mp4
 from tests.sound_clips import Samples, plain_samples, plain_stretches, write_clip
 
@@ -51,6 +54,7 @@ def apart(some: Samples, others: Samples, spec: SoundSpec) -> float:
         ("mkv", "pcm_s16le", 11_025, "mono"),
         ("mkv", "pcm_u8", 22_050, "stereo"),
         ("mkv", "ac3", 48_000, "5.1"),
+        ("mkv", "vorbis", 44_100, "stereo"),
         ("avi", "libmp3lame", 44_100, "stereo"),
         ("avi", "pcm_s16le", 22_050, "stereo"),
         ("ts", "aac", 44_100, "stereo"),
@@ -169,6 +173,28 @@ def test_damaged_sound_is_refused_or_read_but_never_fails_otherwise(tmp_path: Pa
             outcomes.add(error.code)
     assert outcomes <= {"read", "undecodable_audio", "no_audio_stream", "unsupported_audio"}
     assert outcomes != {"read"} or codec == "libopus"  # any bits are valid Opus
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "aac"), ("mkv", "libopus"), ("ts", "aac"), ("avi", "libmp3lame")]
+)
+def test_a_damaged_file_that_can_be_seen_is_seen_whatever_its_sound(tmp_path: Path, suffix: str, codec: str) -> None:
+    whole = write_clip(tmp_path / f"clip.{suffix}", codec=codec, rate=48_000, sound_seconds=3.0).read_bytes()
+    seeing = InputSpec(frames=FrameSpec(count=2), pixels=PixelSpec(size=32))
+    draw = np.random.default_rng(5)
+    for number in range(10):
+        data = bytearray(whole[: draw.integers(500, len(whole))] if number % 4 == 0 else whole)
+        for place in draw.integers(0, len(data), draw.integers(1, 60)):
+            data[place] = draw.integers(256)
+        path = tmp_path / f"{number}.{suffix}"
+        path.write_bytes(bytes(data))
+        try:
+            seen = sample_clip(path, seeing)
+        except VideoError:
+            continue
+        heard = sample_clip(path, replace(seeing, sound=OVERLAPPING))
+        assert heard.indices == seen.indices
+        assert (heard.inputs.sound is None) == (heard.sound_error is not None)
 
 
 def test_samples_that_are_no_numbers_are_damage(tmp_path: Path) -> None:

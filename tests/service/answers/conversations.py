@@ -34,11 +34,11 @@ def video_record(**fields: object) -> VideoRecord:
     return VideoRecord.model_validate(known | fields)
 
 
-def session_record(*video_ids: str, session_id: str | None = None) -> SessionRecord:
+def session_record(*video_ids: str, session_id: str | None = None, model: str = "tiny") -> SessionRecord:
     return SessionRecord(
         id=session_id or new_id("ses"),
         video_ids=video_ids,
-        model="tiny",
+        model=model,
         system="",
         frames=FrameRequest(),
         created_at=1.0,
@@ -56,7 +56,11 @@ def answer_record(session_id: str | None = None) -> AnswerRecord:
 
 
 def running_answer(
-    record: AnswerRecord | None = None, *, videos: tuple[VideoRecord, ...] = (), admission: Admission | None = None
+    record: AnswerRecord | None = None,
+    *,
+    videos: tuple[VideoRecord, ...] = (),
+    admission: Admission | None = None,
+    model: str = "tiny",
 ) -> RunningAnswer:
     """An answer that has just been accepted, about no video unless told otherwise."""
     record = record or answer_record()
@@ -64,7 +68,7 @@ def running_answer(
     return RunningAnswer(
         tenant=TENANT,
         record=record,
-        session=session_record(*(video.id for video in videos), session_id=record.session_id),
+        session=session_record(*(video.id for video in videos), session_id=record.session_id, model=model),
         videos=videos,
         turns=(Turn(role="user", text=record.question),),
         num_messages=0,
@@ -92,11 +96,10 @@ async def accept(
     opening: LogEvent | None = None,
     owner: str = OWNER,
     lease_seconds: float = 10.0,
+    model: str = "tiny",
 ) -> bool:
     """Store an answer as `Questions` does, in a session that exists."""
-    session = SessionRecord(
-        id=record.session_id, video_ids=(), model="tiny", system="", frames=FrameRequest(), created_at=1.0
-    )
+    session = session_record(session_id=record.session_id, model=model)
     if await SessionStore(redis).get(TENANT, session.id) is None:
         await SessionStore(redis).create(TENANT, session)
     outcome = await AnswerStore(redis, LogFollower(redis)).create(

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.moments import TimeAxis
 from service.answers.answer import RunningAnswer
+from service.answers.moments import VideoTimeAxis
 from service.errors import InternalError
 from service.observability.metrics import Metrics
 from service.store.answers import AnswerWrite
@@ -12,6 +14,7 @@ from service.store.event_log import LogEvent
 from service.store.records import SampledFrame, VideoFrames
 from tests.service.answers.conversations import delta, running_answer, video_record
 
+METRICS = Metrics().of_model("tiny")
 VIDEO = video_record()
 FRAMES = (
     VideoFrames(
@@ -20,10 +23,12 @@ FRAMES = (
     ),
 )
 
+AXIS = VideoTimeAxis(video_id=VIDEO.id, axis=TimeAxis(num_positions=100, start=0.0, end=20.0))
+
 
 def say(answer: RunningAnswer, *words: str) -> None:
     for word in words:
-        answer.add_output(delta(word, 1), Metrics())
+        answer.add_output(delta(word, 1), METRICS)
 
 
 def taken(answer: RunningAnswer) -> AnswerWrite:
@@ -150,10 +155,10 @@ def test_it_is_stored_when_it_has_ended_and_all_of_it_was_taken() -> None:
 def test_a_successor_goes_on_where_the_log_ends() -> None:
     first = running_answer(videos=(VIDEO,))
     first.opening()
-    first.add_output(delta("", 1), Metrics())
-    first.add_output(delta("A r", 2), Metrics())
-    first.add_output(delta("ed", 3), Metrics())
-    first.add_output(delta("", 4), Metrics())  # its text is held back, so the next owner generates it again
+    first.add_output(delta("", 1), METRICS)
+    first.add_output(delta("A r", 2), METRICS)
+    first.add_output(delta("ed", 3), METRICS)
+    first.add_output(delta("", 4), METRICS)  # its text is held back, so the next owner generates it again
     log = taken(first).events
     assert [event.token_ids for event in log] == [(1, 2), (3,)]
 
@@ -162,7 +167,7 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert second.resumed_token_ids == (1, 2, 3)
     second.add_progress(second.videos[0].id, "ready", 1.0)
     second.set_frames(FRAMES)
-    second.add_output(delta(" sq", 4, 5), Metrics())
+    second.add_output(delta(" sq", 4, 5), METRICS)
     second.finish("stop")
     write = taken(second)
     assert [(e.number, e.name) for e in write.events] == [(4, "delta"), (5, "done")]
@@ -171,3 +176,40 @@ def test_a_successor_goes_on_where_the_log_ends() -> None:
     assert write.ending.turn[1].usage is not None
     assert write.ending.turn[1].usage.completion_tokens == 5
     assert write.events[1].data["timings"]["time_to_first_token_ms"] is None, "its owner is gone"
+
+
+def test_done_and_the_history_have_the_moments_that_the_answer_names() -> None:
+    answer = running_answer(videos=(VIDEO,))
+    answer.set_frames(FRAMES, time_axis=AXIS)
+    say(answer, "It is red from 1", "0 to 14.")
+    answer.finish("stop")
+    write = taken(answer)
+    moment = {"video_id": VIDEO.id, "start": 2.0, "end": 3.0, "text_start": 10, "text_end": 23}
+    assert write.events[-1].data["moments"] == [moment]
+    assert write.ending is not None
+    message = write.ending.turn[1]
+    assert message.moments is not None
+    assert [found.model_dump() for found in message.moments] == [moment]
+    assert message.content[10:23] == "from 10 to 14"
+
+
+@pytest.mark.parametrize(("axis", "moments"), [(AXIS, []), (None, None)])
+def test_moments_are_null_only_without_a_time_axis(axis: VideoTimeAxis | None, moments: list[object] | None) -> None:
+    answer = running_answer(videos=(VIDEO,))
+    answer.set_frames(FRAMES, time_axis=axis)
+    say(answer, "It is red.")
+    answer.finish("stop")
+    assert taken(answer).events[-1].data["moments"] == moments
+
+
+def test_a_successor_finds_the_moments_of_the_whole_text() -> None:
+    first = running_answer(videos=(VIDEO,))
+    first.set_frames(FRAMES, time_axis=AXIS)
+    say(first, "It is red from 1")
+    second = running_answer(videos=(VIDEO,))
+    second.resume(taken(first).events)
+    second.set_frames(FRAMES, time_axis=AXIS)
+    say(second, "0 to 14, blue from 50 to 59.")
+    second.finish("stop")
+    found = taken(second).events[-1].data["moments"]
+    assert [(moment["start"], moment["end"]) for moment in found] == [(2.0, 3.0), (10.0, 12.0)]

@@ -30,13 +30,17 @@ from tests.service.answers.conversations import PARAMS, TENANT, accept, answer_r
 class Jobs:
     """Jobs whose output the test provides."""
 
-    def __init__(self, *, ready: bool = True) -> None:
-        self.ready = ready
+    def __init__(self, *models: str) -> None:
+        self.models = models
         self.aborted: list[str] = []
         self._commands: asyncio.Queue[Generate] = asyncio.Queue()
         self._sinks: dict[str, Callable[[Delta | Refused], None]] = {}
 
-    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None]) -> None:
+    def serves(self, name: str) -> bool:
+        return name in self.models
+
+    def generate(self, command: Generate, sink: Callable[[Delta | Refused], None], *, model: str) -> None:
+        assert self.serves(model)
         self._sinks[command.job_id] = sink
         self._commands.put_nowait(command)
 
@@ -99,10 +103,19 @@ class Replica:
             grace=grace,
         )
 
-    async def begin(self, redis: StoreClient, *, lease_seconds: float = 60) -> tuple[RunningAnswer, Generate]:
+    async def begin(
+        self, redis: StoreClient, *, lease_seconds: float = 60, model: str = "tiny"
+    ) -> tuple[RunningAnswer, Generate]:
         """Accept a question as `Questions` does; returns its answer and its job."""
-        answer = running_answer(admission=self.admission)
-        await accept(redis, answer.record, opening=answer.opening(), owner=answer.owner, lease_seconds=lease_seconds)
+        answer = running_answer(admission=self.admission, model=model)
+        await accept(
+            redis,
+            answer.record,
+            opening=answer.opening(),
+            owner=answer.owner,
+            lease_seconds=lease_seconds,
+            model=model,
+        )
         self.runner.begin(answer)
         return answer, await self.jobs.next()
 
@@ -124,9 +137,9 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    redis: StoreClient, *, grace: float = 9, lease_seconds: float = 60, ready: bool = True
+    redis: StoreClient, *, grace: float = 9, lease_seconds: float = 60, models: tuple[str, ...] = ("tiny",)
 ) -> AsyncIterator[Replica]:
-    made = Replica(redis, Jobs(ready=ready), grace=grace, lease_seconds=lease_seconds)
+    made = Replica(redis, Jobs(*models), grace=grace, lease_seconds=lease_seconds)
     made.follower.start()
     made.runner.start()
     made.takeover.start()
@@ -185,7 +198,7 @@ async def test_a_reader_that_leaves_has_the_whole_grace_period_to_come_back(redi
 
 
 async def test_a_reader_at_another_replica_counts_while_events_come_without_a_pause(redis: StoreClient) -> None:
-    async with replica(redis, grace=0.3) as owner, replica(redis, grace=0.3, ready=False) as other:
+    async with replica(redis, grace=0.3) as owner, replica(redis, grace=0.3, models=()) as other:
         answer, job = await owner.begin(redis)
         async with aclosing(owner.answers.follow(TENANT, answer.id, after=0)) as events:
             await anext(events)  # the connection breaks, and the client comes back at another replica
@@ -201,7 +214,7 @@ async def test_a_reader_at_another_replica_counts_while_events_come_without_a_pa
 async def test_a_reader_gets_the_last_events_though_the_shared_reading_has_not_delivered_them(
     redis: StoreClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with replica(redis) as owner, replica(redis, ready=False) as other:
+    async with replica(redis) as owner, replica(redis, models=()) as other:
         answer, job = await owner.begin(redis)
         async with aclosing(other.answers.follow(TENANT, answer.id, after=0)) as batches:
             assert names(list(await anext(batches))) == ["answer"]
@@ -226,10 +239,10 @@ async def test_a_cancel_during_the_hand_over_reaches_the_next_owner(redis: Store
 # -- take-over
 
 
-async def orphan(redis: StoreClient) -> AnswerRecord:
+async def orphan(redis: StoreClient, *, model: str = "tiny") -> AnswerRecord:
     """An answer with three logged tokens whose owner has just died."""
     record, answers = answer_record(), AnswerStore(redis, LogFollower(redis))
-    await accept(redis, record, owner="own_dead", lease_seconds=0.001)
+    await accept(redis, record, owner="own_dead", lease_seconds=0.001, model=model)
     events = (LogEvent(2, "delta", {"text": "A r"}, (1, 2)), LogEvent(3, "delta", {"text": "ed"}, (3,)))
     write = AnswerWrite(
         tenant=TENANT, answer_id=record.id, session_id=record.session_id, owner="own_dead", events=events
@@ -268,10 +281,32 @@ async def test_the_sweep_finds_an_answer_without_owner_and_without_readers(redis
 
 async def test_a_replica_without_a_worker_takes_nothing_over(redis: StoreClient) -> None:
     record = await orphan(redis)
-    async with replica(redis, lease_seconds=1, ready=False) as here:
+    async with replica(redis, lease_seconds=1, models=()) as here:
         await asyncio.sleep(1)
         assert await here.status(record.id) == "in_progress"
         assert await AnswerStore(redis, LogFollower(redis)).orphans() == [(TENANT, record.id)]
+
+
+async def test_an_answer_waits_for_a_replica_that_serves_its_model(redis: StoreClient) -> None:
+    record = await orphan(redis, model="large")
+    async with replica(redis, lease_seconds=1, models=("tiny",)) as without:
+        await asyncio.sleep(1)
+        assert await without.status(record.id) == "in_progress"
+        assert await without.store.orphans() == [(TENANT, record.id)]
+        async with replica(redis, lease_seconds=1, models=("tiny", "large")) as other:
+            job = await other.jobs.next()
+            assert job.output_token_ids == (1, 2, 3)
+            other.jobs.say(job, " square.", 4, finish_reason="stop")
+            assert names(await without.read(record.id))[-1] == "done"
+
+
+async def test_what_is_left_of_an_erased_answer_is_removed_whatever_is_served(redis: StoreClient) -> None:
+    record = await orphan(redis, model="large")
+    await redis.delete(keys.answer(TENANT, record.id))
+    async with replica(redis, lease_seconds=1, models=()) as here:
+        async with asyncio.timeout(5):
+            while await here.store.orphans():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_an_owner_that_was_paused_beyond_its_lease_writes_nothing_more_and_stops_its_job(
@@ -292,7 +327,7 @@ async def test_an_owner_that_was_paused_beyond_its_lease_writes_nothing_more_and
 
 
 async def test_a_cancel_at_another_replica_takes_effect_with_the_next_token(redis: StoreClient) -> None:
-    async with replica(redis) as owner, replica(redis, ready=False) as other:
+    async with replica(redis) as owner, replica(redis, models=()) as other:
         answer, job = await owner.begin(redis)
         await other.answers.cancel(TENANT, answer.id)
         owner.jobs.say(job, "A", 1)
@@ -319,6 +354,24 @@ async def test_a_draining_replica_hands_its_answers_over_and_its_readers_read_on
             assert taken.output_token_ids == (1,)
             successor.jobs.say(taken, " cat.", 2, finish_reason="stop")
             assert texts(await asyncio.wait_for(reading, 20)) == ["A", " cat."]
+
+
+async def test_the_answers_of_a_model_that_is_unloaded_continue_where_it_is_served(redis: StoreClient) -> None:
+    async with replica(redis, models=("tiny", "large")) as here:
+        kept, kept_job = await here.begin(redis)
+        moved, job = await here.begin(redis, model="large")
+        here.jobs.say(job, "A", 1)
+        assert here.runner.num_answers_of("large") == 1
+        here.jobs.models = ("tiny",)
+        await here.runner.hand_over(model="large")
+        assert (here.runner.num_answers_of("tiny"), here.runner.num_answers_of("large")) == (1, 0)
+        async with replica(redis, models=("large",), lease_seconds=1) as successor:
+            taken = await successor.jobs.next()
+            assert taken.output_token_ids == (1,)
+            successor.jobs.say(taken, " cat.", 2, finish_reason="stop")
+            assert texts(await here.read(moved.id)) == ["A", " cat."]
+        here.jobs.say(kept_job, "Here.", 1, finish_reason="stop")
+        assert texts(await here.read(kept.id)) == ["Here."]
 
 
 async def test_a_draining_replica_waits_for_answers_that_end_in_time(redis: StoreClient) -> None:

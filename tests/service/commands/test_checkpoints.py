@@ -202,8 +202,11 @@ def test_plan_of_video_chatgpt_prints_its_own_modules() -> None:
         (["plan", "--family", "videochat9"], "There is no family 'videochat9'"),
         (["verify", "/nowhere"], "/nowhere/config.json does not exist"),
         (["verify", "/nowhere", "--device", "cuda:99"], "There is no device 'cuda:99' here."),
-        (["convert", "--to", "/nowhere/new"], "name one with --part llama=FOLDER"),
-        (["convert", "--to", "/nowhere/new", "--family", "video-chatgpt"], "name one with --part vision=FOLDER"),
+        (["convert", "--to", "/nowhere/new"], "Name the eva_vit_g.pth with --part vision=FILE"),
+        (
+            ["convert", "--to", "/nowhere/new", "--family", "video-chatgpt"],
+            "with --part vision=FOLDER, or name a folder",
+        ),
         (["plan", "--family", "video-chatgpt", "--size", "13b"], "video-chatgpt has no size '13b'; there are: 7b."),
         (["convert", "--to", "/nowhere/new", "--part", "llama"], "--part must be NAME=PATH"),
         (["pull", "no name"], "is not a repository name of the Hub"),

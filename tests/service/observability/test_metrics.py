@@ -30,7 +30,8 @@ def test_the_list_has_every_series_with_its_kind_unit_and_meaning() -> None:
 
 def _labels(metrics: Metrics, name: str) -> str:
     """The labels in the format of the list."""
-    labels = next((series._labelnames for series in vars(metrics).values() if _named(series) == name), ())
+    declared = (*vars(metrics).values(), *vars(metrics.by_model).values())
+    labels = next((series._labelnames for series in declared if _named(series) == name), ())
     return ", ".join(f"`{label}`" for label in labels) or "–"
 
 

@@ -25,7 +25,10 @@ PACKED = PackedFeatures.checked(BLOB, key=KEY, parts=PARTS)
 def counts(metrics: Metrics) -> dict[str, float]:
     """Queries, hits, corrupt values and errors so far."""
     names = ("queries", "hits", "corrupt", "errors")
-    found = {name: metrics.registry.get_sample_value(f"reeltalk_feature_cache_{name}_total") for name in names}
+    found = {
+        name: metrics.registry.get_sample_value(f"reeltalk_feature_cache_{name}_total", {"model_name": "tiny"})
+        for name in names
+    }
     return {name: value for name, value in found.items() if value}
 
 
@@ -56,9 +59,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
-    await cache.put(KEY, PACKED)
+    await cache.put(KEY, PACKED, model="tiny")
     await redis.expire(KEY, 5)
-    assert await cache.get(KEY, parts=PARTS) == PACKED
+    assert await cache.get(KEY, parts=PARTS, model="tiny") == PACKED
     assert await redis.ttl(KEY) > 90, "a hit renews the time to live"
     assert await cache.existing([KEY]) == {KEY}
     assert counts(metrics) == {"queries": 1, "hits": 1}
@@ -67,7 +70,7 @@ async def test_a_stored_value_is_a_counted_hit_and_its_ttl_is_renewed(redis: Sto
 async def test_a_missing_value_is_a_counted_miss(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
-    assert await cache.get(KEY, parts=PARTS) is None
+    assert await cache.get(KEY, parts=PARTS, model="tiny") is None
     assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1}
 
@@ -75,7 +78,7 @@ async def test_a_missing_value_is_a_counted_miss(redis: StoreClient) -> None:
 async def test_existing_returns_the_keys_that_have_a_value(redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
-    await cache.put(KEY, PACKED)
+    await cache.put(KEY, PACKED, model="tiny")
     assert await cache.existing([KEY, KEY + "-other"]) == {KEY}
     assert await cache.existing([]) == set()
     assert counts(metrics) == {}
@@ -88,7 +91,7 @@ async def test_a_value_that_does_not_match_is_a_miss_and_removed(
     metrics = Metrics()
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     await redis.set(KEY, damage(BLOB))
-    assert await cache.get(KEY, parts=PARTS) is None
+    assert await cache.get(KEY, parts=PARTS, model="tiny") is None
     assert counts(metrics) == {"queries": 1, "corrupt": 1}
     assert await redis.exists(KEY) == 0
 
@@ -118,15 +121,15 @@ async def test_of_a_thousand_damaged_values_none_is_taken_for_features(redis: St
     cache = FeatureCache(redis, ttl=100, metrics=metrics)
     for number in range(1, 1001):
         await redis.set(KEY, damaged(BLOB, rng))
-        assert await cache.get(KEY, parts=PARTS) is None
+        assert await cache.get(KEY, parts=PARTS, model="tiny") is None
         assert counts(metrics) == {"queries": number, "corrupt": number}
         assert await cache.existing([KEY]) == set()
-    await cache.put(KEY, PACKED)
-    assert await cache.get(KEY, parts=PARTS) == PACKED
+    await cache.put(KEY, PACKED, model="tiny")
+    assert await cache.get(KEY, parts=PARTS, model="tiny") == PACKED
 
 
 async def test_erasing_succeeds_or_raises(redis: StoreClient, absent_redis: StoreClient) -> None:
-    await FeatureCache(redis, ttl=100, metrics=Metrics()).put(KEY, PACKED)
+    await FeatureCache(redis, ttl=100, metrics=Metrics()).put(KEY, PACKED, model="tiny")
     await FeatureCache(redis, ttl=100, metrics=Metrics()).erase([KEY])
     assert not await redis.exists(KEY)
     with pytest.raises(Unavailable):
@@ -136,8 +139,8 @@ async def test_erasing_succeeds_or_raises(redis: StoreClient, absent_redis: Stor
 async def test_without_the_store_a_look_up_is_a_miss_and_a_write_is_dropped(absent_redis: StoreClient) -> None:
     metrics = Metrics()
     cache = FeatureCache(absent_redis, ttl=100, metrics=metrics)
-    await cache.put(KEY, PACKED)
-    assert await cache.get(KEY, parts=PARTS) is None
+    await cache.put(KEY, PACKED, model="tiny")
+    assert await cache.get(KEY, parts=PARTS, model="tiny") is None
     assert await cache.existing([KEY]) == set()
     assert await cache.existing([KEY]) == set()
     assert counts(metrics) == {"queries": 1, "errors": 2}

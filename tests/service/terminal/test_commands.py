@@ -59,6 +59,10 @@ def test_the_client_commands_import_neither_server_code_nor_torch(arguments: lis
         (["ask", "vid_1/../../healthz", "What?"], "is not an id"),
         (["ask", SAMPLE, "What?", "--server", "nonsense"], "nonsense is not the address of a service"),
         (["ask", SAMPLE, "What?", "--local", "--device", "tpu"], "tpu is not a device"),
+        (["ask", "What?", "--session", "ses_" + "0" * 32, "--model", "tiny"], "cannot be changed in an existing"),
+        (["ask", SAMPLE, "What?", "--local", "--model", "tiny"], "--model cannot be combined with --local"),
+        (["chat", "--local", "--model", "tiny"], "--model cannot be combined with --local"),
+        (["chat", SAMPLE, "--model", "tiny", "--session", "ses_1"], "Name either a VIDEO"),
         (["chat"], "Name either a VIDEO"),
         (["chat", SAMPLE, "--session", "ses_1"], "Name either a VIDEO"),
         (["videos", "show", "1"], "1 is not an id"),
@@ -81,7 +85,10 @@ def test_wrong_usage_is_reported_in_one_sentence(arguments: list[str | Path], se
         ["ask", VIDEO, "What?"],
         ["ask", "https://example.org/a.mp4", "What?"],
         ["chat", SAMPLE],
+        ["ask", "What?", "--model", "mobillama"],
+        ["chat", "--model", "mobillama"],
         ["videos"],
+        ["models"],
         ["sessions", "show", "ses_" + "0" * 32],
         ["videos", "delete", VIDEO],
         ["bench"],
@@ -107,7 +114,19 @@ def test_the_version_is_printed() -> None:
 
 def test_the_help_names_every_command_and_the_exit_statuses() -> None:
     printed = reeltalk("--help").stdout
-    for command in ["serve", "ask", "chat", "videos", "sessions", "verify", "convert", "plan", "keys", "bench"]:
+    for command in [
+        "serve",
+        "ask",
+        "chat",
+        "videos",
+        "sessions",
+        "models",
+        "verify",
+        "convert",
+        "plan",
+        "keys",
+        "bench",
+    ]:
         assert f"│ {command} " in printed
     assert "130" in reeltalk("ask", "--help").stdout
 

@@ -54,14 +54,21 @@ def test_a_conversation_includes_its_earlier_turns() -> None:
         ([SAMPLE, "What?", "--start", "3", "--end", "2"], 2, "end must be later than start."),
         ([SAMPLE, "word " * 5000], 4, "token"),
         ([SAMPLE, "What?", "--device", "cuda:63"], 2, "There is no device cuda:63;"),
+        (["What?"], 2, "The family videochat answers questions about a video; name a VIDEO."),
     ],
-    ids=["text", "family", "checkpoint", "frames", "long", "device"],
+    ids=["text", "family", "checkpoint", "frames", "long", "device", "no video"],
 )
 def test_an_error_is_reported_in_one_sentence(arguments: list[str | Path], status: int, sentence: str) -> None:
     done = reeltalk("ask", *arguments, "--local")
     assert done.exit_code == status
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_model_of_a_local_chat_is_shown_and_cannot_be_changed() -> None:
+    done = reeltalk("chat", SAMPLE, "--local", typed="/model\n/model vtimellm\n")
+    assert done.exit_code == 2
+    assert "With --local the model cannot be changed to vtimellm; start another chat." in done.stderr
 
 
 def local_talk(checkpoint: Path, **fields: Any) -> LocalChat:

@@ -6,7 +6,14 @@ import sys
 import pytest
 
 from service.terminal.failures import Exit, Failure
-from service.terminal.printing import answer_figures, exit_on_failure, print_table, without_controls
+from service.terminal.printing import (
+    answer_figures,
+    clock,
+    exit_on_failure,
+    moment_times,
+    print_table,
+    without_controls,
+)
 
 
 def test_control_characters_are_removed() -> None:
@@ -44,3 +51,17 @@ def test_the_figures_of_an_answer_are_described_in_a_few_words() -> None:
     assert answer_figures(done) == "7 tokens, the first after 10 ms, stop"
     assert answer_figures({"finish_reason": "abort"}) == "0 tokens, abort"
     assert not sys.stderr.isatty(), "the tests above require it"
+
+
+def test_a_time_of_a_video_is_in_minutes_and_seconds() -> None:
+    assert [clock(seconds) for seconds in (0, 12.9, 63.25, 3723)] == ["0:00", "0:12", "1:03", "1:02:03"]
+
+
+def test_each_moment_of_an_answer_is_a_line_with_its_times_and_its_words() -> None:
+    text = "From 17 to 34 and 50 to 99."
+    moments = [
+        {"video_id": "vid_1", "start": 12.2, "end": 18.1, "text_start": 0, "text_end": 13},
+        {"video_id": "vid_1", "start": 30.0, "end": 61.0, "text_start": 18, "text_end": 26},
+    ]
+    assert moment_times(text, moments) == "0:12–0:18  From 17 to 34\n0:30–1:01  50 to 99"
+    assert moment_times(text, []) == moment_times(text, None) == ""

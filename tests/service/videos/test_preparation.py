@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import Gone, ServiceError, StorageUnavailable
+from service.errors import Gone, InvalidRequest, NotFound, ServiceError, StorageUnavailable
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -23,19 +24,21 @@ from service.store.stores import Stores, build_stores
 from service.store.videos import VideoStore
 from service.videos.preparation import Preparation
 from service.videos.progress import follow_progress
-from service.workers.pool import Pool
+from service.workers.pools import Pools
 from tests.clips import h264_mp4
 from tests.service.answers.conversations import TENANT, video_record
-from tests.service.workers.pools import PATIENCE, pool_of
+from tests.service.workers.pools import PATIENCE, pools_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pool() -> AsyncIterator[Pool]:
-    async with pool_of(1) as pool:
-        await pool.info(timeout=PATIENCE)
-        yield pool
+async def pools() -> AsyncIterator[Pools]:
+    """Pools of the model that ships, of the same under another name, and of another family."""
+    async with pools_of("tiny=videochat:", "twin=videochat:", "other=video-chatgpt:") as pools:
+        for model in pools:
+            await model.pool.info(timeout=PATIENCE)
+        yield pools
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -57,14 +60,18 @@ async def redis(redis_url: str) -> AsyncIterator[StoreClient]:
 class Replica:
     """The part of a replica that prepares videos, and its metrics."""
 
-    def __init__(self, pool: Pool, decoder: Decoder, redis: StoreClient, data_dir: Path) -> None:
+    def __init__(self, pools: Pools, decoder: Decoder, redis: StoreClient, data_dir: Path) -> None:
         self.metrics = Metrics()
         self.stores = build_stores(Settings(data_dir=data_dir, lease_seconds=3), redis, self.metrics)
-        self.preparation = Preparation(self.stores, pool=pool, decoder=decoder, metrics=self.metrics)
+        self.preparation = Preparation(self.stores, pools=pools, decoder=decoder, metrics=self.metrics)
 
     @property
     def num_encoded(self) -> float:
-        return self.metrics.registry.get_sample_value("reeltalk_video_encode_seconds_count") or 0.0
+        return sum(self.num_encoded_by(model) for model in ("tiny", "twin", "other"))
+
+    def num_encoded_by(self, model: str) -> float:
+        name = "reeltalk_video_encode_seconds_count"
+        return self.metrics.registry.get_sample_value(name, {"model_name": model}) or 0.0
 
 
 async def uploaded(stores: Stores, clip: Path) -> VideoRecord:
@@ -79,11 +86,15 @@ async def uploaded(stores: Stores, clip: Path) -> VideoRecord:
 
 
 async def test_all_requests_at_all_replicas_share_one_computation(
-    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    replicas = [Replica(pool, decoder, redis, tmp_path) for _ in range(3)]
+    replicas = [Replica(pools, decoder, redis, tmp_path) for _ in range(3)]
     record = await uploaded(replicas[0].stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
-    requests = [replica.preparation.ensure(TENANT, record, FrameRequest()) for replica in replicas for _ in range(3)]
+    requests = [
+        replica.preparation.ensure(TENANT, record, FrameRequest(), model="tiny")
+        for replica in replicas
+        for _ in range(3)
+    ]
     results = await asyncio.wait_for(asyncio.gather(*requests), PATIENCE)
     assert len({packed.blob for _, packed in results}) == 1
     assert sum(replica.num_encoded for replica in replicas) == 1
@@ -92,23 +103,116 @@ async def test_all_requests_at_all_replicas_share_one_computation(
     assert (ready.status, ready.num_frames, len(ready.frames)) == ("ready", 30, 8)
 
 
-async def test_another_choice_of_frames_is_computed_separately(
-    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+async def test_for_a_model_that_sees_no_videos_a_file_is_probed_once_and_is_ready_without_frames(
+    decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    replica = Replica(pool, decoder, redis, tmp_path)
+    async with pools_of("reader=mobillama:", workers="generate") as pools:
+        await pools.info(None)
+        replicas = [Replica(pools, decoder, redis, tmp_path) for _ in range(2)]
+        videos = replicas[0].stores.videos
+        record = await uploaded(replicas[0].stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+        jobs = [await replica.preparation.start(TENANT, record) for replica in replicas]
+        assert [await asyncio.wait_for(job.task, PATIENCE) for job in jobs if job.task is not None] == [None, None]
+        ready = await videos.get(TENANT, record.id)
+        assert ready is not None
+        assert (ready.status, ready.num_frames, ready.codec, ready.frames) == ("ready", 30, "h264", ())
+        last = await videos.last_progress(TENANT, record.id)
+        assert last is not None
+        assert (last.number, last.name) == (2, "ready"), "one replica has decoded one frame"
+        assert await redis.keys("features:*") == []
+
+        (tmp_path / "text.mp4").write_text("no video")
+        other = await uploaded(replicas[0].stores, tmp_path / "text.mp4")
+        job = await replicas[0].preparation.start(TENANT, other)
+        assert job.task is not None
+        with pytest.raises(ServiceError):
+            await asyncio.wait_for(job.task, PATIENCE)
+        failed = await videos.get(TENANT, other.id)
+        assert failed is not None
+        assert (failed.status, failed.error and failed.error.code) == ("failed", "not_a_video")
+
+
+async def test_another_choice_of_frames_is_computed_separately(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     (key, whole), (other_key, half) = [
-        await replica.preparation.ensure(TENANT, record, frames) for frames in (FrameRequest(), FrameRequest(end=0.5))
+        await replica.preparation.ensure(TENANT, record, frames, model="tiny")
+        for frames in (FrameRequest(), FrameRequest(end=0.5))
     ]
     assert key != other_key
     assert whole.frame_indices != half.frame_indices
     assert replica.num_encoded == 2
 
 
-async def test_nothing_is_kept_of_a_video_that_is_erased_meanwhile(
-    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+async def test_models_with_one_encoder_share_their_features(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    replica = Replica(pool, decoder, redis, tmp_path)
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    names = ("tiny", "twin", "other")
+    requests = [replica.preparation.ensure(TENANT, record, FrameRequest(), model=name) for name in names]
+    (key, packed), twin, (other_key, _) = await asyncio.wait_for(asyncio.gather(*requests), PATIENCE)
+    assert twin == (key, packed)
+    assert other_key != key
+    assert [replica.num_encoded_by(name) for name in names] == [1, 0, 1]
+    twin_again = await replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin")
+    assert twin_again == (key, packed)
+    assert replica.num_encoded == 2
+
+
+async def test_a_record_is_shown_as_it_is_for_each_model(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+
+    async def shown(model: str) -> tuple[str, int]:
+        current = await replica.stores.videos.get(TENANT, record.id)
+        assert current is not None
+        view = await replica.preparation.view(TENANT, current, model=model)
+        return view.status, len(view.frames)
+
+    assert [await shown(name) for name in ("tiny", "twin", "other")] == [("uploaded", 0)] * 3
+    await replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin")
+    assert [await shown(name) for name in ("tiny", "twin", "other")] == [("ready", 8), ("ready", 8), ("uploaded", 0)]
+    await replica.preparation.ensure(TENANT, record, FrameRequest(), model="other")
+    assert [await shown(name) for name in ("tiny", "other")] == [("ready", 8), ("ready", 30)]
+    with pytest.raises(NotFound, match="no model 'huge'; it has 'tiny', 'twin', 'other'"):
+        await shown("huge")
+
+
+async def test_an_upload_prepares_the_features_of_eager_models_too(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    other = pools.get("other")
+    monkeypatch.setattr(other, "spec", replace(other.spec, is_eager=True))
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    await replica.preparation.start(TENANT, record)
+    async with asyncio.timeout(PATIENCE):
+        while replica.preparation.num_jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (replica.num_encoded_by("tiny"), replica.num_encoded_by("other")) == (1, 1)
+    assert (await replica.preparation.view(TENANT, record, model="other")).status == "ready"
+
+
+async def test_frames_that_a_model_does_not_take_are_refused(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    with pytest.raises(InvalidRequest) as refused:
+        await replica.preparation.ensure(TENANT, record, FrameRequest(count=101), model="other")
+    assert refused.value.param == "frames.count"
+    assert replica.preparation.num_jobs == 0
+
+
+async def test_nothing_is_kept_of_a_video_that_is_erased_meanwhile(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     job = await replica.preparation.start(TENANT, record)
     await asyncio.wait_for(job.probed, PATIENCE)
@@ -122,7 +226,7 @@ async def test_nothing_is_kept_of_a_video_that_is_erased_meanwhile(
 
 
 async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
-    pool: Pool,
+    pools: Pools,
     decoder: Decoder,
     redis: StoreClient,
     tmp_path: Path,
@@ -139,7 +243,7 @@ async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
     monkeypatch.setattr(VideoStore, "progress", refused)
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-    replica = Replica(pool, decoder, redis, tmp_path)
+    replica = Replica(pools, decoder, redis, tmp_path)
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     job = await replica.preparation.start(TENANT, record)
     assert job.task is not None
@@ -153,28 +257,28 @@ async def test_a_video_gets_ready_although_its_progress_cannot_be_written(
 
 
 async def test_a_video_is_available_while_its_file_or_its_features_are_left(
-    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    replica = Replica(pool, decoder, redis, tmp_path)
+    replica = Replica(pools, decoder, redis, tmp_path)
     stores, preparation = replica.stores, replica.preparation
     with_file = await uploaded(stores, h264_mp4(tmp_path / "first.mp4", frames=30))
     with_features = await uploaded(stores, h264_mp4(tmp_path / "second.mp4", frames=24))
-    await asyncio.wait_for(preparation.ensure(TENANT, with_features, FrameRequest()), PATIENCE)
+    await asyncio.wait_for(preparation.ensure(TENANT, with_features, FrameRequest(), model="tiny"), PATIENCE)
     await stores.media.erase(TENANT, with_features.sha256)
     both = [with_file, with_features]
-    await preparation.check_available(TENANT, both, FrameRequest())
+    await preparation.check_available(TENANT, both, FrameRequest(), model="tiny")
     with pytest.raises(Gone):
-        await preparation.check_available(TENANT, both, FrameRequest(end=0.5))
+        await preparation.check_available(TENANT, both, FrameRequest(end=0.5), model="tiny")
     await preparation.erase_features(TENANT, with_features.id)
     with pytest.raises(Gone):
-        await preparation.check_available(TENANT, both, FrameRequest())
-    await preparation.check_available(TENANT, [with_file], FrameRequest())
+        await preparation.check_available(TENANT, both, FrameRequest(), model="tiny")
+    await preparation.check_available(TENANT, [with_file], FrameRequest(), model="tiny")
 
 
 async def test_progress_can_be_followed_to_its_end_also_after_its_log_has_expired(
-    pool: Pool, decoder: Decoder, redis: StoreClient, tmp_path: Path
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
 ) -> None:
-    replica = Replica(pool, decoder, redis, tmp_path)
+    replica = Replica(pools, decoder, redis, tmp_path)
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     videos = replica.stores.videos
 

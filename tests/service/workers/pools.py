@@ -1,4 +1,4 @@
-"""Pools of real worker processes with the default model, and commands for them."""
+"""Pools of real worker processes with small models, and commands for them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from model.engine.sampling_params import SamplingParams
+from model.modalities import sees_videos
 from model.text.conversation import Clip, Conversation, Turn
 from service.observability.metrics import Metrics
+from service.settings import load_settings
 from service.workers.pool import Pool
+from service.workers.pools import Pools
 from service.workers.protocol import Delta, Encode, Generate, ModelInfo, Refused, WorkerConfig
 from service.workers.specs import parse_workers
 from tests.running import is_alive
@@ -20,7 +23,7 @@ CONFIG = WorkerConfig(
     name="tiny",
     family="videochat",
     checkpoint=None,
-    workers=parse_workers("1", device="cpu"),
+    workers=dict(enumerate(parse_workers("1", device="cpu"))),
     number=0,
     dtype="float32",
     quantization=None,
@@ -42,10 +45,12 @@ async def pool_of(
     workers: int | str, *, encode_timeout: float = PATIENCE, metrics: Metrics | None = None, **fields: Any
 ) -> AsyncIterator[Pool]:
     """A started pool with the workers of `REELTALK_WORKERS`, or none for 0; checks that close ends every process."""
-    specs = parse_workers(str(workers), device="cpu") if workers else ()
-    config = replace(CONFIG, workers=specs, **fields)
-    configs = [replace(config, number=number) for number in range(len(specs))]
-    pool = Pool(configs, encode_timeout=encode_timeout, metrics=metrics or Metrics())
+    config = replace(CONFIG, **fields)
+    has_encoder = sees_videos(config.family)
+    specs = dict(enumerate(parse_workers(str(workers), device="cpu", has_encoder=has_encoder) if workers else ()))
+    config = replace(config, workers=specs)
+    configs = [replace(config, number=number) for number in specs]
+    pool = Pool(configs, encode_timeout=encode_timeout, metrics=(metrics or Metrics()).of_model(CONFIG.name))
     pool.start()
     pids = pool.pids
     try:
@@ -53,6 +58,20 @@ async def pool_of(
     finally:
         pids += pool.pids
         await pool.close()
+        assert not [pid for pid in pids if is_alive(pid)]
+
+
+@asynccontextmanager
+async def pools_of(*models: str, metrics: Metrics | None = None, **fields: Any) -> AsyncIterator[Pools]:
+    """Started pools of models `NAME=FAMILY:CHECKPOINT`, on the CPU; checks that close ends every process."""
+    settings = load_settings({"model": models, "device": "cpu", "threads": 1, **fields}, environ={})
+    pools = Pools(settings, metrics=metrics or Metrics())
+    pools.start()
+    try:
+        yield pools
+    finally:
+        pids = [pid for model in pools for pid in model.pool.pids]
+        await pools.close()
         assert not [pid for pid in pids if is_alive(pid)]
 
 

@@ -48,6 +48,11 @@ class RecordingWorker(WorkerProcess):
         return {each.job_id: each.output_token_ids for each in self.commands if isinstance(each, Generate)}
 
 
+def dispatching() -> Dispatcher:
+    """A dispatcher without workers."""
+    return Dispatcher(metrics=Metrics().of_model("tiny"))
+
+
 def step(*deltas: Delta) -> StepDone:
     return StepDone(deltas=deltas, num_running=1, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
 
@@ -85,7 +90,7 @@ async def loop_errors() -> AsyncIterator[list[object]]:
 
 
 async def test_outputs_arrive_in_order_and_not_within_a_call() -> None:
-    dispatcher, worker, outputs = Dispatcher(metrics=Metrics()), RecordingWorker(), Outputs()
+    dispatcher, worker, outputs = dispatching(), RecordingWorker(), Outputs()
     dispatcher.add_worker(worker, INFO)
     dispatcher.generate(generate("ans_1"), outputs.put_nowait)
     dispatcher.receive(worker, step(delta("ans_1", 1)))
@@ -97,7 +102,7 @@ async def test_outputs_arrive_in_order_and_not_within_a_call() -> None:
 
 
 async def test_an_abort_goes_to_the_worker_and_its_end_to_the_sink() -> None:
-    dispatcher, worker, outputs = Dispatcher(metrics=Metrics()), RecordingWorker(), Outputs()
+    dispatcher, worker, outputs = dispatching(), RecordingWorker(), Outputs()
     dispatcher.add_worker(worker, INFO)
     dispatcher.generate(generate("ans_1"), outputs.put_nowait)
     dispatcher.abort("ans_1")
@@ -109,7 +114,12 @@ async def test_an_abort_goes_to_the_worker_and_its_end_to_the_sink() -> None:
 
 
 async def test_an_answer_keeps_its_tokens_when_its_worker_dies() -> None:
-    dispatcher, first, second, outputs = Dispatcher(metrics=Metrics()), RecordingWorker(), RecordingWorker(), Outputs()
+    dispatcher, first, second, outputs = (
+        dispatching(),
+        RecordingWorker(),
+        RecordingWorker(),
+        Outputs(),
+    )
     dispatcher.add_worker(first, INFO)
     dispatcher.generate(replace(generate("ans_1"), output_token_ids=(7,)), outputs.put_nowait)
     dispatcher.generate(generate("ans_2"), outputs.put_nowait)
@@ -125,7 +135,7 @@ async def test_an_answer_keeps_its_tokens_when_its_worker_dies() -> None:
 
 
 async def test_suspects_run_one_at_a_time() -> None:
-    dispatcher, outputs = Dispatcher(metrics=Metrics()), Outputs()
+    dispatcher, outputs = dispatching(), Outputs()
     for job_id in ("ans_1", "ans_2"):
         dispatcher.generate(generate(job_id), outputs.put_nowait)
     for _ in range(2):
@@ -144,7 +154,7 @@ async def test_suspects_run_one_at_a_time() -> None:
 
 
 async def test_a_sink_may_call_the_dispatcher() -> None:
-    dispatcher, outputs = Dispatcher(metrics=Metrics()), Outputs()
+    dispatcher, outputs = dispatching(), Outputs()
 
     def abort(job_id: str) -> Callable[[Delta | Refused], None]:
         def sink(output: Delta | Refused) -> None:
@@ -163,7 +173,7 @@ async def test_a_sink_may_call_the_dispatcher() -> None:
 
 
 async def test_a_sink_that_raises_disturbs_no_other_job() -> None:
-    dispatcher, worker, outputs = Dispatcher(metrics=Metrics()), RecordingWorker(), Outputs()
+    dispatcher, worker, outputs = dispatching(), RecordingWorker(), Outputs()
     dispatcher.add_worker(worker, INFO)
 
     def fail(output: Delta | Refused) -> None:

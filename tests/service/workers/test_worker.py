@@ -17,6 +17,7 @@ from service.workers.pool import Pool
 from service.workers.protocol import Encode, Encoded, Generate
 from tests.service.workers.pools import Outputs, conversation, encode, end_of, ends_of, generate, pool_of, until_ready
 
+MODEL = {"model_name": "tiny"}
 LONG = SamplingParams(max_tokens=120, ignore_eos=True)
 
 
@@ -59,8 +60,8 @@ async def test_a_poisoned_request_fails_alone() -> None:
         clips = [encode(info, "req_1"), cut, empty, *(replace(other, job_id=f"req_other_{n}") for n in range(4))]
         results = await at_once(pool, worker, clips)
         assert [isinstance(result, InternalError) for result in results] == [False, True, True] + [False] * 4
-        num_encoded = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_count")
-        num_mates = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_sum")
+        num_encoded = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_count", MODEL)
+        num_mates = metrics.registry.get_sample_value("reeltalk_encode_batch_clips_sum", MODEL)
         assert num_mates is not None
         assert num_encoded == 5 < num_mates, "clips that wait are batched"
         encoded, same = results[0], results[-1]
@@ -117,14 +118,14 @@ async def test_a_poisoned_request_fails_alone() -> None:
         pool.generate(good, outputs.put_nowait)
         delta = (await end_of(outputs, "ans_alone"))[0][-1]
         assert delta.num_prompt_tokens - 16 <= delta.num_cached_tokens + 1 <= delta.num_prompt_tokens
-        queries = metrics.registry.get_sample_value("reeltalk_prefix_cache_queries_total")
-        hits = metrics.registry.get_sample_value("reeltalk_prefix_cache_hits_total")
+        queries = metrics.registry.get_sample_value("reeltalk_prefix_cache_queries_total", MODEL)
+        hits = metrics.registry.get_sample_value("reeltalk_prefix_cache_hits_total", MODEL)
         assert queries == 5 * delta.num_prompt_tokens
         assert queries is not None
         assert hits is not None
         assert delta.num_cached_tokens <= hits < queries
-        assert metrics.registry.get_sample_value("reeltalk_kv_cache_usage_ratio", {"worker": "0"}) is not None
-        assert metrics.registry.get_sample_value("reeltalk_num_preemptions_total", {"worker": "0"}) == 0
+        assert metrics.registry.get_sample_value("reeltalk_kv_cache_usage_ratio", MODEL | {"worker": "0"}) is not None
+        assert metrics.registry.get_sample_value("reeltalk_num_preemptions_total", MODEL | {"worker": "0"}) == 0
 
 
 def submit(pool: Pool, outputs: Outputs, *commands: Generate) -> list[str]:

@@ -1,0 +1,166 @@
+"""Reads MobiLlama's published folders, and decides from the tensors whether the layers share one MLP."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor
+
+from model.checkpoints.folder import TOKENIZER, read_folder
+from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
+from model.checkpoints.json_object import read_object
+from model.checkpoints.published import LLAMA_FOLDER, Keys, PublishedModel, PublishedPart, Source
+from model.families.mobillama.network import MobiLlamaConfig, Prompt
+from model.networks.llama import DecoderConfig
+from model.text.sentencepiece import read_sentencepiece
+from model.weights import WeightsError, same_values
+
+MODEL = "MobiLlama"
+BUFFERS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+"""Computed again, not loaded."""
+
+PUBLISHED_05B = MobiLlamaConfig(
+    decoder=DecoderConfig(vocab_size=32000, width=2048, depth=22, num_heads=32, mlp_width=5632, rms_eps=1e-5),
+    shared_mlp=True,
+)
+PUBLISHED_08B = MobiLlamaConfig(
+    decoder=DecoderConfig(
+        vocab_size=32000, width=2560, depth=22, num_heads=32, mlp_width=10240, max_positions=2560, rms_eps=1e-5
+    ),
+    shared_mlp=True,
+)
+PUBLISHED_1B = MobiLlamaConfig(decoder=PUBLISHED_05B.decoder, shared_mlp=False)
+
+BASE_FOLDERS = ("MobiLlama-05B", "MobiLlama-08B", "MobiLlama-1B")
+"""The repositories of the checkpoints that are not trained to chat. Their files do not say so; only their names do."""
+
+PUBLISHED = PublishedModel(
+    MODEL,
+    PublishedPart(
+        name="llama",
+        folder=LLAMA_FOLDER,
+        keys=Keys(
+            wanted=(
+                r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|model\.layers\.\d+\."
+                r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|input_layernorm|post_attention_layernorm)\.weight"
+            ),
+            unused=BUFFERS,
+        ),
+    ),
+)
+
+
+def read_sizes(path: Path) -> MobiLlamaConfig:
+    """Read the sizes in a `config.json`: in our layout, or in Hugging Face's, with the weights beside it.
+
+    Raises:
+        WeightsError: the file is absent, a size is missing, unknown or impossible, or the weights are damaged.
+    """
+    values = read_object(path)
+    try:
+        if "decoder" in values:
+            return MobiLlamaConfig.from_json(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} does not hold the sizes of a {MODEL} model ({error}).") from error
+    decoder = _published_sizes(path)
+    return MobiLlamaConfig(
+        decoder=decoder, shared_mlp=shares_mlp(read_folder(path.parent), decoder.depth), prompt=prompt_of(path.parent)
+    )
+
+
+def read_published(
+    folder: Path | None, named: Mapping[str, Path], *, ignored: Sequence[str]
+) -> Source[MobiLlamaConfig]:
+    """Read a published repository: `config.json`, `tokenizer.model`, and weights in one file or in shards.
+
+    Args:
+        folder: the repository, or a folder that holds it.
+        named: can name the repository as the part `llama` instead.
+        ignored: keys that the user knows to be harmless.
+
+    Raises:
+        WeightsError: a file is absent, damaged or another model's.
+        TokenizerError: the tokenizer cannot be used.
+    """
+    if folder is not None and not named and (folder / "config.json").is_file():
+        named = {"llama": folder}
+    paths = PUBLISHED.find(folder, named)
+    path = paths["llama"]
+    decoder = _published_sizes(path / "config.json")
+    num_pieces = read_sentencepiece(path / TOKENIZER).vocab_size
+    if num_pieces != decoder.vocab_size:
+        raise WeightsError(
+            f"The {TOKENIZER} of {path} has {num_pieces} pieces, but config.json names {decoder.vocab_size}; one of "
+            "them belongs to another model."
+        )
+    tensors = PUBLISHED.read("llama", paths, ignored=ignored)
+    config = MobiLlamaConfig(decoder=decoder, shared_mlp=shares_mlp(tensors, decoder.depth), prompt=prompt_of(path))
+    return Source(config=config, tensors=tensors, tokenizer=path / TOKENIZER, files=paths.values())
+
+
+def shares_mlp(tensors: Mapping[str, Tensor], depth: int) -> bool:
+    """Return whether all layers have one MLP: the tensors of those layers that have any are equal.
+
+    `config.json` does not say it: the 0.5B, which shares, and the 1B, which does not, have the same.
+
+    Raises:
+        WeightsError: some layers have equal MLPs and others do not.
+    """
+    equal: list[str] = []
+    unequal: list[str] = []
+    for names in _mlp_names(depth):
+        present = [name for name in names if name in tensors]
+        for before, name in pairwise(present):
+            (equal if same_values(tensors[name], tensors[before]) else unequal).append(name)
+    if equal and unequal:
+        few, many = sorted((unequal, equal), key=len)
+        state = "differs from" if few is unequal else "is equal to"
+        raise WeightsError(
+            f"{few[0]} {state} the layer before it, unlike {many[0]}: the layers share one MLP in part only. "
+            "The file is damaged, or of another model."
+        )
+    return not unequal
+
+
+def with_every_name(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Return the tensors with those of a shared MLP under the name of every layer, whichever of them were there."""
+    added: dict[str, Tensor] = {}
+    for names in _mlp_names(depth):
+        shared = next((tensors[name] for name in names if name in tensors), None)
+        added |= {name: shared for name in names if shared is not None and name not in tensors}
+    return {**tensors, **added}
+
+
+def _mlp_names(depth: int) -> list[list[str]]:
+    """Return the names of the three matrices of the MLP in every layer."""
+    return [
+        [f"model.layers.{number}.mlp.{kind}_proj.weight" for number in range(depth)] for kind in ("gate", "up", "down")
+    ]
+
+
+def prompt_of(folder: Path) -> Prompt:
+    """Return how a published checkpoint is prompted: `plain` for the repositories of base models, by their names."""
+    return "plain" if folder.resolve().name in BASE_FOLDERS else "one-shot"
+
+
+def _published_sizes(path: Path) -> DecoderConfig:
+    """Read a published `config.json`; its `num_key_value_heads` is wrong: all heads have keys and values of their own.
+
+    Raises:
+        WeightsError: the file is absent, or describes another model.
+    """
+    values = read_object(path)
+    try:
+        sizes = llama_sizes(values)
+    except KeyError as error:
+        raise WeightsError(f"{path} lacks {error}; it is not {MODEL}'s.") from error
+    counts = (sizes.vocab_size, sizes.width, sizes.depth, sizes.num_heads, sizes.mlp_width, sizes.max_positions)
+    if not all(isinstance(count, int) and count > 0 for count in counts) or sizes.width % sizes.num_heads:
+        raise WeightsError(f"{path} does not hold the sizes of a {MODEL} model: {counts}.")
+    if (
+        rope_theta(values) != ROPE_THETA
+        or values.get("tie_word_embeddings")
+        or values.get("hidden_act", "silu") != "silu"
+    ):
+        raise WeightsError(f"{path} describes another model than {MODEL}: its rotary base, head or activation differs.")
+    return sizes
