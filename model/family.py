@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 
 from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
-from model.engine.sequence import TextSegment, VideoSegment
+from model.engine.sequence import Condition, TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
-from model.modalities import Modality
-from model.networks.network import ConfigT, Network, NetworkT, VideoNetwork
+from model.modalities import Modality, modalities_of
+from model.networks.network import ConfigT, Network, NetworkT, SoundNetwork, VideoNetwork
 from model.quantization import Quantization, quantize
 from model.role import Role
 from model.text.conversation import Conversation, Piece, Slot, SpecialToken, Template
@@ -69,7 +69,7 @@ class Family:
         assert (inputs is None) == (not sizes.parts), "a model has features if it sees videos"
         self.network, self.tokenizer = network, tokenizer
         self.name, self.checkpoint_digest, self.encoder_digest = name, checkpoint_digest, encoder_digest
-        self.inputs, self.parts = inputs, sizes.parts
+        self.inputs, self.parts, self.condition_shapes = inputs, sizes.parts, sizes.condition_shapes
         self.template, self.default_sampling, self.time_axis = template, default_sampling, time_axis
         self.language_model: LlamaForCausalLM = network.decoder
         self.dtype = next(network.parameters()).dtype
@@ -82,7 +82,7 @@ class Family:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """What the model answers questions about."""
-        return ("text",) if self.inputs is None else ("video",)
+        return modalities_of(self.inputs)
 
     @property
     def num_video_tokens(self) -> int:
@@ -91,7 +91,7 @@ class Family:
 
     def num_rows(self, part: str) -> int:
         """Return the positions of one slot of a part in a prompt; known without features."""
-        return next(spec.shape[0] for spec in self.parts if spec.name == part)
+        return next(self.network.config.num_rows(spec) for spec in self.parts if spec.name == part)
 
     def move_to(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
         """Move the modules that a role needs to a device, and quantise the language model's weights on request.
@@ -105,20 +105,38 @@ class Family:
         self.device = torch.device(device)
         return self
 
-    def encode(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised pictures [B, T, 3, H, W] into features: by part, [B, rows, width].
 
+        `mel` are the spectrograms [B, count, 1, bins, steps] of clips with sound, for a model that hears.
         Features are not projected yet. They do not depend on the prompt, so they can be cached by the video alone.
         """
-        assert isinstance(self.network, VideoNetwork), "the model sees videos"
+        network, pixel_values = self.network, pixel_values.to(self.device, self.dtype)
+        assert isinstance(network, VideoNetwork), "the model sees videos"
         with torch.no_grad():
-            return self.network.encode(pixel_values.to(self.device, self.dtype))
+            if mel is None:
+                return network.encode(pixel_values)
+            assert isinstance(network, SoundNetwork), "the model hears"
+            return network.encode(pixel_values, mel.to(self.device, self.dtype))
 
     def project(self, part: str, features: Tensor) -> Tensor:
         """Project the features of one part, [rows, width], to rows of the prompt, [num_rows, hidden]."""
         assert isinstance(self.network, VideoNetwork), "the model sees videos"
         with torch.no_grad():
             return self.network.project(part, features.to(self.device, self.dtype))
+
+    def condition(self, clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
+        """Compute the tensors that all layers use from the features of all clips of a conversation, by part.
+
+        Returns:
+            Tensors of `condition_shapes`; None if there are none.
+        """
+        if not isinstance(self.network, VideoNetwork):
+            return None
+        with torch.no_grad():
+            return self.network.condition(
+                [{part: rows.to(self.device, self.dtype) for part, rows in clip.items()} for clip in clips]
+            )
 
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | Slot, ...]:
         """Return the rendered prompt as token ids, segment by segment, with the slots in between."""
@@ -146,6 +164,7 @@ def assemble(
     wanted = None if role == "all" else lambda name: network.serves(name, role)
     load_strict(network, tensors, key_map=key_map, dtype=dtype, wanted=wanted)
     network.restore_buffers()
+    network.merge()
     return network.requires_grad_(False).eval()
 
 
@@ -237,6 +256,14 @@ def build_prompt(
         _filled(family, piece, clips[piece.clip]) if isinstance(piece, Slot) else TextSegment(piece)
         for piece in family.tokenize(conversation)
     )
+
+
+def build_condition(family: Family, clips: Sequence[EncodedClip]) -> Condition | None:
+    """Build the condition of a conversation about these clips; its identity names all of them, in order."""
+    if not family.condition_shapes:
+        return None
+    tensors = family.condition([clip.features for clip in clips])
+    return None if tensors is None else Condition(tensors, repr([clip.identity for clip in clips]))
 
 
 def _filled(family: Family, slot: Slot, clip: EncodedClip) -> VideoSegment:

@@ -19,6 +19,8 @@ from model.video.inputs import InputSpec
 CHECKSUM_BYTES = 32
 VIDEO = "video"
 """The name of the part that is computed from the frames."""
+AUDIO = "audio"
+"""The name of the part that is computed from the sound."""
 
 Features = Mapping[str, npt.NDArray[np.float16]]
 """The features of one clip: its parts by name, each [rows, width]."""
@@ -30,6 +32,8 @@ class PartSpec:
 
     name: str
     shape: tuple[int, int]
+    optional: bool = False
+    """Whether a clip may lack it: a file without sound has no part that is computed from sound."""
 
 
 class CorruptFeatures(ValueError):
@@ -59,9 +63,11 @@ def fingerprint(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedFeatures:
-    """A verified blob, and the indices and seconds of the frames that its features were computed from."""
+    """A verified blob, its parts, and the indices and seconds of the frames that they were computed from."""
 
     blob: bytes
+    parts: frozenset[str]
+    """The names of the parts that the blob has."""
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
 
@@ -72,8 +78,13 @@ class PackedFeatures:
         Raises:
             CorruptFeatures: as `verify`.
         """
-        frames = verify(blob, key=key, parts=parts)
-        return cls(blob=blob, frame_indices=tuple(frames["indices"]), timestamps=tuple(frames["timestamps"]))
+        present, frames = verify(blob, key=key, parts=parts)
+        return cls(
+            blob=blob,
+            parts=present,
+            frame_indices=tuple(frames["indices"]),
+            timestamps=tuple(frames["timestamps"]),
+        )
 
 
 def pack(
@@ -100,11 +111,11 @@ def pack(
     return hashlib.sha256(body).digest() + body
 
 
-def verify(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> dict[str, Any]:
-    """Verify that `blob` is intact and holds exactly these parts, in float16, packed under `key`.
+def verify(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> tuple[frozenset[str], dict[str, Any]]:
+    """Verify that `blob` is intact and holds these parts and no others, in float16, packed under `key`.
 
     Returns:
-        The frames of the features: `indices` and `timestamps`.
+        The names of its parts, which may lack optional ones; and the frames: `indices` and `timestamps`.
 
     Raises:
         CorruptFeatures: it is damaged or does not match.
@@ -116,15 +127,18 @@ def verify(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> dict[str, Any
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("key") != key:
         raise CorruptFeatures("The cached features belong to another key.")
-    if header.keys() != {part.name for part in parts}:
+    required = {part.name for part in parts if not part.optional}
+    if not required <= header.keys() <= {part.name for part in parts}:
         raise CorruptFeatures("The cached features have other parts.")
     for part in parts:
+        if part.name not in header:
+            continue
         described = header[part.name]
         if not isinstance(described, dict) or described.get("dtype") != "F16":
             raise CorruptFeatures("The cached blob does not hold features in float16.")
         if described.get("shape") != list(part.shape):
             raise CorruptFeatures("The cached features have another shape.")
-    return _frames(metadata.get("frames"))
+    return frozenset(header), _frames(metadata.get("frames"))
 
 
 def unpack(blob: bytes, *, key: str, parts: Sequence[PartSpec]) -> dict[str, npt.NDArray[np.float16]]:

@@ -4,9 +4,10 @@ import importlib
 from typing import Literal
 
 from model.family_names import family_names
+from model.video.inputs import InputSpec
 
-Modality = Literal["video", "text"]
-"""`video`: questions about videos. `text`: questions without videos."""
+Modality = Literal["video", "audio", "text"]
+"""`video`: questions about videos. `audio`: about their sound as well. `text`: questions without videos."""
 
 
 def sees_videos(family: str) -> bool:
@@ -18,3 +19,10 @@ def sees_videos(family: str) -> bool:
         return True
     package = importlib.import_module(f"model.families.{family.replace('-', '_')}")
     return "video" in getattr(package, "MODALITIES", ("video",))
+
+
+def modalities_of(inputs: InputSpec | None) -> tuple[Modality, ...]:
+    """Return what a model with these inputs answers questions about; None is a model without videos."""
+    if inputs is None:
+        return ("text",)
+    return ("video",) if inputs.sound is None else ("video", "audio")

@@ -1,9 +1,10 @@
 """The bases of every family's network: sizes that survive JSON, the language model, the steps from frames to rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,15 @@ class NetworkConfig:
         """The parts of one clip's features; none for a language model alone."""
         return ()
 
+    @property
+    def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of a sequence's condition (`model.engine.sequence.Condition`); none for most models."""
+        return {}
+
+    def num_rows(self, part: PartSpec) -> int:
+        """Return the positions of a part in a prompt; 0 for one that only conditions see."""
+        return part.shape[0]
+
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as nested plain values; `from_json` reads them back."""
         return asdict(self)
@@ -36,12 +46,20 @@ class NetworkConfig:
         Raises:
             KeyError, TypeError: a size is missing or unknown.
         """
-        kinds: dict[str, Any] = get_type_hints(cls)
+        kinds = {name: _without_none(kind) for name, kind in get_type_hints(cls).items()}
         parts = {
-            name: kind(**sizes[name]) for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)
+            name: kind(**sizes[name])
+            for name, kind in kinds.items()
+            if isinstance(kind, type) and is_dataclass(kind) and sizes.get(name, {}) is not None
         }
         lists = {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return cls(**{**sizes, **parts, **lists})
+
+
+def _without_none(kind: Any) -> Any:
+    """Return the type of an optional field."""
+    some = [each for each in get_args(kind) if each is not NoneType]
+    return some[0] if isinstance(kind, UnionType) and len(some) == 1 else kind
 
 
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
@@ -65,6 +83,9 @@ class Network(nn.Module, ABC):
     def restore_buffers(self) -> None:
         """Compute the buffers that no checkpoint holds; a network built on the meta device lacks them."""
         restore_rotary(self.decoder)
+
+    def merge(self) -> None:
+        """Merge parameters that a checkpoint holds apart, such as low-rank updates; called once, after loading."""
 
     def serves(self, name: str, role: Role) -> bool:
         """Return whether a role needs the parameter, buffer or module of this name."""
@@ -90,6 +111,22 @@ class VideoNetwork(Network):
     @abstractmethod
     def project(self, part: str, features: Tensor) -> Tensor:
         """Project the features of a part, [..., rows, width], to rows of the prompt, [..., rows, hidden]."""
+
+    def condition(self, clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Compute what the layers use at every token from the parts of each clip of a conversation, [rows, width].
+
+        Returns:
+            The tensors of `NetworkConfig.condition_shapes`; None for a model, or a conversation, without them.
+        """
+        return None
+
+
+class SoundNetwork(VideoNetwork):
+    """A network that sees and hears clips. The part of the features that is computed from sound is optional."""
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor, mel: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode as `VideoNetwork.encode`, with mel spectrograms [B, count, 1, bins, steps] of clips with sound."""
 
 
 NetworkT = TypeVar("NetworkT", bound=Network)

@@ -21,6 +21,8 @@ class Clip:
     fps: float
     media: Literal["video", "image"] = "video"
     """For an image, the prompt states no times."""
+    parts: frozenset[str] = frozenset({"video"})
+    """The parts of its features that a prompt can have slots for; without `audio`, its sound is not heard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

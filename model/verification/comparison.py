@@ -123,7 +123,7 @@ class Comparison:
                 return None, "int4: expected to differ"
             return INT8_TOLERANCE, f"int8: expected within {INT8_TOLERANCE:g} of the largest"
         rounding = torch.finfo(stage.tensor.dtype).eps if stage.tensor.dtype != torch.float32 else 0.0
-        return max(self._tolerance, rounding), ""
+        return max(self._tolerance, stage.tolerance, rounding), ""
 
     def _of_ids(self, stage: Stage, got: Tensor, expected: Tensor) -> Row:
         if torch.equal(got, expected):

@@ -67,7 +67,7 @@ def read_clip(family: Family, folder: Path) -> tuple[Clip, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{folder} has neither inputs.safetensors nor clip.mp4, so there is nothing to run.")
     sampled = sample_clip(path, family.inputs)
-    pixel_values = torch.from_numpy(normalize(sampled.frames, family.inputs.pixels)).unsqueeze(0)
+    pixel_values = torch.from_numpy(normalize(sampled.inputs.frames, family.inputs.pixels)).unsqueeze(0)
     return Clip(frame_indices=sampled.indices, fps=sampled.facts.fps), pixel_values
 
 

@@ -16,6 +16,8 @@ class Stage:
     tensor: Tensor
     follows: str | None = None
     """The earlier stage with the token ids: row i can be compared only if the first i ids equal the reference's."""
+    tolerance: float = 0.0
+    """Tolerated difference, relative to the largest expected value, where it is larger than that of the dtype."""
     is_choice: bool = False
     """Rounding may change it (token ids, the tokens within top_p): must be equal in float32, only shown in 16 bits."""
     is_of_language_model: bool = False

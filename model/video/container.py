@@ -5,6 +5,7 @@ containers. So it can access no other file and no network.
 """
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from io import FileIO
 
@@ -54,25 +55,7 @@ def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer
     Raises:
         VideoError: `not_a_video`, `undecodable`, `no_video_stream`, `unsupported_codec`, `too_large`, `too_long`.
     """
-    options = {
-        "protocol_whitelist": "none",  # not the name of a protocol, so none is allowed
-        "format_whitelist": ",".join(CONTAINERS),
-        "max_streams": str(MAX_STREAMS),
-        # The options below also apply to the decoders that FFmpeg runs on the first packets to probe the streams.
-        "codec_whitelist": ",".join(CODECS.values()),
-        "max_pixels": str(limits.max_pixels),
-        "threads": "1",
-        "fflags": "-genpts",  # FFmpeg's guesses for missing timestamps are wrong around B-frames
-    }
-    file.seek(0)
-    try:
-        container = av.open(file, "r", options=options, metadata_errors="replace")
-    except MemoryError:
-        raise
-    except FFmpegError:
-        if _begins_like_a_video(file):
-            raise VideoError("undecodable", "The video is damaged or incomplete.") from None
-        raise VideoError("not_a_video", "The file is not a video of a known kind.") from None
+    container = open_media(file, limits, decoders=CODECS.values())
     try:
         stream = _video_stream(container)
         check_size(stream.codec_context.width, stream.codec_context.height, limits)
@@ -83,6 +66,35 @@ def open_container(file: VideoFile, limits: VideoLimits) -> tuple[InputContainer
         container.close()
         raise
     return container, stream
+
+
+def open_media(file: VideoFile, limits: VideoLimits, *, decoders: Iterable[str]) -> InputContainer:
+    """Open the file from its start; of FFmpeg's decoders only `decoders` may run, to probe the streams as well.
+
+    Closing the container does not close the file.
+
+    Raises:
+        VideoError: `not_a_video`, `undecodable`.
+    """
+    options = {
+        "protocol_whitelist": "none",  # not the name of a protocol, so none is allowed
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_streams": str(MAX_STREAMS),
+        # The options below also apply to the decoders that FFmpeg runs on the first packets to probe the streams.
+        "codec_whitelist": ",".join(decoders),
+        "max_pixels": str(limits.max_pixels),
+        "threads": "1",
+        "fflags": "-genpts",  # FFmpeg's guesses for missing timestamps are wrong around B-frames
+    }
+    file.seek(0)
+    try:
+        return av.open(file, "r", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except FFmpegError:
+        if _begins_like_a_video(file):
+            raise VideoError("undecodable", "The video is damaged or incomplete.") from None
+        raise VideoError("not_a_video", "The file is not a video of a known kind.") from None
 
 
 def _begins_like_a_video(file: VideoFile) -> bool:

@@ -56,6 +56,11 @@ class VideoReader:
         # The rotation is known from a decoded frame only; decoding one also proves that the codec works.
         self.facts = _facts(decoder, self._frame_or_count(0), order.num_frames)
 
+    @property
+    def start(self) -> Fraction:
+        """The time of the first frame, in seconds of the container; 0 if the file states none."""
+        return int(self._order.pts[0]) * self._order.time_base if self._order.stated else Fraction(0)
+
     def num_frames(self, spec: FrameSpec) -> int:
         """Return how many frames `spec` selects.
 

@@ -5,33 +5,41 @@ from pathlib import Path
 
 import numpy as np
 
-from model.video.inputs import InputSpec
-from model.video.pixels import Levels, squares
-from model.video.reader import open_video
-from model.video.spec import VideoFacts, VideoLimits
+from model.video.container import VideoFile
+from model.video.inputs import ClipInputs, InputSpec
+from model.video.pixels import squares
+from model.video.reader import read_video
+from model.video.sound import read_sound
+from model.video.spec import SoundErrorCode, VideoFacts, VideoLimits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SampledClip:
-    """The facts of a file and its sampled frames."""
+    """The facts of a file, its sampled frames, and its sound if the model hears."""
 
     facts: VideoFacts
     indices: tuple[int, ...]
-    frames: Levels
-    """Levels [T * crops, S, S, 3], resized but not normalised."""
+    inputs: ClipInputs
+    sound_error: SoundErrorCode | None = None
+    """Why there is no sound, for a model that hears."""
 
 
 def sample_clip(path: Path, inputs: InputSpec, limits: VideoLimits | None = None) -> SampledClip:
-    """Decode and resize the frames of a video file that `inputs` selects.
+    """Decode the frames and the sound of a video file that `inputs` selects, and resize and resample them.
 
     Raises:
         VideoError: the file cannot be decoded, or exceeds the limits.
     """
-    with open_video(path, limits or VideoLimits()) as video:
-        shown = list(video.frames(inputs.frames, scaled_to=inputs.scaled_to))
-        facts = video.facts
+    limits = limits or VideoLimits()
+    with VideoFile(path) as file:
+        with read_video(file, limits) as video:
+            shown = list(video.frames(inputs.frames, scaled_to=inputs.scaled_to))
+            facts, start = video.facts, video.start
+        sound, error = read_sound(file, inputs, limits, video_start=start)
+    frames = np.concatenate([squares(frame, inputs.pixels) for frame in shown])
     return SampledClip(
         facts=facts,
         indices=tuple(frame.index for frame in shown),
-        frames=np.concatenate([squares(frame, inputs.pixels) for frame in shown]),
+        inputs=ClipInputs(frames, sound),
+        sound_error=error,
     )

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 MAX_FRAME_COUNT = 100
 """The most frames of any family: those of Video-ChatGPT and VTimeLLM."""
+WINDOW_SECONDS = 2
+"""Length of the windows in which ImageBind-LLM sees a video."""
 
 VideoErrorCode = Literal[
     "not_a_video",
@@ -25,6 +28,24 @@ VideoErrorCode = Literal[
     "too_long",
     "empty_interval",
 ]
+
+
+SOUND_ERRORS = {
+    "no_audio_stream": "The file has no sound track.",
+    "unsupported_audio": "The sound is encoded in a way, or has a rate or a number of channels, that is not supported.",
+    "undecodable_audio": "A part of the sound that is needed is missing or damaged.",
+    "audio_too_short": "The sound is shorter than a fortieth of a second, in the file or in the interval asked for.",
+}
+"""By code: why a video is used without its sound."""
+SoundErrorCode = Literal["no_audio_stream", "unsupported_audio", "undecodable_audio", "audio_too_short"]
+
+
+class SoundError(ValueError):
+    """The sound of a file cannot be used; its pictures can. `code` is the reason."""
+
+    def __init__(self, code: SoundErrorCode) -> None:
+        super().__init__(SOUND_ERRORS[code])
+        self.code: SoundErrorCode = code
 
 
 class VideoError(ValueError):
@@ -82,16 +103,51 @@ def left_edge_indices(num_frames: int, count: int) -> list[int]:
     return [int(place) for place in places[:count]]  # rounding may add a step that begins at the end
 
 
+def distinct_left_edge_indices(num_frames: int, count: int) -> list[int]:
+    """Select frames as `left_edge_indices`, but each frame of a shorter video once (Video-LLaMA)."""
+    return left_edge_indices(num_frames, min(num_frames, count))
+
+
 FRAME_RULES: Mapping[str, Callable[[int, int], list[int]]] = {
     "videochat": videochat_indices,
     "video-chatgpt": video_chatgpt_indices,
     "linspace": linspace_indices,
     "left-edges": left_edge_indices,
+    "distinct-left-edges": distinct_left_edge_indices,
 }
 """Frame rules by name: (num_frames, count) -> 1 to `count` frame numbers below `num_frames`, never decreasing.
 
 Most rules always return `count` numbers.
 """
+
+
+def window_indices(ticks: npt.NDArray[np.int64], time_base: Fraction, count: int) -> list[int]:
+    """Select the first and the last frame of each of `count / 2` windows of two seconds (ImageBind-LLM).
+
+    The windows are evenly distributed: the first begins with the video and the last ends with it. They overlap in a
+    video of less than `count` seconds, and are the same in one of less than two, so numbers can go back. All times are
+    exact fractions. A window between two distant frames has the one that is shown during it.
+
+    Args:
+        ticks: [num_frames], of the frames after the first one.
+        time_base: seconds of a tick.
+        count: an even number of frames.
+    """
+    num_windows = count // 2
+    assert num_windows and count % 2 == 0, "windows have two frames each"
+    mean_ticks = Fraction(int(ticks[-1]), max(len(ticks) - 1, 1))  # of a frame; the last one lasts as long
+    latest = max((int(ticks[-1]) + mean_ticks) * time_base - WINDOW_SECONDS, Fraction(0))
+    indices = []
+    for number in range(num_windows):
+        start = latest * number / max(num_windows - 1, 1)
+        low, high = (math.ceil(each / time_base) for each in (start, start + WINDOW_SECONDS))
+        first, last = np.searchsorted(ticks, low), np.searchsorted(ticks, high) - 1
+        indices += [int(min(first, last)), int(last)]
+    return indices
+
+
+TIMED_RULES: Mapping[str, Callable[[npt.NDArray[np.int64], Fraction, int], list[int]]] = {"windows": window_indices}
+"""Frame rules by name that depend on timestamps, not only on the number of frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +171,9 @@ class FrameSpec:
                 raise InvalidFrameSpec(param, f"{param} must be a number of seconds, zero or more.")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise InvalidFrameSpec("end", "end must be later than start.")
-        if self.rule not in FRAME_RULES:
-            raise InvalidFrameSpec("rule", f"rule must be one of: {', '.join(FRAME_RULES)}.")
+        rules = (*FRAME_RULES, *TIMED_RULES)
+        if self.rule not in rules:
+            raise InvalidFrameSpec("rule", f"rule must be one of: {', '.join(rules)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +199,16 @@ class VideoFacts:
     codec: str
     rotation: int
     """Degrees counterclockwise from the stored to the displayed picture: 0, 90, 180 or 270."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundFacts:
+    """Facts about the sound track of a file."""
+
+    codec: str
+    rate: int
+    """Samples per second."""
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

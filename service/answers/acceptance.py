@@ -119,12 +119,23 @@ def check_modality(info: ModelInfo, *, has_videos: bool, param: str) -> None:
 
 
 def longest_prompt(
-    videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, num_frames: int | None, info: ModelInfo
+    videos: Sequence[VideoRecord], turns: tuple[Turn, ...], *, system: str, frames: FrameRequest, info: ModelInfo
 ) -> Conversation:
     """A conversation whose prompt is as long as one about these videos can be, whichever frames are sampled.
 
-    `num_frames` is how many are requested of each video; None is the model's default.
+    A video whose sound is not known to be unusable is taken to have all parts.
     """
-    count = num_frames or (info.inputs.frames.count if info.inputs else 0)
-    clips = tuple(Clip(frame_indices=((video.num_frames or 1) - 1,) * count, fps=video.fps or 1.0) for video in videos)
+    count = frames.count or (info.inputs.frames.count if info.inputs else 0)
+    clips = tuple(
+        Clip(
+            frame_indices=((video.num_frames or 1) - 1,) * count,
+            fps=video.fps or 1.0,
+            parts=frozenset(part.name for part in info.parts if not part.optional or _may_hear(video, frames)),
+        )
+        for video in videos
+    )
     return Conversation(clips=clips, turns=turns, system=system)
+
+
+def _may_hear(video: VideoRecord, frames: FrameRequest) -> bool:
+    return frames.audio and video.audio_error is None

@@ -188,7 +188,7 @@ class Completions:
         videos = list(found.values())
         with _naming("messages"):
             await self._acceptance.check_videos(caller.tenant, videos, DEFAULT_FRAMES, model=accepted.model)
-        prompt = longest_prompt(videos, turns, system=request.system, num_frames=None, info=accepted.model)
+        prompt = longest_prompt(videos, turns, system=request.system, frames=DEFAULT_FRAMES, info=accepted.model)
         with _naming("messages"):
             await self._acceptance.check_prompt(prompt, model=accepted.model.name, place=place, deadline=deadline)
         return videos, accepted

@@ -73,7 +73,7 @@ async def prepare_videos(
     num_positions = (await preparation.info(model)).time_axis if videos else None
     return VideoInputs(
         clips=tuple(
-            Clip(frame_indices=packed.frame_indices, fps=video.fps or 1.0)
+            Clip(frame_indices=packed.frame_indices, fps=video.fps or 1.0, parts=packed.parts)
             for packed, video in zip(features, probed, strict=True)
         ),
         features=tuple(packed.blob for packed in features),

@@ -99,9 +99,7 @@ class Questions:
         accepted = await self._acceptance.check_fields(question, model=session.model)
         check_modality(accepted.model, has_videos=bool(videos), param="session_id")
         await self._acceptance.check_videos(tenant, videos, session.frames, model=accepted.model)
-        prompt = longest_prompt(
-            videos, turns, system=session.system, num_frames=session.frames.count, info=accepted.model
-        )
+        prompt = longest_prompt(videos, turns, system=session.system, frames=session.frames, info=accepted.model)
         await self._acceptance.check_prompt(prompt, model=session.model, place=place, deadline=deadline)
         record = AnswerRecord(
             id=answer_id,

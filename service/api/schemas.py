@@ -12,6 +12,7 @@ from service.answers.sampling import WHOLE, BeamSearchFields, SamplingRequest
 from service.drain import State
 from service.store.records import (
     AnswerRecord,
+    AudioTrack,
     FinishReason,
     FrameRequest,
     MessageRecord,
@@ -68,7 +69,10 @@ class VideoByUrl(RequestBody):
 
 
 class Video(Reply):
-    """An uploaded video; `frames` are the ones the model sees by default."""
+    """An uploaded video; `frames` are the ones the model sees by default.
+
+    `audio` describes the sound track. If it is null, `audio_error` is the reason, and models that hear use the frames.
+    """
 
     id: str
     object: Literal["video"] = "video"
@@ -83,6 +87,8 @@ class Video(Reply):
     fps: float | None
     num_frames: int | None
     codec: str | None
+    audio: AudioTrack | None
+    audio_error: Problem | None
     status: VideoStatus
     error: Problem | None
     frames: tuple[SampledFrame, ...]
@@ -112,11 +118,12 @@ class Deleted(Reply):
 
 
 class FramesField(RequestBody):
-    """The frames that the model sees: how many, and the start and end of the interval in seconds."""
+    """What the model takes of a video: how many frames, the interval in seconds, and whether it hears the sound."""
 
     count: Annotated[int, Field(ge=1, le=MAX_FRAME_COUNT), WHOLE] | None = None
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    audio: bool = Field(default=True, description="False: a model that hears takes the pictures without the sound.")
 
 
 class SessionRequest(RequestBody):
@@ -271,7 +278,7 @@ class Model(Reply):
     max_model_len: int | None
     num_video_tokens: int | None = Field(description="Tokens of one video in a prompt.")
     modalities: tuple[Modality, ...] | None = Field(
-        description="`video`: sessions are about videos; `text`: they have none."
+        description="`video`: sessions are about videos; `audio`: and about their sound; `text`: they have none."
     )
     frames: FrameCounts | None = Field(description="Null also for a model without videos.")
     rows: dict[str, int] | None = Field(description="Tokens of one video in a prompt, by part of its features.")

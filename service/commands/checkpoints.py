@@ -143,6 +143,8 @@ def plan(
     num_tokens = tokens or counts.max_model_len
     _say(f"KV cache: {memory.kv_bytes_per_token:,} bytes a token")
     _say(f"  {memory.kv_bytes_per_token * num_tokens / MIB:,.1f} MiB for a conversation of {num_tokens:,} tokens")
+    if memory.condition_bytes:
+        _say(f"Condition: {memory.condition_bytes / MIB:,.1f} MiB a conversation")
     if memory.encoder_bytes_per_clip:
         _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")
     if budget_mib is not None:

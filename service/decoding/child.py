@@ -26,6 +26,7 @@ from PIL import Image
 from model.video.container import VideoFile
 from model.video.pixels import Levels, squares
 from model.video.reader import read_video
+from model.video.sound import read_sound, sound_facts
 from model.video.spec import VideoError
 from service.decoding import seccomp
 from service.decoding.protocol import (
@@ -64,10 +65,11 @@ def main() -> None:
 
 
 def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
-    """Yield the facts, the progress, and at last the frames; or a rejection."""
+    """Yield the facts, the progress, and at last the frames and the sound; or a rejection."""
     try:
         with read_video(file, request.limits) as video:
-            yield Probed(facts=video.facts)
+            audio, audio_error = sound_facts(file, request.limits)
+            yield Probed(facts=video.facts, audio=audio, audio_error=audio_error)
             total = video.num_frames(request.inputs.frames)
             frames: list[Levels] = []
             indices: list[int] = []
@@ -75,17 +77,21 @@ def decode(request: DecodeRequest, file: VideoFile) -> Iterator[DecodeReply]:
             thumbnails: list[bytes] = []
             preprocess_seconds = 0.0
             for frame in video.frames(request.inputs.frames, scaled_to=request.inputs.scaled_to):
-                start = time.monotonic()
+                resizing_at = time.monotonic()
                 frames.append(squares(frame, request.inputs.pixels))
-                preprocess_seconds += time.monotonic() - start
+                preprocess_seconds += time.monotonic() - resizing_at
                 thumbnails.append(thumbnail(frame.rgb, request.thumbnail_side))
                 indices.append(frame.index)
                 timestamps.append(frame.timestamp)
                 yield DecodeProgress(done=len(frames), total=total)
+            start = video.start
+        sound, audio_error = read_sound(file, request.inputs, request.limits, video_start=start)
         yield Sampled(
             indices=tuple(indices),
             timestamps=tuple(timestamps),
             frames=np.concatenate(frames).tobytes(),
+            sound=None if sound is None else sound.tobytes(),
+            audio_error=audio_error,
             thumbnails=tuple(thumbnails),
             preprocess_seconds=preprocess_seconds,
         )

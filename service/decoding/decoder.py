@@ -17,7 +17,7 @@ from typing import Literal
 import structlog
 
 from model.video.inputs import InputSpec
-from model.video.spec import VideoFacts, VideoLimits
+from model.video.spec import SoundErrorCode, VideoFacts, VideoLimits
 from service.decoding.child_process import ChildProcess, DecodeEvent
 from service.decoding.children import Children, NoChild
 from service.decoding.protocol import DecodeProgress, DecodeRequest, ProtocolViolation, Sampled
@@ -54,7 +54,7 @@ class _ChildLost(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedVideo:
-    """A video's facts and its sampled frames, resized but not normalised."""
+    """A video's facts, its sampled frames, resized but not normalised, and the sound that the model hears."""
 
     facts: VideoFacts
     indices: tuple[int, ...]
@@ -66,6 +66,10 @@ class DecodedVideo:
     """[frames, size, size, 3]."""
     thumbnails: tuple[bytes, ...]
     """A JPEG of each frame, uncropped and upright."""
+    sound: bytes | None
+    """Stretches float32 [count, samples]; None without sound, or for a model or a session without it."""
+    audio_error: SoundErrorCode | None
+    """Why there is no sound although the model hears."""
     seconds: float
     """How long decoding took."""
     preprocess_seconds: float
@@ -128,7 +132,7 @@ class Decoder:
         inputs: InputSpec,
         on_event: Callable[[DecodeEvent], None],
     ) -> DecodedVideo:
-        """Decode and resize the frames of `path` that `inputs` selects.
+        """Decode the frames and the sound of `path` that `inputs` selects, and resize and resample them.
 
         `on_event` is called with the facts as soon as they are known, then with each frame's progress.
 
@@ -162,6 +166,8 @@ class Decoder:
             frames=sampled.frames,
             shape=inputs.pixels.shape(len(sampled.indices)),
             thumbnails=sampled.thumbnails,
+            sound=sampled.sound,
+            audio_error=sampled.audio_error,
             seconds=seconds,
             preprocess_seconds=min(seconds, sampled.preprocess_seconds),
         )

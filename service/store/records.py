@@ -32,6 +32,14 @@ class Problem(Record):
     message: str
 
 
+class AudioTrack(Record):
+    """The sound track of a video: its codec, samples per second, and channels."""
+
+    codec: str
+    rate: int
+    channels: int
+
+
 class VideoRecord(Record):
     """An uploaded video. Its properties are null until the file has been probed."""
 
@@ -49,6 +57,9 @@ class VideoRecord(Record):
     fps: float | None = None
     num_frames: int | None = None
     codec: str | None = None
+    audio: AudioTrack | None = None
+    """Null without sound that can be used; `audio_error` is then the reason."""
+    audio_error: Problem | None = None
     status: VideoStatus = "uploaded"
     error: Problem | None = None
     frames: tuple[SampledFrame, ...] = ()
@@ -79,11 +90,12 @@ class UploadRecord(Record):
 
 
 class FrameRequest(Record):
-    """Which frames of the videos a session samples; null takes the model's default."""
+    """Which frames of the videos a session samples, and whether it hears their sound; null is the model's default."""
 
     count: int | None = None
     start: float | None = None
     end: float | None = None
+    audio: bool = True
 
 
 class SessionRecord(Record):

@@ -9,7 +9,7 @@ import structlog
 
 from model.features import PackedFeatures
 from model.video.inputs import InputSpec
-from model.video.spec import VideoFacts
+from model.video.spec import SOUND_ERRORS, SoundErrorCode, SoundFacts
 from service.decoding.child_process import DecodeEvent, VideoRejected
 from service.decoding.decoder import DecodedVideo, DecodeFailed, Decoder
 from service.decoding.protocol import Probed
@@ -17,7 +17,7 @@ from service.errors import Gone, InternalError, NotFound, ServiceError, from_cod
 from service.ids import new_id
 from service.observability import tracing
 from service.observability.metrics import Metrics
-from service.store.records import Problem, SampledFrame, VideoRecord
+from service.store.records import AudioTrack, Problem, SampledFrame, VideoRecord
 from service.store.stores import Stores
 from service.videos.progress import ProgressReporter
 from service.workers.pools import Pools
@@ -124,7 +124,7 @@ class FeatureComputation:
 
         def on_event(event: DecodeEvent) -> None:
             if isinstance(event, Probed):
-                writes.add(self._add_facts(job, event.facts))
+                writes.add(self._add_facts(job, event))
             else:
                 writes.add(job.progress.report("decode", event.done / event.total))
 
@@ -138,11 +138,14 @@ class FeatureComputation:
             raise from_code(error.code, str(error)) from None
         finally:
             await writes.finish()
+        if decoded.audio_error is not None:
+            job.record = job.record.model_copy(update=_audio(None, decoded.audio_error))
         self._metrics.video_decode.observe(decoded.seconds)
         self._metrics.video_preprocess.observe(decoded.preprocess_seconds)
         return decoded
 
-    async def _add_facts(self, job: PreparationJob, facts: VideoFacts) -> None:
+    async def _add_facts(self, job: PreparationJob, probed: Probed) -> None:
+        facts = probed.facts
         update: dict[str, object] = {
             "duration": facts.duration,
             "width": facts.width,
@@ -150,6 +153,7 @@ class FeatureComputation:
             "fps": facts.fps,
             "num_frames": facts.num_frames,
             "codec": facts.codec,
+            **_audio(probed.audio, probed.audio_error),
         }
         if job.is_default:
             update["status"] = "processing"
@@ -172,6 +176,7 @@ class FeatureComputation:
                     shape=decoded.shape,
                     frame_indices=decoded.indices,
                     timestamps=decoded.timestamps,
+                    sound=decoded.sound,
                 ),
                 model=job.info.name,
             )
@@ -224,6 +229,14 @@ class _OrderedWrites:
             await asyncio.wait({previous})
         with contextlib.suppress(ServiceError):
             await write
+
+
+def _audio(facts: SoundFacts | None, error: SoundErrorCode | None) -> dict[str, object]:
+    """The fields of a record that tell of a video's sound."""
+    return {
+        "audio": None if facts is None else AudioTrack(codec=facts.codec, rate=facts.rate, channels=facts.channels),
+        "audio_error": None if error is None else Problem(code=error, message=SOUND_ERRORS[error]),
+    }
 
 
 def sampled_frames(indices: Sequence[int], timestamps: Sequence[float]) -> tuple[SampledFrame, ...]:

@@ -26,7 +26,7 @@ def requested_inputs(info: ModelInfo, frames: FrameRequest) -> InputSpec:
     own = info.inputs.frames
     try:
         spec = replace(own, count=frames.count or own.count, start=frames.start, end=frames.end)
-        return replace(info.inputs, frames=spec)
+        return replace(info.inputs, frames=spec, sound=info.inputs.sound if frames.audio else None)
     except InvalidFrameSpec as error:
         raise InvalidRequest("invalid_value", str(error), param=f"frames.{error.param}") from None
 

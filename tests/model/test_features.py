@@ -72,6 +72,22 @@ def test_features_of_several_parts_are_read_by_name() -> None:
             unpack(pack(both, "k"), key="k", parts=fewer)
 
 
+def test_an_optional_part_may_be_absent() -> None:
+    parts = (*PARTS, PartSpec(name="audio", shape=(1, 2), optional=True))
+    silent = PackedFeatures.checked(pack(features(), "k"), key="k", parts=parts)
+    assert silent.parts == {"video"}
+    assert unpack(silent.blob, key="k", parts=parts).keys() == {"video"}
+    sounding = pack(features() | {"audio": np.ones((1, 2), np.float16)}, "k")
+    assert PackedFeatures.checked(sounding, key="k", parts=parts).parts == {"video", "audio"}
+    for blob, reason in (
+        (pack({"audio": np.ones((1, 2), np.float16)}, "k"), "other parts"),
+        (pack(features() | {"smell": np.ones((1, 2), np.float16)}, "k"), "other parts"),
+        (pack(features() | {"audio": np.ones((2, 1), np.float16)}, "k"), "another shape"),
+    ):
+        with pytest.raises(CorruptFeatures, match=reason):
+            verify(blob, key="k", parts=parts)
+
+
 def test_any_flipped_bit_is_detected() -> None:
     blob = pack(features(), "features:k")
     for place in range(len(blob)):

@@ -18,6 +18,7 @@ from model.families.videochat.published import BUFFERS, PUBLISHED_7B, PUBLISHED_
 from model.families.videochat.verification import verify_stages
 from model.family import Family, blank, build_family
 from model.memory_estimate import ValueCounts, count_values, num_parameters
+from model.networks.qformer import KEY_RENAMES as QFORMER_RENAMES
 from model.quantization import Quantization
 from model.role import Role
 from model.text.conversation import Clip, Conversation, Slot, Turn
@@ -31,11 +32,7 @@ __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
 NAME = "videochat"
 KEY_MAP = KeyMap(
-    renames=(
-        (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
-        (r"^Qformer\.bert\.", "qformer."),
-        (r"attention\.self\.", "attention.attention."),
-    ),
+    renames=QFORMER_RENAMES,
     ignored=BUFFERS,
     squeezed={"visual_encoder.patch_embed.proj.weight": (5, 2)},
 )

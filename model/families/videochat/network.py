@@ -8,26 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from model.families.videochat.vision import VisionConfig, VisionEncoder
 from model.features import VIDEO, PartSpec
+from model.networks import qformer
 from model.networks.llama import build_llama
 from model.networks.network import NetworkConfig, VideoNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QFormerConfig:
-    """Sizes of the Q-Former; every `cross_every`-th layer, from the first on, attends to the encoder's tokens."""
+class QFormerConfig(qformer.QFormerConfig):
+    """Sizes of the Q-Former, whose queries are BLIP-2's and VideoChat's own ones."""
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
-    num_queries: int = 32
     num_extra_queries: int = 64
-    cross_every: int = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +39,6 @@ class VideoChatConfig(NetworkConfig):
         return (PartSpec(name=VIDEO, shape=(num_queries, self.qformer.width)),)
 
 
-class Float32Norm(nn.LayerNorm):
-    """A layer norm that always computes in float32, as in the original."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] to [..., C], in the dtype of `x`."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
-
-
 class VideoChatNetwork(VideoNetwork):
     """All modules of one VideoChat model, with initial values; can be trained, without dropout."""
 
@@ -65,10 +50,10 @@ class VideoChatNetwork(VideoNetwork):
         width = config.qformer.width
         self.config = config
         self.visual_encoder = VisionEncoder(config.vision)
-        self.ln_vision = Float32Norm(config.vision.width, eps=1e-5)
+        self.ln_vision = qformer.Float32Norm(config.vision.width, eps=1e-5)
         self.query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_queries, width))
         self.extra_query_tokens = nn.Parameter(torch.empty(1, config.qformer.num_extra_queries, width))
-        self.qformer = Blip2QFormerModel(_qformer_config(config))
+        self.qformer = qformer.build_qformer(config.qformer, encoder_width=config.vision.width)
         self.llama_proj = nn.Linear(width, config.decoder.width)
         self.llama_model = build_llama(config.decoder)
         nn.init.normal_(self.query_tokens, std=0.02)
@@ -98,20 +83,3 @@ class VideoChatNetwork(VideoNetwork):
         """Project features [..., Q-Former width] to video tokens [..., hidden]."""
         out: Tensor = self.llama_proj(features)
         return out
-
-
-def _qformer_config(config: VideoChatConfig) -> Blip2QFormerConfig:
-    sizes = config.qformer
-    return Blip2QFormerConfig(
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.depth,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.mlp_width,
-        cross_attention_frequency=sizes.cross_every,
-        encoder_hidden_size=config.vision.width,
-        layer_norm_eps=1e-12,
-        hidden_act="gelu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        attn_implementation="sdpa",
-    )

@@ -16,17 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.video.inputs import InputSpec
+from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec, resize
 from model.video.reader import open_video
+from model.video.sampling import sample_clip
 from model.video.spec import FrameSpec, VideoLimits
 from service.decoding.child_process import ChildProcess, DecodeEvent, VideoRejected
 from service.decoding.decoder import DecodeFailed, Decoder, _timeout_failure
 from service.decoding.protocol import DecodeProgress, Probed
 from tests import clips
+from tests.sound_clips import write_clip
 
 PIXELS = PixelSpec(size=64)
 INPUTS = InputSpec(frames=FrameSpec(count=8), pixels=PIXELS)
+HEARING = InputSpec(frames=FrameSpec(count=8), pixels=PIXELS, sound=SoundSpec(count=3, rule="end-points"))
 MANY = InputSpec(frames=FrameSpec(count=64), pixels=PIXELS)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -133,7 +136,34 @@ async def test_a_child_gives_the_same_frames_as_decoding_in_this_process(tmp_pat
     assert decoded.shape == (8, 64, 64, 3)
     np.testing.assert_array_equal(np.frombuffer(decoded.frames, np.uint8).reshape(decoded.shape), expected)
     assert 0 < decoded.seconds < 60
-    assert events == [Probed(facts=video.facts), *(DecodeProgress(done=done, total=8) for done in range(1, 9))]
+    probed = Probed(facts=video.facts, audio=None, audio_error="no_audio_stream")
+    assert events == [probed, *(DecodeProgress(done=done, total=8) for done in range(1, 9))]
+
+
+@pytest.mark.parametrize(("codec", "layout"), [("aac", "stereo"), ("libopus", "5.1"), ("libmp3lame", "mono")])
+async def test_a_child_gives_the_same_sound_as_decoding_in_this_process(
+    tmp_path: Path, codec: str, layout: str
+) -> None:
+    path = write_clip(tmp_path / "a.mkv", codec=codec, rate=48_000, layout=layout)
+    events: list[DecodeEvent] = []
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        decoded = await decoder.decode(path, HEARING, events.append)
+    expected = sample_clip(path, HEARING).inputs.sound
+    assert decoded.sound is not None
+    assert expected is not None
+    np.testing.assert_array_equal(np.frombuffer(decoded.sound, np.float32).reshape(3, 32_000), expected)
+    assert decoded.audio_error is None
+    assert isinstance(events[0], Probed)
+    assert events[0].audio is not None
+    assert events[0].audio.rate == 48_000
+
+
+async def test_a_video_without_sound_gives_a_model_that_hears_its_frames(tmp_path: Path) -> None:
+    path = clips.write_video(tmp_path / "a.mp4", clips.numbered_pictures(24))
+    async with running(Decoder(VideoLimits(), 60)) as decoder:
+        decoded = await decoder.decode(path, HEARING, ignore)
+    assert (decoded.sound, decoded.audio_error) == (None, "no_audio_stream")
+    assert len(decoded.indices) == 8
 
 
 async def test_a_rule_may_take_fewer_frames_of_a_short_video_than_requested(tmp_path: Path) -> None:
@@ -212,7 +242,8 @@ async def test_a_decode_whose_child_is_killed_is_retried_without_repeated_events
         decoded = await decoder.decode(slow, MANY, kill_half_way)
         assert not is_alive(pid)
     assert len(decoded.indices) == 64
-    assert events == [Probed(facts=decoded.facts), *(DecodeProgress(done=done, total=64) for done in range(1, 65))]
+    probed = Probed(facts=decoded.facts, audio=None, audio_error="no_audio_stream")
+    assert events == [probed, *(DecodeProgress(done=done, total=64) for done in range(1, 65))]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +395,7 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import structlog
-from model.video.inputs import InputSpec
+from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec, VideoLimits
 from service.decoding.decoder import Decoder

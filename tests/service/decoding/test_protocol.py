@@ -1,13 +1,14 @@
 """Requests and replies arrive as they were sent, and every reply of a child is checked."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from model.video.inputs import InputSpec
+from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec
-from model.video.spec import FrameSpec, VideoFacts, VideoLimits
+from model.video.spec import FrameSpec, SoundFacts, VideoFacts, VideoLimits
 from service.decoding.protocol import (
     PREFIX,
     DecodeProgress,
@@ -33,6 +34,7 @@ REQUEST = DecodeRequest(
     cpu_seconds=30,
     seccomp=True,
 )
+HEARING = replace(REQUEST, inputs=replace(REQUEST.inputs, sound=SoundSpec(count=2, seconds=1, rate=4)))
 FACTS = VideoFacts(duration=2.5, width=320, height=240, fps=24.0, num_frames=60, codec="h264", rotation=90)
 SAMPLED = Sampled(
     indices=(3, 9),
@@ -52,7 +54,8 @@ def test_a_request_arrives_as_it_was_sent_and_is_one_line() -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        Probed(facts=FACTS),
+        Probed(facts=FACTS, audio=None, audio_error="no_audio_stream"),
+        Probed(facts=FACTS, audio=SoundFacts(codec="pcm_s16le", rate=8000, channels=1), audio_error=None),
         DecodeProgress(done=1, total=2),
         DecodeProgress(done=1, total=1),
         SAMPLED,
@@ -68,6 +71,58 @@ def test_a_reply_arrives_as_it_was_sent(reply: DecodeReply) -> None:
     assert read_reply(rest[:header], rest[header:], REQUEST) == reply
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        replace(SAMPLED, sound=bytes(32)),
+        replace(SAMPLED, sound=bytes(8)),
+        replace(SAMPLED, audio_error="audio_too_short"),
+    ],
+)
+def test_a_reply_with_sound_or_the_reason_why_there_is_none_arrives_as_it_was_sent(reply: Sampled) -> None:
+    data = write_reply(reply)
+    header, payload = read_lengths(data[: PREFIX.size], HEARING)
+    rest = data[PREFIX.size :]
+    assert len(rest) == header + payload
+    assert read_reply(rest[:header], rest[header:], HEARING) == reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        SAMPLED,
+        replace(SAMPLED, sound=bytes(40)),
+        replace(SAMPLED, sound=bytes(30)),
+        replace(SAMPLED, sound=b""),
+        replace(SAMPLED, sound=bytes(32), audio_error="audio_too_short"),
+        replace(SAMPLED, audio_error="not_a_video"),  # type: ignore[arg-type]
+    ],
+)
+def test_sound_that_does_not_fit_the_request_is_a_violation(reply: Sampled) -> None:
+    data = write_reply(reply)
+    header, _ = PREFIX.unpack(data[: PREFIX.size])
+    rest = data[PREFIX.size :]
+    with pytest.raises(ProtocolViolation):
+        read_reply(rest[:header], rest[header:], HEARING)
+
+
+@pytest.mark.parametrize("reply", [replace(SAMPLED, sound=bytes(32)), replace(SAMPLED, audio_error="no_audio_stream")])
+def test_sound_that_is_not_requested_is_a_violation(reply: Sampled) -> None:
+    data = write_reply(reply)
+    header, _ = PREFIX.unpack(data[: PREFIX.size])
+    rest = data[PREFIX.size :]
+    with pytest.raises(ProtocolViolation):
+        read_reply(rest[:header], rest[header:], REQUEST)
+
+
+def test_sound_counts_in_the_longest_payload() -> None:
+    longest = 2 * 48 + 2 * (1 << 20)
+    assert read_lengths(PREFIX.pack(100, longest + 32), HEARING) == (100, longest + 32)
+    for request, length in ((HEARING, longest + 33), (REQUEST, longest + 1)):
+        with pytest.raises(ProtocolViolation):
+            read_lengths(PREFIX.pack(100, length), request)
+
+
 @pytest.mark.parametrize(("header", "payload"), [(1 << 17, 0), (100, 1 << 31)])
 def test_lengths_that_no_valid_reply_has_are_refused(header: int, payload: int) -> None:
     with pytest.raises(ProtocolViolation):
@@ -81,7 +136,11 @@ SAMPLED_HEADER = {
     "thumbnail_sizes": [5, 10],
     "preprocess_seconds": 0.1,
 }
+AUDIO = {"codec": "aac", "rate": 8000, "channels": 2}
 FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_frames": 60, "codec": "h264", "rotation": 0}
+
+
+PROBED_HEADER = {"kind": "Probed", "facts": FACTS_HEADER, "audio": AUDIO, "audio_error": None}
 
 
 @pytest.mark.parametrize(
@@ -99,16 +158,21 @@ FACTS_HEADER = {"duration": 2.5, "width": 3, "height": 2, "fps": 24.0, "num_fram
         ({"kind": "Rejected", "code": "i_say_so", "message": "No."}, b""),
         ({"kind": "Rejected", "code": "too_long", "message": "x" * 1000}, b""),
         ({"kind": "Rejected", "code": "too_long", "message": "two\nlines"}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"fps": float("nan")}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"duration": float("inf")}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"width": -1}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"codec": "<script>"}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"codec": ""}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"rotation": 45}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"num_frames": 0}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"num_frames": 2**31}}, b""),
-        ({"kind": "Probed", "facts": FACTS_HEADER | {"more": 1}}, b""),
-        ({"kind": "Probed", "facts": {}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"fps": float("nan")}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"duration": float("inf")}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"width": -1}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"codec": "<script>"}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"codec": ""}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"rotation": 45}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"num_frames": 0}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"num_frames": 2**31}}, b""),
+        (PROBED_HEADER | {"facts": FACTS_HEADER | {"more": 1}}, b""),
+        (PROBED_HEADER | {"facts": {}}, b""),
+        (PROBED_HEADER | {"audio": None}, b""),
+        (PROBED_HEADER | {"audio_error": "no_audio_stream"}, b""),
+        (PROBED_HEADER | {"audio": AUDIO | {"rate": 0}}, b""),
+        (PROBED_HEADER | {"audio": AUDIO | {"codec": "<b>"}}, b""),
+        (PROBED_HEADER | {"audio": None, "audio_error": "it is late"}, b""),
         (SAMPLED_HEADER, bytes(96 + 14)),
         (SAMPLED_HEADER, bytes(96 + 16)),
         (SAMPLED_HEADER | {"indices": [], "timestamps": [], "thumbnail_sizes": []}, b""),
