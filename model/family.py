@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from model.checkpoints.folder import SavedModel
 from model.engine.sampling_params import SamplingParams
-from model.engine.sequence import TextSegment, VideoSegment
+from model.engine.sequence import Condition, TextSegment, VideoSegment
 from model.memory_estimate import num_parameters
 from model.modalities import Modality, modalities_of
 from model.networks.network import ConfigT, Network, NetworkT, SoundNetwork, VideoNetwork
@@ -69,7 +69,7 @@ class Family:
         assert (inputs is None) == (not sizes.parts), "a model has features if it sees videos"
         self.network, self.tokenizer = network, tokenizer
         self.name, self.checkpoint_digest, self.encoder_digest = name, checkpoint_digest, encoder_digest
-        self.inputs, self.parts = inputs, sizes.parts
+        self.inputs, self.parts, self.condition_shapes = inputs, sizes.parts, sizes.condition_shapes
         self.template, self.default_sampling, self.time_axis = template, default_sampling, time_axis
         self.language_model: LlamaForCausalLM = network.decoder
         self.dtype = next(network.parameters()).dtype
@@ -91,7 +91,7 @@ class Family:
 
     def num_rows(self, part: str) -> int:
         """Return the positions of one slot of a part in a prompt; known without features."""
-        return next(spec.shape[0] for spec in self.parts if spec.name == part)
+        return next(self.network.config.num_rows(spec) for spec in self.parts if spec.name == part)
 
     def move_to(self, device: torch.device | str, *, quantization: Quantization | None, role: Role = "all") -> Self:
         """Move the modules that a role needs to a device, and quantise the language model's weights on request.
@@ -125,6 +125,19 @@ class Family:
         with torch.no_grad():
             return self.network.project(part, features.to(self.device, self.dtype))
 
+    def condition(self, clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:
+        """Compute the tensors that all layers use from the features of all clips of a conversation, by part.
+
+        Returns:
+            Tensors of `condition_shapes`; None if there are none.
+        """
+        if not isinstance(self.network, VideoNetwork):
+            return None
+        with torch.no_grad():
+            return self.network.condition(
+                [{part: rows.to(self.device, self.dtype) for part, rows in clip.items()} for clip in clips]
+            )
+
     def tokenize(self, conversation: Conversation) -> tuple[tuple[int, ...] | Slot, ...]:
         """Return the rendered prompt as token ids, segment by segment, with the slots in between."""
         return tokenize_segments(self.tokenizer, self.template.render(conversation))
@@ -151,6 +164,7 @@ def assemble(
     wanted = None if role == "all" else lambda name: network.serves(name, role)
     load_strict(network, tensors, key_map=key_map, dtype=dtype, wanted=wanted)
     network.restore_buffers()
+    network.merge()
     return network.requires_grad_(False).eval()
 
 
@@ -242,6 +256,14 @@ def build_prompt(
         _filled(family, piece, clips[piece.clip]) if isinstance(piece, Slot) else TextSegment(piece)
         for piece in family.tokenize(conversation)
     )
+
+
+def build_condition(family: Family, clips: Sequence[EncodedClip]) -> Condition | None:
+    """Build the condition of a conversation about these clips; its identity names all of them, in order."""
+    if not family.condition_shapes:
+        return None
+    tensors = family.condition([clip.features for clip in clips])
+    return None if tensors is None else Condition(tensors, repr([clip.identity for clip in clips]))
 
 
 def _filled(family: Family, slot: Slot, clip: EncodedClip) -> VideoSegment:

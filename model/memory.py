@@ -6,7 +6,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from model.engine.config import EngineConfig
-from model.engine.kv_cache import bytes_per_block, cache_dtype, free_bytes
+from model.engine.kv_cache import cache_dtype, free_bytes
+from model.engine.model_runner import num_fitting_blocks
 
 _USABLE = 0.9
 """Fraction of a GPU's memory for weights and KV cache; the rest is for activations."""
@@ -31,7 +32,7 @@ def within_share(config: EngineConfig, language_model: LlamaForCausalLM, *, shar
         total = torch.cuda.mem_get_info(device)[1]
         budget = left_of_share(free=free, total=total, own=torch.cuda.memory_reserved(device), share=share)
     dtype = cache_dtype(language_model.dtype, device)
-    num_blocks = budget // bytes_per_block(language_model.config, block_size=config.block_size, dtype=dtype)
+    num_blocks = num_fitting_blocks(budget, config, language_model.config, dtype=dtype)
     return replace(config, num_blocks=max(1, min(config.max_useful_blocks, num_blocks)))
 
 

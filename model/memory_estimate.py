@@ -25,6 +25,8 @@ class ValueCounts:
     """Shapes of the language model's linear layers, [out, in]."""
     kv_values_per_token: int
     """Keys and values of all layers."""
+    condition_values: int
+    """What the layers use at every token of one conversation."""
     max_model_len: int
     encoder_values_per_clip: int
     """Activations in memory at once while one clip is encoded, estimated from the widest layer."""
@@ -47,6 +49,7 @@ def count_values(
         modules={**modules, LANGUAGE_MODEL: num_parameters(network.decoder)},
         linear_shapes=[(linear.out_features, linear.in_features) for linear in linear_layers(network.decoder)],
         kv_values_per_token=2 * sizes.decoder.depth * sizes.decoder.width,
+        condition_values=sum(map(math.prod, sizes.condition_shapes.values())),
         max_model_len=sizes.decoder.max_positions,
         encoder_values_per_clip=num_tokens * (2 * mlp_width + 6 * width),
     )
@@ -58,6 +61,7 @@ class MemoryEstimate:
 
     module_bytes: Mapping[str, int]
     kv_bytes_per_token: int
+    condition_bytes: int
     encoder_bytes_per_clip: int
 
     @property
@@ -68,7 +72,7 @@ class MemoryEstimate:
     def largest_batch(self, budget: int, *, num_tokens: int) -> int:
         """Return how many conversations of `num_tokens` positions fit into `budget` bytes while a clip is encoded."""
         left = budget - self.weight_bytes - self.encoder_bytes_per_clip
-        return max(0, left // (self.kv_bytes_per_token * num_tokens))
+        return max(0, left // (self.kv_bytes_per_token * num_tokens + self.condition_bytes))
 
 
 def estimate_memory(
@@ -83,6 +87,7 @@ def estimate_memory(
     return MemoryEstimate(
         module_bytes=module_bytes,
         kv_bytes_per_token=counts.kv_values_per_token * dtype.itemsize,
+        condition_bytes=counts.condition_values * dtype.itemsize,
         encoder_bytes_per_clip=counts.encoder_values_per_clip * dtype.itemsize,
     )
 

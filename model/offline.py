@@ -11,7 +11,7 @@ from model.clip_encoder import encode_clips
 from model.engine.engine import Engine, EngineConfig
 from model.engine.output import Output
 from model.engine.sampling_params import SamplingParams
-from model.family import EncodedClip, Family, build_prompt
+from model.family import EncodedClip, Family, build_condition, build_prompt
 from model.text.conversation import Clip, Conversation
 from model.video.sampling import sample_clip
 from model.video.spec import FrameSpec, VideoLimits
@@ -47,7 +47,9 @@ class Offline:
 
     def __init__(self, family: Family, *, max_num_seqs: int = 16) -> None:
         self.family = family
-        config = EngineConfig(max_model_len=family.max_model_len, max_num_seqs=max_num_seqs)
+        config = EngineConfig(
+            max_model_len=family.max_model_len, max_num_seqs=max_num_seqs, condition_shapes=family.condition_shapes
+        )
         self.engine = Engine(family.language_model, family.tokenizer, config)
 
     def add(
@@ -66,7 +68,8 @@ class Offline:
         """
         params = params or self.family.default_sampling
         params = replace(params, stop=tuple(dict.fromkeys((*self.family.template.stop, *params.stop))))
-        self.engine.add_request(request_id, build_prompt(self.family, conversation, clips), params)
+        prompt = build_prompt(self.family, conversation, clips)
+        self.engine.add_request(request_id, prompt, params, condition=build_condition(self.family, clips))
 
     def outputs(self) -> Iterator[Output]:
         """Run the engine until it has no work left, and yield the outputs of its steps."""

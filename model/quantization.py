@@ -80,15 +80,20 @@ def _to_int4() -> _Replace:
     library = _imported("bitsandbytes.nn")
 
     def replace(linear: nn.Linear, device: torch.device) -> nn.Module:
-        assert "bias" not in dict(linear.named_parameters()), "LLaMA's linear layers have no bias"
-        weight = linear.weight
+        weight, bias = linear.weight, linear.bias
         with torch.device("meta"):
             packed: nn.Module = library.Linear4bit(
-                linear.in_features, linear.out_features, bias=False, compute_dtype=weight.dtype, quant_type="nf4"
+                linear.in_features,
+                linear.out_features,
+                bias=bias is not None,
+                compute_dtype=weight.dtype,
+                quant_type="nf4",
             )
         packed.weight = library.Params4bit(
             weight.detach(), requires_grad=False, quant_type="nf4", blocksize=INT4_GROUP, compress_statistics=False
         )
+        if bias is not None:
+            packed.bias = bias
         return packed.to(device)
 
     return replace

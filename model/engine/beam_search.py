@@ -61,7 +61,13 @@ class BeamSearch:
         self._num_tokens = 0
 
     def take(self, sequence: Sequence, next_token: NextToken) -> Update | None:
-        """As `RequestAnswer.take`; the search continues by one token when all beams have their logits."""
+        """As `RequestAnswer.take`; the search continues by one token when all beams have their logits.
+
+        A beam that was preempted after it had its logits is computed again. If the search has continued in the same
+        step, from the logits of before, the new ones are of a beam that has ended or of a token that is known.
+        """
+        if sequence not in self.sequences or sequence.num_uncomputed_tokens:
+            return None
         if next_token.token_id is None:  # the logits are not finite
             return Update(finish_reason="error")
         self._beams[self.sequences.index(sequence)].logits = next_token.logits

@@ -3,7 +3,8 @@
 No torch: the length of a prompt can be checked before any video is encoded.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class PromptTooLong(ValueError):
@@ -19,7 +20,7 @@ class PromptTooLong(ValueError):
 
 
 class InvalidPrompt(ValueError):
-    """The prompt is empty, or has token ids or video rows that the language model does not accept."""
+    """The prompt is empty, or has token ids, video rows or a condition that the language model does not accept."""
 
 
 class DuplicateRequest(ValueError):
@@ -44,6 +45,8 @@ class EngineConfig:
     the blocks of another one that begins with the same tokens. With `cuda_graphs`, on a GPU, steps that only decode are
     captured when the engine is made.
 
+    `condition_shapes` has the tensors of a condition, by name; a model without conditions has none.
+
     Raises:
         ValueError: a limit is too small, a step could not decode every running sequence, or the longest sequence does
             not fit into the blocks.
@@ -57,6 +60,7 @@ class EngineConfig:
     num_blocks: int = 0
     prefix_caching: bool = True
     cuda_graphs: bool = True
+    condition_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:

@@ -21,9 +21,10 @@ from model.engine.runner import Runner
 from model.engine.sampler import next_tokens
 from model.engine.sampling_params import SamplingParams
 from model.engine.scheduler import Schedule, Scheduler
-from model.engine.sequence import Segment, Sequence, TextSegment, VideoSegment
+from model.engine.sequence import Condition, Segment, Sequence, TextSegment, VideoSegment
 
 __all__ = [
+    "Condition",
     "DuplicateRequest",
     "Engine",
     "EngineConfig",
@@ -99,6 +100,7 @@ class Engine:
         output_token_ids: Ordered[int] = (),
         priority: int = 0,
         cache_salt: str = "",
+        condition: Condition | None = None,
     ) -> None:
         """Queue a request. `step` returns its outputs under its id, which can be used again once it has finished.
 
@@ -112,15 +114,17 @@ class Engine:
             priority: requests of higher priority are admitted first and preempted last.
             cache_salt: only requests of equal salt share cached prefixes, so that neither the time of an answer nor its
                 number of cached tokens shows which prompts other clients have sent.
+            condition: tensors that the layers use at every token, if the model takes them.
 
         Raises:
             DuplicateRequest: a request of this id has not finished.
-            InvalidPrompt: the prompt is empty, or has token ids or video rows that do not fit the model.
+            InvalidPrompt: the prompt is empty, or has token ids, video rows or a condition that do not fit the model.
             PromptTooLong: the prompt and one token of answer exceed `max_model_len`.
         """
         if request_id in self._answers:
             raise DuplicateRequest(request_id)
         self._check_prompt(prompt, output_token_ids)
+        self._check_condition(condition)
         num_prompt_tokens = sum(segment.num_tokens for segment in prompt)
         check_length(num_prompt_tokens, self._config)
         max_output_tokens = min(params.max_tokens, self._config.max_model_len - num_prompt_tokens)
@@ -143,6 +147,7 @@ class Engine:
             finish_reason=finish_reason,
             priority=priority,
             cache_salt=cache_salt,
+            condition=condition,
         )
         # A search reports no tokens before its end, so an answer that comes with tokens is not searched for again.
         is_search = params.num_beams > 1 and not output_token_ids
@@ -198,6 +203,14 @@ class Engine:
             elif any(not 0 <= token_id < self._runner.vocab_size for token_id in segment.token_ids):
                 raise InvalidPrompt(f"A token id is not in the vocabulary of {self._runner.vocab_size}.")
 
+    def _check_condition(self, condition: Condition | None) -> None:
+        """Refuse tensors that do not fit into the table of conditions."""
+        if condition is None:
+            return
+        shapes = {name: tuple(tensor.shape) for name, tensor in condition.tensors.items()}
+        if shapes != self._config.condition_shapes:
+            raise InvalidPrompt(f"The condition has tensors {shapes}, not {dict(self._config.condition_shapes)}.")
+
 
 def _output(answer: RequestAnswer, update: Update) -> Output:
     sequence = answer.sequence
@@ -218,7 +231,7 @@ def _with_blocks(config: EngineConfig, runner: Runner) -> EngineConfig:
     """The configuration with a number of blocks, if it has none yet: as many as are useful and fit into memory."""
     if config.num_blocks:
         return config
-    num_blocks = min(config.max_useful_blocks, runner.num_fitting_blocks(config.block_size))
+    num_blocks = min(config.max_useful_blocks, runner.num_fitting_blocks(config))
     if num_blocks < config.blocks_for(config.max_model_len):
         raise ValueError(
             f"There is memory for {num_blocks * config.block_size} tokens of KV cache, less than the longest sequence"

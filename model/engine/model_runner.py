@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.engine import attention
 from model.engine.attention import AttentionPlan, Rows
+from model.engine.conditions import ConditionTable, table_bytes
 from model.engine.config import EngineConfig
 from model.engine.kv_cache import KVCache, bytes_per_block, cache_dtype, free_bytes
 from model.engine.packed_linear import is_plain, pack_linears
@@ -38,18 +39,20 @@ class ModelRunner:
         self._block_size = 0
         self._is_paged = runs_paged(self._device)
         self._graphs: DecodeGraphs | None = None
+        self._conditions: ConditionTable | None = None
         self.vocab_size: int = language_model.config.vocab_size
         self.hidden_size: int = language_model.config.hidden_size
         self.max_positions: int = language_model.config.max_position_embeddings
         self.half_speed_context: float = _half_speed_context(language_model.config)
 
-    def num_fitting_blocks(self, block_size: int) -> int:
-        """How many blocks fit into the memory that is free now."""
-        config = self._language_model.config
-        return free_bytes(self._device) // bytes_per_block(config, block_size=block_size, dtype=self._cache_dtype)
+    def num_fitting_blocks(self, config: EngineConfig) -> int:
+        """How many blocks fit into the memory that is free now, beside the conditions of all sequences."""
+        return num_fitting_blocks(
+            free_bytes(self._device), config, self._language_model.config, dtype=self._cache_dtype
+        )
 
     def allocate(self, config: EngineConfig) -> None:
-        """Allocate the KV cache; on a GPU, capture the decode steps too, if the configuration asks for it."""
+        """Allocate the KV cache and the table of conditions; on a GPU, capture decode steps if `config` asks for it."""
         self._block_size = config.block_size
         self._kv_cache = KVCache(
             self._language_model.config,
@@ -58,6 +61,8 @@ class ModelRunner:
             dtype=self._cache_dtype,
             device=self._device,
         )
+        if config.condition_shapes:
+            self._conditions = ConditionTable(config, dtype=self._cache_dtype, device=self._device)
         if self._is_paged and self._is_plain and config.cuda_graphs:
             from model.engine.decode_graphs import DecodeGraphs
 
@@ -70,6 +75,7 @@ class ModelRunner:
                     max_num_seqs=config.max_num_seqs,
                     max_blocks=config.blocks_for(config.max_model_len),
                     device=self._device,
+                    conditions=self._conditions,
                 )
 
     @torch.inference_mode()
@@ -85,13 +91,20 @@ class ModelRunner:
         if not chunks:
             return torch.empty(0, self.vocab_size)
         pack = _pack(chunks)
+        condition_slots: list[int] = []
+        if self._conditions is not None:
+            condition_slots = self._conditions.slots_of([chunk.sequence.condition for chunk in chunks])
         if self._graphs is not None and (token_ids := _decode_tokens(chunks)) is not None:
-            return self._graphs.run(pack, token_ids)
+            return self._graphs.run(pack, token_ids, condition_slots)
         last_rows = [rows.first + rows.num_rows - 1 for rows, chunk in zip(pack, chunks, strict=True) if chunk.sampled]
         positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
-        return self._forward(
-            self._embed(chunks), self._tensor(positions), self._plan(pack, self._kv_cache), self._tensor(last_rows)
-        )
+        plan = self._plan(pack, self._kv_cache)
+        if self._conditions is not None:
+            pairs = zip(condition_slots, chunks, strict=True)
+            plan = self._conditions.plan(
+                plan, self._tensor([slot for slot, chunk in pairs for _ in range(chunk.num_tokens)])
+            )
+        return self._forward(self._embed(chunks), self._tensor(positions), plan, self._tensor(last_rows))
 
     def _decode(self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Logits [n, vocab] after tokens [n]. Can be captured: the values in the tensors do not change what runs."""
@@ -138,6 +151,12 @@ class ModelRunner:
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self._device)
+
+
+def num_fitting_blocks(budget: int, config: EngineConfig, llama: LlamaConfig, *, dtype: torch.dtype) -> int:
+    """How many blocks fit into `budget` bytes, beside the conditions of all sequences; keys and values have `dtype`."""
+    left = max(0, budget - table_bytes(config, dtype))
+    return left // bytes_per_block(llama, block_size=config.block_size, dtype=dtype)
 
 
 def runs_paged(device: torch.device) -> bool:

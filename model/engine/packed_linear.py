@@ -117,6 +117,17 @@ def is_plain(network: nn.Module) -> bool:
     return bool(linears) and all(type(each) is nn.Linear and type(each.weight.data) is Tensor for each in linears)
 
 
+def project_values(attention: nn.Module, x: Tensor) -> Tensor:
+    """Project rows [..., hidden] to the values of an attention layer, [..., num_kv_heads * head_dim], packed or not."""
+    if isinstance(attention, PackedAttention):
+        _, _, packed = attention.qkv_proj.forward(x)
+        return packed
+    projection = attention.v_proj
+    assert isinstance(projection, nn.Module)
+    values: Tensor = projection(x)
+    return values
+
+
 def _shared_layers(network: nn.Module) -> dict[nn.Module, nn.Module | None]:
     """The modules that have several parents, with their packed layers, which are None before they are packed."""
     parents = Counter(child for module in network.modules() for child in module.children())
@@ -166,8 +177,14 @@ def _product(linears: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
     with torch.no_grad():
         first = linears[0]
         weight = first.weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
-        bias = None if first.bias is None else torch.cat([linear.bias for linear in linears]).float()
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat([_bias_of(linear) for linear in linears]).float()
         return (_float32 if weight.dtype == torch.float32 else _float16)(weight.detach(), bias)
+
+
+def _bias_of(linear: nn.Linear) -> Tensor:
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
 def _float32(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

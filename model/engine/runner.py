@@ -23,8 +23,8 @@ class Runner(Protocol):
     half_speed_context: float
     """With so many tokens before it, a token of a prompt takes twice the time of the first one."""
 
-    def num_fitting_blocks(self, block_size: int) -> int:
-        """How many blocks fit into the memory that is free now."""
+    def num_fitting_blocks(self, config: EngineConfig) -> int:
+        """How many blocks fit into the memory that is free now, beside the conditions of all sequences."""
 
     def allocate(self, config: EngineConfig) -> None:
         """Allocate `config.num_blocks` blocks; called once, before `run`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from model.engine.sampling_params import SamplingParams
 
 Status = Literal["waiting", "running", "finished"]
+
+ADDED = "added"
+"""The tensor of a condition, [layers, heads, head_dim], that each layer adds to its attention, before `o_proj`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,18 @@ class VideoSegment:
 Segment = TextSegment | VideoSegment
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """Tensors that the layers use at every token of a sequence: added to attention (`ADDED`), or attended to.
+
+    `tensors` has the names and shapes of `EngineConfig.condition_shapes`. `identity` identifies the contents:
+    conditions of equal identity have equal tensors.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    identity: str
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """Prompt and answer of one request, or of one beam of a request, and its state in the scheduler.
@@ -80,6 +95,8 @@ class Sequence:
     """Its number in the order of arrival."""
     cache_salt: str = ""
     """Only sequences of equal salt share blocks."""
+    condition: Condition | None = None
+    """Only sequences of equal condition share blocks, because the keys and values of all tokens depend on it."""
     admitted_at: float | None = None
     """When it first began to run, by the monotonic clock."""
     _block_keys: list[bytes] = field(default_factory=list)
@@ -125,24 +142,29 @@ class Sequence:
             priority=self.priority,
             arrival=self.arrival,
             cache_salt=self.cache_salt,
+            condition=self.condition,
             admitted_at=self.admitted_at,
             _block_keys=list(self._block_keys),
         )
 
     def block_key(self, number: int, block_size: int) -> bytes:
-        """Digest of all that a full block depends on: the salt, and all token ids and video rows up to its end.
+        """Digest of all that a full block depends on: salt, condition, all token ids and video rows up to its end.
 
         Blocks of equal digest hold equal keys and values. `block_size` must be the same in all calls.
         """
         assert (number + 1) * block_size <= self.num_tokens, "all tokens of the block are known"
         while len(self._block_keys) <= number:
             start = len(self._block_keys) * block_size
-            root = hashlib.sha256(self.cache_salt.encode()).digest()
-            digest = hashlib.sha256(self._block_keys[-1] if self._block_keys else root)
+            digest = hashlib.sha256(self._block_keys[-1] if self._block_keys else self._root())
             for content in self._contents(start, start + block_size):
                 digest.update(len(content).to_bytes(8, "big") + content)
             self._block_keys.append(digest.digest())
         return self._block_keys[number]
+
+    def _root(self) -> bytes:
+        """Digest of what all blocks depend on."""
+        identity = None if self.condition is None else self.condition.identity
+        return hashlib.sha256(repr((self.cache_salt, identity)).encode()).digest()
 
     def _contents(self, start: int, end: int) -> Iterator[bytes]:
         """The contents of positions [start, end), whatever segments the text is divided into."""

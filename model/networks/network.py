@@ -1,7 +1,7 @@
 """The bases of every family's network: sizes that survive JSON, the language model, the steps from frames to rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -25,6 +25,15 @@ class NetworkConfig:
     def parts(self) -> tuple[PartSpec, ...]:
         """The parts of one clip's features; none for a language model alone."""
         return ()
+
+    @property
+    def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of a sequence's condition (`model.engine.sequence.Condition`); none for most models."""
+        return {}
+
+    def num_rows(self, part: PartSpec) -> int:
+        """Return the positions of a part in a prompt; 0 for one that only conditions see."""
+        return part.shape[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as nested plain values; `from_json` reads them back."""
@@ -75,6 +84,9 @@ class Network(nn.Module, ABC):
         """Compute the buffers that no checkpoint holds; a network built on the meta device lacks them."""
         restore_rotary(self.decoder)
 
+    def merge(self) -> None:
+        """Merge parameters that a checkpoint holds apart, such as low-rank updates; called once, after loading."""
+
     def serves(self, name: str, role: Role) -> bool:
         """Return whether a role needs the parameter, buffer or module of this name."""
         return role == "all" or (name.partition(".")[0] in self.encoding) == (role == "encode")
@@ -99,6 +111,14 @@ class VideoNetwork(Network):
     @abstractmethod
     def project(self, part: str, features: Tensor) -> Tensor:
         """Project the features of a part, [..., rows, width], to rows of the prompt, [..., rows, hidden]."""
+
+    def condition(self, clips: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Compute what the layers use at every token from the parts of each clip of a conversation, [rows, width].
+
+        Returns:
+            The tensors of `NetworkConfig.condition_shapes`; None for a model, or a conversation, without them.
+        """
+        return None
 
 
 class SoundNetwork(VideoNetwork):

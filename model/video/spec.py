@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 MAX_FRAME_COUNT = 100
 """The most frames of any family: those of Video-ChatGPT and VTimeLLM."""
+WINDOW_SECONDS = 2
+"""Length of the windows in which ImageBind-LLM sees a video."""
 
 VideoErrorCode = Literal[
     "not_a_video",
@@ -118,6 +121,35 @@ Most rules always return `count` numbers.
 """
 
 
+def window_indices(ticks: npt.NDArray[np.int64], time_base: Fraction, count: int) -> list[int]:
+    """Select the first and the last frame of each of `count / 2` windows of two seconds (ImageBind-LLM).
+
+    The windows are evenly distributed: the first begins with the video and the last ends with it. They overlap in a
+    video of less than `count` seconds, and are the same in one of less than two, so numbers can go back. All times are
+    exact fractions. A window between two distant frames has the one that is shown during it.
+
+    Args:
+        ticks: [num_frames], of the frames after the first one.
+        time_base: seconds of a tick.
+        count: an even number of frames.
+    """
+    num_windows = count // 2
+    assert num_windows and count % 2 == 0, "windows have two frames each"
+    mean_ticks = Fraction(int(ticks[-1]), max(len(ticks) - 1, 1))  # of a frame; the last one lasts as long
+    latest = max((int(ticks[-1]) + mean_ticks) * time_base - WINDOW_SECONDS, Fraction(0))
+    indices = []
+    for number in range(num_windows):
+        start = latest * number / max(num_windows - 1, 1)
+        low, high = (math.ceil(each / time_base) for each in (start, start + WINDOW_SECONDS))
+        first, last = np.searchsorted(ticks, low), np.searchsorted(ticks, high) - 1
+        indices += [int(min(first, last)), int(last)]
+    return indices
+
+
+TIMED_RULES: Mapping[str, Callable[[npt.NDArray[np.int64], Fraction, int], list[int]]] = {"windows": window_indices}
+"""Frame rules by name that depend on timestamps, not only on the number of frames."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSpec:
     """Selects frames of a video: up to `count` of those from second `start` on and before second `end`.
@@ -139,8 +171,9 @@ class FrameSpec:
                 raise InvalidFrameSpec(param, f"{param} must be a number of seconds, zero or more.")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise InvalidFrameSpec("end", "end must be later than start.")
-        if self.rule not in FRAME_RULES:
-            raise InvalidFrameSpec("rule", f"rule must be one of: {', '.join(FRAME_RULES)}.")
+        rules = (*FRAME_RULES, *TIMED_RULES)
+        if self.rule not in rules:
+            raise InvalidFrameSpec("rule", f"rule must be one of: {', '.join(rules)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from model.video.spec import FRAME_RULES, FrameSpec, VideoError
+from model.video.spec import FRAME_RULES, TIMED_RULES, FrameSpec, VideoError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,11 @@ class Timeline:
             last = last if spec.end is None else int(np.searchsorted(timestamps, spec.end))
         if first >= last:
             raise VideoError("empty_interval", "The video has no frame in the interval asked for.")
-        return [first + index for index in FRAME_RULES[spec.rule](last - first, spec.count)]
+        if timed := TIMED_RULES.get(spec.rule):
+            chosen = timed(self.pts[first:last] - self.pts[first], self.time_base, spec.count)
+        else:
+            chosen = FRAME_RULES[spec.rule](last - first, spec.count)
+        return [first + index for index in chosen]
 
 
 def from_rate(start: int, step: int, *, keys: Sequence[bool], time_base: Fraction, whole: bool) -> Timeline:

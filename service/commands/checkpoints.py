@@ -112,7 +112,7 @@ def verify(
 
 def plan(
     *,
-    size: Annotated[str, typer.Option(help="A published size, e.g. 7b.")] = "7b",
+    size: Annotated[str | None, typer.Option(help="A published size, e.g. 7b; by default the family's first.")] = None,
     family: FamilyOption = "videochat",
     dtype: DtypeOption = "float16",
     quantize: QuantizeOption = None,
@@ -128,6 +128,7 @@ def plan(
         from model.memory_estimate import MIB, estimate_memory
 
         sizes = _capability(family, "SIZES")
+        size = size or next(iter(sizes))
         if size not in sizes:
             _refuse(f"{family} has no size {size!r}; there are: {', '.join(sizes)}.")
         counts = _capability(family, "value_counts")(size)
@@ -142,6 +143,8 @@ def plan(
     num_tokens = tokens or counts.max_model_len
     _say(f"KV cache: {memory.kv_bytes_per_token:,} bytes a token")
     _say(f"  {memory.kv_bytes_per_token * num_tokens / MIB:,.1f} MiB for a conversation of {num_tokens:,} tokens")
+    if memory.condition_bytes:
+        _say(f"Condition: {memory.condition_bytes / MIB:,.1f} MiB a conversation")
     if memory.encoder_bytes_per_clip:
         _say(f"Encoding one clip: about {memory.encoder_bytes_per_clip / MIB:,.0f} MiB (an estimate)")
     if budget_mib is not None:

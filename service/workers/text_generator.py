@@ -10,8 +10,8 @@ from model.engine.config import EngineConfig, PromptTooLong, check_length
 from model.engine.engine import Engine
 from model.engine.output import Logprobs, Output
 from model.engine.sampling_params import InvalidSampling, SamplingParams
-from model.engine.sequence import TextSegment, VideoSegment
-from model.family import EncodedClip, Family, build_prompt, count_prompt_tokens
+from model.engine.sequence import Condition, TextSegment, VideoSegment
+from model.family import EncodedClip, Family, build_condition, build_prompt, count_prompt_tokens
 from model.features import Features, unpack
 from model.text.conversation import Clip, Conversation, Turn
 from service.observability import tracing
@@ -67,13 +67,15 @@ class TextGenerator:
                 _encoded(unpack(blob, key=key, parts=self._family.parts), key)
                 for blob, key in zip(command.features, command.feature_keys, strict=True)
             ]
+            prompt, condition = self._inputs(command.conversation, clips)
             self._engine.add_request(
                 command.job_id,
-                self._prompt(command.conversation, clips),
+                prompt,
                 self._engine_params(command.params),
                 output_token_ids=command.output_token_ids,
                 priority=command.priority,
                 cache_salt=command.cache_salt,
+                condition=condition,
             )
             self._contexts[command.job_id] = command.context
         except Exception as error:  # noqa: BLE001  one bad prompt must not end the worker
@@ -107,14 +109,17 @@ class TextGenerator:
         parts, count = frozenset(features), 0 if inputs is None else inputs.frames.count
         clips = (Clip(frame_indices=tuple(range(count)), fps=1.0, parts=parts),) if inputs is not None else ()
         question = Conversation(clips=clips, turns=(Turn(role="user", text="What is this?"),))
-        prompt = self._prompt(question, [_encoded(features, "warm-up") for _ in clips])
-        self._engine.add_request("warm-up", prompt, SamplingParams(max_tokens=2))
+        prompt, condition = self._inputs(question, [_encoded(features, "warm-up") for _ in clips])
+        self._engine.add_request("warm-up", prompt, SamplingParams(max_tokens=2), condition=condition)
         while self._engine.has_work:
             self._engine.step()
 
-    def _prompt(self, conversation: Conversation, clips: Sequence[EncodedClip]) -> Sequence[TextSegment | VideoSegment]:
+    def _inputs(
+        self, conversation: Conversation, clips: Sequence[EncodedClip]
+    ) -> tuple[Sequence[TextSegment | VideoSegment], Condition | None]:
+        """The prompt of a conversation, and its condition."""
         with torch.inference_mode():
-            return build_prompt(self._family, conversation, clips)
+            return build_prompt(self._family, conversation, clips), build_condition(self._family, clips)
 
     def _engine_params(self, params: SamplingParams) -> SamplingParams:
         """Add the template's stop strings, unless the request ignores ends of text.

@@ -80,6 +80,7 @@ class Worker:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 cuda_graphs=config.cuda_graphs,
                 max_prefill_beside_decode=_PREFILL_BESIDE_DECODE[self._family.device.type],
+                condition_shapes=self._family.condition_shapes,
             )
             share = device_share(specs, config.number)
             engine_config = within_share(engine_config, self._family.language_model, share=share)

@@ -169,9 +169,10 @@ def test_a_model_is_loaded_and_unloaded_while_the_others_answer(several: Running
     ]
 
 
-def test_a_model_that_sees_no_videos_is_served_beside_one_that_does(tmp_path: Path) -> None:
-    with running(tmp_path / "data", "--model", "reader=mobillama:", "--model", "tiny=videochat:") as service:
-        until(service, "reader", "tiny")
+def test_models_that_take_no_videos_or_only_so_many_frames_are_served_beside_another(tmp_path: Path) -> None:
+    flags = ("--model", "reader=mobillama:", "--model", "tiny=videochat:", "--model", "llava=video-llava:")
+    with running(tmp_path / "data", *flags) as service:
+        until(service, "reader", "tiny", "llava")
         reader = models(service)["reader"]
         assert (reader["is_default"], reader["modalities"], reader["frames"], reader["rows"]) == (
             True,
@@ -187,6 +188,13 @@ def test_a_model_that_sees_no_videos_is_served_beside_one_that_does(tmp_path: Pa
         assert refusal(reply, 422) == "unsupported_value"
         shown = service.client.get(f"/v1/videos/{video['id']}", params={"model": "reader"}).json()
         assert (shown["status"], shown["frames"]) == ("ready", [])
+
+        assert models(service)["llava"]["frames"] == {"default": 8, "min": 8, "max": 8, "rule": "linspace"}
+        body = {"video_ids": [video["id"]], "model": "llava", "frames": {"count": 4}}
+        reply = service.client.post("/v1/sessions", json=body)
+        assert (refusal(reply, 422), reply.json()["error"]["param"]) == ("invalid_value", "frames.count")
+        session_id = service.open_session(video["id"], model="llava", frames={"count": 8})
+        assert len(service.ask(session_id, QUESTION)["frames"][0]["frames"]) == 8
 
 
 def test_a_service_whose_default_model_cannot_be_loaded_ends_with_the_cause(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ NOISE = 2**-8
 
 In a batch, float32 numbers are added in another order. After the encoder's layers, this makes about 1e-6 of the largest
 value, which rounding to float16 can turn into 2**-11 of a value, or a few times that where layers amplify it. Features
-of another clip differ by 2**-5 or more."""
+of another clip differ by 2**-6 or more."""
 
 
 @pytest.fixture(scope="module", params=[name for name in family_names() if sees_videos(name)])
@@ -25,10 +25,11 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def drawn(family: Family, number: int, num_frames: int = 8) -> ClipInputs:
+    """Random pixels of so many frames, or of as many as the family takes."""
     assert family.inputs is not None
-    size = family.inputs.pixels.size
-    levels = np.random.default_rng(number).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
-    return ClipInputs(levels)
+    num_frames = min(max(num_frames, family.inputs.min_frames), family.inputs.max_frames)
+    shape = family.inputs.pixels.shape(num_frames)
+    return ClipInputs(np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 11])
@@ -43,7 +44,7 @@ def test_features_in_a_batch_equal_those_alone_within_float_noise(family: Family
         assert together[number] is not None
         assert apart(together[number], alone) <= NOISE
         others = [other for n, other in enumerate(together) if n != number]
-        assert min(apart(other, alone) for other in others) > 8 * NOISE, "no clip has another's"
+        assert min(apart(other, alone) for other in others) > 4 * NOISE, "no clip has another's"
 
 
 def apart(some: Features | None, others: Features) -> float:

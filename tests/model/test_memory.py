@@ -1,9 +1,11 @@
 """Several processes on one device together use no more memory than one process would."""
 
 import pytest
+import torch
 
 from model.engine.config import EngineConfig
 from model.engine.kv_cache import bytes_per_block, free_bytes
+from model.engine.model_runner import num_fitting_blocks
 from model.families import load_family
 from model.memory import left_of_share, within_share
 
@@ -24,6 +26,18 @@ def test_a_share_on_the_cpu_is_of_free_memory() -> None:
     assert quarter == pytest.approx(free / 4, rel=0.1)
     few = EngineConfig(max_num_seqs=2, max_model_len=64)
     assert within_share(few, language_model, share=0.5).num_blocks == few.max_useful_blocks, "no more than is of use"
+
+
+def test_the_conditions_of_all_sequences_are_left_room_for() -> None:
+    llama = load_family("videochat").language_model.config
+    config = EngineConfig(max_num_seqs=7, condition_shapes={"added": (64, 2)})
+    block = bytes_per_block(llama, block_size=16, dtype=torch.float16)
+    table = 8 * 128 * 2
+
+    def num_blocks(budget: int) -> int:
+        return num_fitting_blocks(budget, config, llama, dtype=torch.float16)
+
+    assert (num_blocks(3 * block + table), num_blocks(3 * block + table - 1), num_blocks(table - 1)) == (3, 2, 0)
 
 
 def test_two_processes_on_a_gpu_get_equal_shares_in_any_order_and_after_a_restart() -> None:

@@ -1,5 +1,7 @@
 """Memory of the published sizes, compared with counts on the original's classes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,9 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert memory.largest_batch(fixed + 3 * conversation, num_tokens=1_170) == 3
     assert memory.largest_batch(fixed + 3 * conversation - 1, num_tokens=1_170) == 2
     assert memory.largest_batch(0, num_tokens=1_170) == 0
+    with_conditions = replace(memory, condition_bytes=MIB)
+    assert with_conditions.largest_batch(fixed + 3 * conversation, num_tokens=1_170) == 2
+    assert with_conditions.largest_batch(fixed + 3 * (conversation + MIB), num_tokens=1_170) == 3
 
 
 @pytest.mark.parametrize("name", family_names())

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.engine.engine import Engine, EngineConfig, Output, Segment, TextSegment, VideoSegment
 from model.engine.sampling_params import SamplingParams
+from model.engine.sequence import ADDED, Condition
 
 EOS = 256
 VOCAB = 258
@@ -58,6 +59,12 @@ def video(length: int, *, seed: int = 0) -> VideoSegment:
     return VideoSegment(torch.randn(length, HIDDEN, generator=generator) / 4, identity=f"clip {seed}")
 
 
+def condition(seed: int) -> Condition:
+    """Added to the attention of both layers; large enough to change most tokens of an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    return Condition({ADDED: torch.randn(2, 4, HIDDEN // 4, generator=generator)}, identity=f"condition {seed}")
+
+
 @dataclass
 class Received:
     """All outputs of one request together."""
@@ -97,9 +104,19 @@ def alone(prompt: tuple[Segment, ...], params: SamplingParams, config: EngineCon
     return run_to_end(only)["alone"]
 
 
-def generate(prompt: tuple[Segment, ...], *, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[int]:
-    """Greedy token ids by `generate` of transformers, with its own attention."""
+def generate(
+    prompt: tuple[Segment, ...],
+    *,
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    condition: Condition | None = None,
+) -> list[int]:
+    """Token ids by `generate` of transformers, with its own attention; a hook adds the condition to it."""
     language_model = small_llama()
+    if condition is not None:
+        for layer, added in zip(language_model.model.layers, condition.tensors[ADDED], strict=True):
+            layer.self_attn.o_proj.register_forward_pre_hook(lambda _, rows, added=added: (rows[0] + added.flatten(),))
     rows = [
         segment.embeddings
         if isinstance(segment, VideoSegment)
@@ -112,6 +129,7 @@ def generate(prompt: tuple[Segment, ...], *, max_new_tokens: int, repetition_pen
         attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
         do_sample=False,
         pad_token_id=EOS,
     )[0].tolist()

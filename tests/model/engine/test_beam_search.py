@@ -5,8 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.engine.answer import Transcript
+from model.engine.beam_search import BeamSearch
+from model.engine.detokenizer import Detokenizer
 from model.engine.engine import Engine, Segment
+from model.engine.sampler import NextToken
 from model.engine.sampling_params import InvalidSampling, SamplingParams
+from model.engine.sequence import Sequence
 from tests.model.engine.small_llama import CONFIG, EOS, Bytes, Received, collect, run_to_end, small_llama, text, video
 
 Prompt = tuple[Segment, ...]
@@ -136,3 +141,35 @@ def test_a_search_on_features_that_are_not_finite_fails_alone() -> None:
 def test_beam_search_does_not_sample() -> None:
     with pytest.raises(InvalidSampling, match="neither samples"):
         SamplingParams(num_beams=2, temperature=0.5)
+
+
+def likely(*token_ids: int, gap: float = 10.0) -> NextToken:
+    """Logits with these tokens ahead of all others, each `gap` ahead of the next."""
+    logits = torch.zeros(1, 258)
+    for place, token_id in enumerate(token_ids):
+        logits[0, token_id] = 50.0 - gap * place
+    return NextToken(token_ids[0], None, logits, 0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "kept"), [(likely(67, 69, gap=5.0), [0, 0]), (likely(67), [0, 1])], ids=["ended", "continued"]
+)
+def test_logits_of_a_beam_that_was_computed_again_too_late_are_not_used(logits: NextToken, kept: list[int]) -> None:
+    """The second beam has its logits, is preempted, and is computed again in the step that gives the first its own."""
+    params = SamplingParams(num_beams=2)
+    first = Sequence(request_id="it", prompt=(text(4),), params=params, max_output_tokens=9, num_computed_tokens=4)
+    search = BeamSearch(first, Transcript(Detokenizer(Bytes(), ()), eos_id=EOS, max_tokens=9))
+    begun = search.take(first, likely(65, 66))
+    assert begun is not None and [token_id for _, token_id in begun.continuations] == [65, 66]
+    search.sequences = beams = [first, first.fork()]
+    for beam, token_id in zip(beams, (65, 66), strict=True):
+        beam.output_token_ids.append(token_id)
+        beam.num_computed_tokens = 5
+    assert search.take(beams[1], likely(68)) is None
+    update = search.take(beams[0], logits)
+    assert update is not None and [beams.index(parent) for parent, _ in update.continuations] == kept
+    search.sequences = [beams[0], beams[1] if 1 in kept else beams[0].fork()]
+    for beam, (_, token_id) in zip(search.sequences, update.continuations, strict=True):
+        beam.output_token_ids.append(token_id)
+    assert search.take(beams[1], likely(68)) is None, "as before, but the search is one token further"
+    assert all(beam.logits is None for beam in search._beams)

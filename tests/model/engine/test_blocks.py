@@ -181,6 +181,8 @@ def test_after_any_actions_every_answer_is_right_and_no_block_is_lost(seed: int,
             params = SamplingParams(
                 max_tokens=random.randint(1, 25), temperature=random.choice((0.0, 0.9)), seed=random.randrange(5)
             )
+            if random.random() < 0.2:
+                params = SamplingParams(max_tokens=8, num_beams=2)
             asked[f"{number}"] = prompt, params
             running.add_request(f"{number}", prompt, params, cache_salt=random.choice(("acme", "rival")))
         elif action < 0.55 and asked:

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from model.engine.attention import IMPLEMENTATION, Rows, make_plan, register
 from model.engine.kv_cache import KVCache
-from model.engine.packed_linear import PackedAttention, PackedLinear, PackedMLP, pack_linears
+from model.engine.packed_linear import PackedAttention, PackedLinear, PackedMLP, pack_linears, project_values
 
 ROWS = (1, 2, 3, 16, 80)
 
@@ -122,6 +122,18 @@ def test_attention_with_query_key_and_value_in_one_product_has_the_same_results(
         x, angles = torch.randn(1, num_rows, 32), torch.rand(1, num_rows, 8)
         step = {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "plan": plan}
         torch.testing.assert_close(packed(**step)[0], plain(**step)[0], rtol=0, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_values_are_projected_by_packed_attention_as_by_plain_one_also_with_a_bias_on_queries_alone() -> None:
+    torch.manual_seed(4)
+    plain = LlamaAttention(CONFIG, layer_idx=0)
+    plain.q_proj = nn.Linear(plain.q_proj.in_features, plain.q_proj.out_features)
+    packed, x = _pack(copy.deepcopy(plain)), torch.randn(2, 32)
+    assert isinstance(packed, PackedAttention)
+    torch.testing.assert_close(project_values(packed, x), project_values(plain, x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed.qkv_proj(x)[0], plain.q_proj(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed.qkv_proj(x)[1], plain.k_proj(x), rtol=0, atol=1e-6)
 
 
 def test_a_layer_with_an_adapter_is_not_fused() -> None:

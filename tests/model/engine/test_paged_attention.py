@@ -2,6 +2,8 @@
 
 import importlib.util
 from collections.abc import Callable
+from collections.abc import Sequence as Ordered
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +21,17 @@ from model.engine.engine import Engine, EngineConfig
 from model.engine.kv_cache import KVCache
 from model.engine.paged_attention import make_plan
 from model.engine.sampling_params import SamplingParams
-from tests.model.engine.small_llama import Bytes, Received, generate, run_to_end, small_llama, text, video
+from model.engine.sequence import ADDED, Condition
+from tests.model.engine.small_llama import (
+    Bytes,
+    Received,
+    condition,
+    generate,
+    run_to_end,
+    small_llama,
+    text,
+    video,
+)
 from tests.model.engine.test_attention import Layer, plain
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,14 +99,20 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return launches
 
 
-def answers(*, cuda_graphs: bool) -> dict[str, Received]:
+def answers(*, cuda_graphs: bool, conditions: Ordered[Condition | None] = (None,)) -> dict[str, Received]:
     config = EngineConfig(
         max_num_seqs=5, max_model_len=96, max_num_batched_tokens=40, block_size=4, cuda_graphs=cuda_graphs
     )
+    if any(conditions):
+        config = replace(config, condition_shapes={ADDED: (2, 4, 8)})
     running = Engine(small_llama().to(DEVICE), Bytes(), config)
     for number in range(7):
-        params = SamplingParams(max_tokens=3 + number, temperature=0.0, ignore_eos=True)
-        running.add_request(str(number), (text(2 + 5 * number, seed=number), video(10, seed=number % 2)), params)
+        running.add_request(
+            str(number),
+            (text(2 + 5 * number, seed=number), video(10, seed=number % 2)),
+            SamplingParams(max_tokens=3 + number, temperature=0.0, ignore_eos=True),
+            condition=conditions[number % len(conditions)],
+        )
     return run_to_end(running)
 
 
@@ -113,3 +131,14 @@ def test_an_engine_without_captured_steps_returns_the_same(captured: list[int]) 
         name: each.token_ids for name, each in answers(cuda_graphs=True).items()
     }
     assert received["6"].token_ids == generate((text(32, seed=6), video(10, seed=0)), max_new_tokens=9)
+
+
+def test_captured_steps_add_the_condition_of_each_row(captured: list[int]) -> None:
+    conditions = [None, condition(1), condition(2)]
+    received = answers(cuda_graphs=True, conditions=conditions)
+    for number in range(7):
+        prompt = (text(2 + 5 * number, seed=number), video(10, seed=number % 2))
+        expected = generate(prompt, max_new_tokens=3 + number, condition=conditions[number % 3])
+        assert received[str(number)].token_ids == expected, number
+    if DEVICE.type == "cpu":
+        assert set(captured) == {1, 2, 4}

@@ -3,7 +3,7 @@
 import torch
 
 from model.engine.sampling_params import SamplingParams
-from model.engine.sequence import Sequence, TextSegment, VideoSegment
+from model.engine.sequence import Condition, Sequence, TextSegment, VideoSegment
 
 
 def contents(sequence: Sequence, start: int, end: int) -> list[int]:
@@ -27,3 +27,30 @@ def test_any_range_of_prompt_and_answer_is_returned_in_order() -> None:
     for start in range(12):
         for end in range(start, 13):
             assert contents(sequence, start, end) == list(range(100 + start, 100 + end))
+
+
+def test_the_keys_of_blocks_depend_on_salt_and_condition_and_a_fork_has_the_same() -> None:
+    def sequence(salt: str, identity: str | None) -> Sequence:
+        return Sequence(
+            request_id="a",
+            prompt=(TextSegment((1, 2, 3, 4)),),
+            params=SamplingParams(),
+            max_output_tokens=9,
+            cache_salt=salt,
+            condition=None if identity is None else Condition({}, identity),
+        )
+
+    cases = [
+        ("", None),
+        ("", ""),
+        ("a", None),
+        ("a", "b"),
+        ("b", "a"),
+        ("a', 'b", None),
+        ("", "None"),
+        ("ab", ""),
+        ("", "ab"),
+    ]
+    keys = [sequence(*case).block_key(0, 4) for case in cases]
+    assert len(set(keys)) == len(cases)
+    assert sequence("a", "b").block_key(0, 4) == keys[3] == sequence("a", "b").fork().block_key(0, 4)

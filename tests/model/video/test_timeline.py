@@ -3,10 +3,21 @@
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.video import timeline
-from model.video.spec import FRAME_RULES, MAX_FRAME_COUNT, FrameSpec, InvalidFrameSpec, VideoError
+from model.video.spec import (
+    FRAME_RULES,
+    MAX_FRAME_COUNT,
+    WINDOW_SECONDS,
+    FrameSpec,
+    InvalidFrameSpec,
+    VideoError,
+    window_indices,
+)
 from tests.published import golden
 
 TENTHS = timeline.from_rate(0, 1, keys=[True] * 50, time_base=Fraction(1, 10), whole=True)
@@ -99,3 +110,28 @@ def test_a_spec_names_its_field_that_is_out_of_bounds(param: str, fields: dict[s
     with pytest.raises(InvalidFrameSpec) as refused:
         FrameSpec(**fields)  # type: ignore[arg-type]
     assert refused.value.param == param
+
+
+def test_windows_are_chosen_by_the_time_of_frames_and_may_go_back() -> None:
+    assert TENTHS.select(FrameSpec(count=10, rule="windows")) == [0, 19, 8, 27, 15, 34, 23, 42, 30, 49]
+    assert TENTHS.select(FrameSpec(count=4, rule="windows", start=3.0)) == [30, 49, 30, 49]
+    one = timeline.counted(1, Fraction(25))
+    assert one.select(FrameSpec(count=6, rule="windows")) == [0] * 6
+
+
+@given(
+    gaps=st.lists(st.integers(1, 400), max_size=60),
+    base=st.sampled_from([Fraction(1, 25), Fraction(1, 90), Fraction(1001, 30_000)]),
+    num_windows=st.integers(1, 6),
+)
+def test_windows_have_both_ends_inside_and_never_leave_the_video(
+    gaps: list[int], base: Fraction, num_windows: int
+) -> None:
+    ticks = np.cumsum([0, *gaps])
+    chosen = window_indices(ticks, base, 2 * num_windows)
+    assert len(chosen) == 2 * num_windows
+    pairs = list(zip(chosen[::2], chosen[1::2], strict=True))
+    assert all(0 <= first <= last < len(ticks) for first, last in pairs)
+    assert all((ticks[last] - ticks[first]) * base < WINDOW_SECONDS for first, last in pairs)
+    assert pairs == sorted(pairs)
+    assert pairs[0][0] == 0

@@ -28,6 +28,23 @@ def test_the_list_has_every_series_with_its_kind_unit_and_meaning() -> None:
     assert sorted(listed) == sorted(served)
 
 
+def test_the_series_of_a_model_begin_at_zero_and_end_when_it_is_unloaded() -> None:
+    metrics = Metrics()
+    tiny, large = metrics.of_model("tiny"), metrics.of_model("large")
+    value = metrics.registry.get_sample_value
+    assert value("reeltalk_prompt_tokens_total", {"model_name": "large"}) == 0
+    large.show_memory(1, resident_bytes=5, device_bytes=0)
+    large.show_end(finish_reason="stop", seconds=1, decode_seconds=0.5, num_prompt_tokens=3, num_tokens=2)
+    assert value("reeltalk_prompt_tokens_total", {"model_name": "large"}) == 3
+    metrics.by_model.forget("large")
+    large.show_memory(1, resident_bytes=0, device_bytes=0)  # the last report of a worker may come later
+    assert 'model_name="large"' not in metrics.render().decode()
+    tiny.answer_takeovers.inc()
+    assert value("reeltalk_answer_takeovers_total", {"model_name": "tiny"}) == 1
+    assert metrics.of_model("large") is not large
+    assert value("reeltalk_prompt_tokens_total", {"model_name": "large"}) == 0
+
+
 def _labels(metrics: Metrics, name: str) -> str:
     """The labels in the format of the list."""
     declared = (*vars(metrics).values(), *vars(metrics.by_model).values())

@@ -1,0 +1,1 @@
+"""ImageBind-LLM (arXiv:2309.03905): network, prompt, published files, verification."""
