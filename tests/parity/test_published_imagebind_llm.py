@@ -71,13 +71,26 @@ def test_llama_plus_the_delta_is_the_merged_llama(files: Path) -> None:
     merged = torch.load(files / LLAMA, weights_only=True)
     expected, _ = read_source(files, parts={"config": config()}, ignored=(), dtype=None)
     delta = {key: tensor.float() - base[key].float() for key, tensor in merged.items()}
-    (files / "llama/7B_chinese_delta").mkdir()
-    torch.save(delta, files / "llama/7B_chinese_delta/consolidated.00.pth")
+    beside = files / "llama/7B_chinese_delta"
+    beside.mkdir()
+    torch.save(delta, beside / "consolidated.00.pth")
+    elsewhere = {"adapter": files / ADAPTER, "imagebind": files / IMAGEBIND}
+    cases: list[tuple[Path, dict[str, Path]]] = [
+        (files, {}),  # the merged one is there
+        (files / "llama", elsewhere),
+        (files, {"delta": beside}),  # a named delta is added to LLaMA, not to the merged one
+        (files, {"delta": beside, "llama": files / BASE}),
+        (files, {"llama": files / MERGED}),
+    ]
+    found = [
+        read_source(folder, parts={"config": config(), **parts}, ignored=(), dtype=None) for folder, parts in cases
+    ]
     shutil.rmtree(files / MERGED)
-    found, _ = read_source(files, parts={"config": config()}, ignored=(), dtype=None)
-    assert found.tensors.keys() == expected.tensors.keys()
-    for key, tensor in expected.tensors.items():
-        assert torch.equal(found.tensors[key], tensor), key
+    found.append(read_source(files, parts={"config": config()}, ignored=(), dtype=None))
+    for checkpoint, _ in found:
+        assert checkpoint.tensors.keys() == expected.tensors.keys()
+        for key, tensor in expected.tensors.items():
+            assert torch.equal(checkpoint.tensors[key].float(), tensor.float()), key
 
 
 def test_the_merged_llama_is_taken_if_both_are_there_unless_the_other_is_named(files: Path) -> None:

@@ -7,13 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, read_config
-from model.checkpoints.meta_llama import (
-    META_FOLDER,
-    META_KEYS,
-    WEIGHTS,
-    meta_sizes,
-    read_meta_llama,
-)
+from model.checkpoints.meta_llama import META_FOLDER, META_KEYS, WEIGHTS, meta_sizes, read_meta_llama
 from model.checkpoints.published import FolderKind, Keys, PublishedModel, PublishedPart, Source
 from model.families.imagebind_llm.network import ImageBindLLMConfig
 from model.networks.imagebind_audio import ImageBindAudioConfig
@@ -93,21 +87,26 @@ def find_published(folder: Path | None, named: Mapping[str, Path]) -> dict[str, 
     """Find the parts of `PUBLISHED`.
 
     The LLaMA is looked for in the subfolder `llama`, and is `7B_chinese` there if it exists, because the published
-    adapter was trained with it. If it does not, but the delta does, it is the sum of `7B` and the delta.
+    adapter was trained with it. If it does not, but the delta does, it is the sum of `7B` and the delta. A LLaMA that
+    the user named is taken as it is, unless the user named a delta too.
 
     Raises:
         WeightsError: a part is neither named nor found, or `named` has an unknown part.
     """
-    found: dict[str, Path] = {}
+    paths = PUBLISHED.find(folder, {**_find_llama(folder, named), **named})
+    is_sum = "delta" in named or ("llama" not in named and paths["llama"].name == BASE)
+    return paths if is_sum else {name: path for name, path in paths.items() if name != "delta"}
+
+
+def _find_llama(folder: Path | None, named: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the LLaMA in `folder` and a delta beside it, unless the user named a LLaMA or it is elsewhere."""
     inner = folder / "llama" if folder and (folder / "llama").is_dir() else folder
-    if inner is not None and "llama" not in named:
-        delta = named.get("delta", inner / DELTA)
-        whole = [inner / name for name in (MERGED_BASE, BASE) if META_FOLDER.matches(inner / name)]
-        if whole and (whole[0].name == BASE) and _is_delta(delta):
-            found["delta"] = delta
-        if whole:
-            found["llama"] = whole[0]
-    return PUBLISHED.find(folder, {**found, **named})
+    if inner is None or "llama" in named:
+        return {}
+    names = (BASE,) if "delta" in named else (MERGED_BASE, BASE)
+    llama = next((inner / name for name in names if META_FOLDER.matches(inner / name)), None)
+    delta = inner / DELTA
+    return ({} if llama is None else {"llama": llama}) | ({"delta": delta} if _is_delta(delta) else {})
 
 
 def read_sizes(path: Path) -> ImageBindLLMConfig:
@@ -154,7 +153,6 @@ def _sum(llama: Mapping[str, Tensor], delta: Mapping[str, Tensor], path: Path) -
     for key, tensor in llama.items():
         if key not in delta:
             raise WeightsError(f"{path.name} lacks {key.removeprefix('llama.')}. Download {WEIGHTS} again.")
-        # The delta has rows for the tokens that Open-Chinese-LLaMA added, if any; LLaMA must have them too.
         if delta[key].shape != tensor.shape:
             raise WeightsError(f"{path.name} is the delta of another LLaMA: {key} is {list(delta[key].shape)}.")
     return {key: (tensor.float() + delta[key].float()).half() for key, tensor in llama.items()}
