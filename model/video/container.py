@@ -33,7 +33,7 @@ CODECS = {
 """The allowed codecs, each with FFmpeg's name of the decoder."""
 
 DEMUX_ERRORS = (FFmpegError, IndexError)
-"""What PyAV raises for damaged packets; `IndexError` for those of a stream that the start of the file does not announce."""
+"""What PyAV raises for damaged packets: `IndexError` for those of a stream that the file's start does not announce."""
 
 MAX_STREAMS = 64
 """Most tracks of a file, of any kind; cameras and discs write about a dozen."""
