@@ -32,6 +32,9 @@ CODECS = {
 }
 """The allowed codecs, each with FFmpeg's name of the decoder."""
 
+DEMUX_ERRORS = (FFmpegError, IndexError)
+"""What PyAV raises for damaged packets: `IndexError` for those of a stream that the file's start does not announce."""
+
 MAX_STREAMS = 64
 """Most tracks of a file, of any kind; cameras and discs write about a dozen."""
 
@@ -182,7 +185,7 @@ def _end_holds(container: InputContainer, stream: VideoStream, found: Timeline) 
     try:
         container.seek(int(found.pts[-1]), stream=stream)
         last = sorted(packet.pts or 0 for packet in container.demux(stream) if packet.size)
-    except FFmpegError:
+    except DEMUX_ERRORS:
         return False
     return bool(last) and last == found.pts[-len(last) :].tolist()
 
@@ -200,7 +203,7 @@ def _from_packets(container: InputContainer, stream: VideoStream, limits: VideoL
                 keys.append(packet.is_keyframe)
     except MemoryError:
         raise
-    except FFmpegError:
+    except DEMUX_ERRORS:
         pass  # keep the frames before the damage
     if not moments:
         raise VideoError("no_frames", "The video has no frames.")

@@ -17,7 +17,15 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from model.video import timeline
-from model.video.container import VideoFile, check_size, declared_duration, declared_rate, open_container, read_timeline
+from model.video.container import (
+    DEMUX_ERRORS,
+    VideoFile,
+    check_size,
+    declared_duration,
+    declared_rate,
+    open_container,
+    read_timeline,
+)
 from model.video.spec import Frame, FrameSpec, VideoError, VideoFacts, VideoLimits
 from model.video.timeline import Timeline
 
@@ -206,7 +214,7 @@ class _Decoder:
                     self._damaged = True  # the decoder recovers at the next key frame
         except MemoryError:
             raise
-        except FFmpegError:
+        except DEMUX_ERRORS:
             self._damaged = True
 
     def upright(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,6 @@ from service.store.records import (
     AnswerRecord,
     AudioTrack,
     FinishReason,
-    FrameRequest,
     MessageRecord,
     Moment,
     Problem,
@@ -137,6 +136,15 @@ class SessionRequest(RequestBody):
     frames: FramesField | None = None
 
 
+class SessionFrames(Reply):
+    """The frames that a session samples, and whether it hears their sound; null is the model's default."""
+
+    count: int | None
+    start: float | None
+    end: float | None
+    audio: bool = True
+
+
 class Session(Reply):
     """A conversation, about videos or without any."""
 
@@ -145,7 +153,7 @@ class Session(Reply):
     video_ids: tuple[str, ...]
     model: str
     system: str
-    frames: FrameRequest
+    frames: SessionFrames
     created_at: int
     running_answer_id: str | None = Field(
         description="The running answer, if any; follow it at `/v1/answers/{answer_id}/events`."

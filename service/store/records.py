@@ -1,7 +1,7 @@
 """The records of videos, uploads, sessions, messages and answers, as stored in Redis."""
 
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 
@@ -13,9 +13,23 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Record(BaseModel):
-    """A frozen document with a JSON form."""
+    """A frozen document with a JSON form. A field that only a later release knows is ignored when it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class GrownRecord(Record):
+    """A record with fields that earlier releases do not know, and refuse; they are written if they have a value."""
+
+    ADDED: ClassVar[frozenset[str]]
+    """The names of these fields."""
+
+    @model_serializer(mode="wrap")
+    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        document: dict[str, object] = serialize(self)
+        fields = type(self).model_fields
+        unset = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in document.items() if name not in unset}
 
 
 class SampledFrame(Record):
@@ -40,8 +54,10 @@ class AudioTrack(Record):
     channels: int
 
 
-class VideoRecord(Record):
+class VideoRecord(GrownRecord):
     """An uploaded video. Its properties are null until the file has been probed."""
+
+    ADDED = frozenset({"audio", "audio_error"})
 
     id: str
     sha256: str
@@ -89,8 +105,10 @@ class UploadRecord(Record):
         return self.offset == self.length
 
 
-class FrameRequest(Record):
+class FrameRequest(GrownRecord):
     """Which frames of the videos a session samples, and whether it hears their sound; null is the model's default."""
+
+    ADDED = frozenset({"audio"})
 
     count: int | None = None
     start: float | None = None
@@ -151,8 +169,10 @@ class Moment(Record):
     text_end: int
 
 
-class MessageRecord(Record):
+class MessageRecord(GrownRecord):
     """One message of a session."""
+
+    ADDED = frozenset({"moments"})
 
     id: str
     role: Literal["user", "assistant"]
@@ -165,13 +185,6 @@ class MessageRecord(Record):
     frames: tuple[VideoFrames, ...] | None = None
     moments: tuple[Moment, ...] | None = None
     """The moments that an answer names; null if the model has no time axis."""
-
-    @model_serializer(mode="wrap")
-    def _document(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        fields: dict[str, object] = serialize(self)
-        if self.moments is None:
-            fields.pop("moments", None)  # an earlier release refuses the field
-        return fields
 
 
 def _sampling_document(params: SamplingParams) -> dict[str, object]:
