@@ -95,9 +95,15 @@ class Video(Reply):
     @classmethod
     def of(cls, record: VideoRecord) -> "Video":
         """Build the public form of a record."""
-        fields = record.model_dump(exclude={"content_type", "created_at", "expires_at"})
+        fields = record.model_dump(exclude={"content_type", "created_at", "expires_at", "audio", "audio_error"})
         expires_at = None if record.expires_at is None else int(record.expires_at)
-        return cls(created_at=int(record.created_at), expires_at=expires_at, **fields)
+        return cls(
+            created_at=int(record.created_at),
+            expires_at=expires_at,
+            audio=record.audio,  # not in the document of a record without sound
+            audio_error=record.audio_error,
+            **fields,
+        )
 
 
 class VideoList(Reply):
