@@ -39,6 +39,8 @@ class RunningAnswer:
     num_messages: int
     """Messages in the session's history before this turn."""
     generation: Generation
+    generator: str | None = None
+    """What generates it, as `ModelInfo.identity`; None if that was not recorded."""
     ids: dict[str, str] = field(default_factory=dict)
     """The ids that its log lines carry."""
     preparing: "asyncio.Task[None] | None" = None

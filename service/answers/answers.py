@@ -64,6 +64,7 @@ class Answers:
             is_cancelled = self._runner.cancel(answer_id)
             if not is_cancelled:
                 await self._answers.request_cancel(tenant, answer_id)  # its owner sees this when it next writes
+                await self._takeover.ensure_owned(tenant, answer_id)  # without an owner, it ends here
         return record
 
     async def running(self, tenant: str) -> dict[str, str]:

@@ -64,6 +64,7 @@ async def run_answers(
         sessions=stores.sessions,
         answers=stores.answers,
         lease_seconds=settings.lease_seconds,
+        answer_timeout=settings.answer_timeout,
         metrics=metrics,
     )
     answers = Answers(

@@ -12,6 +12,9 @@ class GenerationJobs(Protocol):
     def serves(self, name: str) -> bool:
         """Whether a worker of this model could take a job now."""
 
+    def identity(self, name: str) -> str | None:
+        """What generates the answers of the model of this name, as `ModelInfo.identity`; None if that is not known."""
+
     def generate(self, command: Generate, sink: Callable[[Delta | Refused], None], *, model: str) -> None:
         """Start a job of a model. `sink` gets its output in order, on the event loop, the ending included."""
 

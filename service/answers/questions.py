@@ -118,6 +118,7 @@ class Questions:
             turns=turns,
             num_messages=len(history),
             generation=Generation(job_id=new_id("own"), params=accepted.params, place=place),
+            generator=accepted.model.identity,
         )
         outcome = await self._answers.create(
             tenant,
@@ -125,6 +126,7 @@ class Questions:
             opening=answer.opening(),
             num_messages=len(history),
             owner=answer.owner,
+            generator=accepted.model.identity,
             lease_seconds=self._lease_seconds,
         )
         if refusal := _refusal(outcome):

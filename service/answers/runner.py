@@ -20,7 +20,7 @@ from service.answers.jobs import GenerationJobs
 from service.answers.loops import Loops
 from service.answers.presence import Presence
 from service.answers.writer import STORE_PATIENCE, STORE_RETRY, AnswerWriter
-from service.errors import InternalError, ServiceError, StorageUnavailable
+from service.errors import InternalError, ServiceError, StorageUnavailable, Unavailable
 from service.observability.logging import bound_ids
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -95,6 +95,15 @@ class AnswerRunner:
             on_abandoned=functools.partial(self._abandon, answer),
         )
 
+    def end(self, answer: RunningAnswer, error: ServiceError | None = None) -> None:
+        """End an answer that nothing can generate here: with an error, or without one as if a client cancelled it."""
+        self.begin(answer)
+        if error is None:
+            self._cancel(answer)
+        else:
+            self.fail(answer, error)
+            answer.close()
+
     def cancel(self, answer_id: str) -> bool:
         """Stop an answer that runs here; its text so far is kept. False if this replica does not own it any more."""
         answer = self._running.get(answer_id)
@@ -145,6 +154,7 @@ class AnswerRunner:
             inputs = await self._prepare_videos(answer)
             if answer.ended:
                 return
+            self._check_generator(answer)
             answer.set_frames(
                 inputs.frames, time_axis=inputs.time_axis
             )  # no await between this and `generate`: a cancel finds the job in the pool
@@ -162,6 +172,16 @@ class AnswerRunner:
         except Exception:  # noqa: BLE001  readers wait: the answer must end
             _log.exception("answer_failed_unexpectedly")
             self.fail(answer, InternalError("internal_error", "Something went wrong on our side."))
+
+    def _check_generator(self, answer: RunningAnswer) -> None:
+        """Refuse to generate an answer with another model that has got the name of its own meanwhile.
+
+        Raises:
+            Unavailable: the model of this name is another one.
+        """
+        model = answer.session.model
+        if answer.generator is not None and self._jobs.identity(model) not in {None, answer.generator}:
+            raise Unavailable("model_unavailable", f"The model {model!r} was replaced by another one; ask again.")
 
     async def _prepare_videos(self, answer: RunningAnswer) -> VideoInputs:
         """Prepare the videos; try again while the store cannot be reached."""

@@ -11,6 +11,7 @@ redis.call('sadd', KEYS[4], ARGV[1])
 redis.call('set', KEYS[5], ARGV[4])
 redis.call('xadd', KEYS[6], ARGV[5] .. '-0', 'name', ARGV[6], 'data', ARGV[7])
 redis.call('hset', KEYS[7], 'token', ARGV[8])
+if ARGV[10] ~= '' then redis.call('hset', KEYS[7], 'generator', ARGV[10]) end
 redis.call('set', KEYS[8], ARGV[8], 'PX', ARGV[3])
 redis.call('sadd', KEYS[9], ARGV[9])
 return 'created'
@@ -20,7 +21,7 @@ while no replica owns the answer.
 
 KEYS: session, session lease, messages, session's answers, answer, events, owner, owner's lease, running answers.
 ARGV: answer id, messages in the history, lease in ms, record, number, name and data of the first event, owner's token,
-member of the running answers. Returns a `CreateOutcome`.
+member of the running answers, generator (empty if unknown). Returns a `CreateOutcome`.
 """
 
 WRITE = """
@@ -76,13 +77,29 @@ if redis.call('exists', KEYS[3]) == 1 then return 0 end
 local barren = 0
 if redis.call('hdel', KEYS[2], 'released') == 0 then barren = redis.call('hincrby', KEYS[2], 'barren', 1) end
 redis.call('hset', KEYS[2], 'token', ARGV[1])
+redis.call('hdel', KEYS[2], 'unserved')
+if ARGV[4] ~= '' then redis.call('hsetnx', KEYS[2], 'generator', ARGV[4]) end
 redis.call('set', KEYS[3], ARGV[1], 'PX', ARGV[2])
 return barren + 1
 """
 """Gives an answer without an owner to a new one. The field `barren` counts owners that died without adding a token.
 
-KEYS: answer, owner, owner's lease, running answers. ARGV: owner's token, lease in ms, member of the running answers.
+KEYS: answer, owner, owner's lease, running answers. ARGV: owner's token, lease in ms, member of the running answers,
+generator (empty to leave it as it is); one that is recorded stays.
 Returns 0 if the answer cannot be taken, else 1 + `barren`.
+"""
+
+WAIT = """
+if redis.call('sismember', KEYS[4], ARGV[2]) == 0 or redis.call('exists', KEYS[1]) == 0 then return false end
+if redis.call('exists', KEYS[3]) == 1 then return false end
+redis.call('hsetnx', KEYS[2], 'unserved', ARGV[1])
+return redis.call('hget', KEYS[2], 'unserved')
+"""
+"""Records since when an answer without an owner has been found without a replica that serves its model. The field
+`unserved` is erased by the next owner.
+
+KEYS: answer, owner, owner's lease, running answers. ARGV: now, member of the running answers.
+Returns the time that is recorded; nil if the answer has an owner, has ended or was erased.
 """
 
 RENEW = """

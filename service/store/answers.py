@@ -87,11 +87,12 @@ class AnswerStore:
         num_messages: int,
         owner: str,
         lease_seconds: float,
+        generator: str | None = None,
     ) -> CreateOutcome:
         """Store a new answer with the first event of its log, and make its session busy until the answer ends.
 
         `num_messages` is the length of the history that the question was asked with. The token `owner` may write the
-        answer from now on, and its lease begins.
+        answer from now on, and its lease begins. `generator` names what generates the answer, for `generator`.
         """
         names = (
             keys.session(tenant, record.session_id),
@@ -114,6 +115,7 @@ class AnswerStore:
             orjson.dumps(opening.data),
             owner,
             keys.running_answer(tenant, record.id),
+            generator or "",
         )
         outcome: Any = await self._redis.eval(answer_scripts.CREATE, len(names), *names, *arguments)
         return CreateOutcome(text(outcome))
@@ -145,8 +147,12 @@ class AnswerStore:
 
     # -- owners
 
-    async def take(self, tenant: str, answer_id: str, owner: str, *, lease_seconds: float) -> int | None:
+    async def take(
+        self, tenant: str, answer_id: str, owner: str, *, lease_seconds: float, generator: str | None = None
+    ) -> int | None:
         """Become the owner of an answer whose owner's lease has ended; no earlier owner can write it from now on.
+
+        `generator` is recorded if none is.
 
         Returns:
             How many owners in a row, up to the last one, died without adding a token; None if the answer has an owner,
@@ -158,9 +164,26 @@ class AnswerStore:
             keys.answer_lease(tenant, answer_id),
             keys.running_answers(),
         )
-        arguments = (owner, _milliseconds(lease_seconds), keys.running_answer(tenant, answer_id))
+        arguments = (owner, _milliseconds(lease_seconds), keys.running_answer(tenant, answer_id), generator or "")
         taken: Any = await self._redis.eval(answer_scripts.TAKE, len(names), *names, *arguments)
         return int(taken) - 1 if taken else None
+
+    async def generator(self, tenant: str, answer_id: str) -> str | None:
+        """What generates an answer in progress; None if that was not recorded."""
+        value: Any = await self._redis.hget(keys.answer_owner(tenant, answer_id), "generator")
+        return None if value is None else text(value)
+
+    async def unserved_since(self, tenant: str, answer_id: str, *, now: float) -> float | None:
+        """When this was first called for an answer that has had no owner since; None if it has one, or is over."""
+        names = (
+            keys.answer(tenant, answer_id),
+            keys.answer_owner(tenant, answer_id),
+            keys.answer_lease(tenant, answer_id),
+            keys.running_answers(),
+        )
+        arguments = (repr(now), keys.running_answer(tenant, answer_id))
+        since: Any = await self._redis.eval(answer_scripts.WAIT, len(names), *names, *arguments)
+        return None if since is None else float(text(since))
 
     async def renew(self, tenant: str, answer_id: str, owner: str, *, lease_seconds: float) -> OwnerVerdict:
         """Extend an owner's lease, also one that has run out, unless the answer has another owner by now."""
@@ -230,6 +253,10 @@ class AnswerStore:
     async def request_cancel(self, tenant: str, answer_id: str) -> None:
         """Ask the answer's owner to cancel it; the owner sees this when it writes or renews its lease."""
         await self._set_flag(tenant, answer_id, keys.answer_cancel(tenant, answer_id), seconds=_CANCEL_TTL)
+
+    async def is_cancel_requested(self, tenant: str, answer_id: str) -> bool:
+        """Whether a client asked to cancel an answer that has not ended since."""
+        return bool(await self._redis.exists(keys.answer_cancel(tenant, answer_id)))
 
     async def mark_followed(self, tenant: str, answer_id: str, *, seconds: float) -> None:
         """Record for the answer's owner that another replica has a reader of it, for the next `seconds`."""

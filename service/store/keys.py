@@ -82,7 +82,7 @@ def answer_events(tenant: str, answer_id: str) -> str:
 
 
 def answer_owner(tenant: str, answer_id: str) -> str:
-    """Hash: the token of an answer's owner, and how many owners in a row died without adding a token."""
+    """Hash: the token of an answer's owner, what generates the answer, and what its take-over needs to know."""
     return f"answer:{tenant}:{answer_id}:owner"
 
 

@@ -81,6 +81,11 @@ class Pools:
         model = self._models.get(name)
         return model is not None and model.state == "ready"
 
+    def identity(self, name: str) -> str | None:
+        """What generates the answers of the model of this name; None if no model here has it, or it is not loaded."""
+        info = self._models[name].info if name in self else None
+        return None if info is None else info.identity
+
     @property
     def problems(self) -> tuple[str, ...]:
         """A sentence for each worker, of any model, that has failed to start several times in a row."""

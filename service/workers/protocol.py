@@ -68,6 +68,11 @@ class ModelInfo:
     default_sampling: SamplingParams
 
     @property
+    def identity(self) -> str:
+        """What generates its answers, whatever its name: the family, which writes the prompts, and the checkpoint."""
+        return f"{self.family}:{self.checkpoint_digest}"
+
+    @property
     def modalities(self) -> tuple[Modality, ...]:
         """What its conversations are about: videos, with or without their sound, or text alone."""
         return modalities_of(self.inputs)

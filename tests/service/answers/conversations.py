@@ -97,6 +97,7 @@ async def accept(
     owner: str = OWNER,
     lease_seconds: float = 10.0,
     model: str = "tiny",
+    generator: str | None = None,
 ) -> bool:
     """Store an answer as `Questions` does, in a session that exists."""
     session = session_record(session_id=record.session_id, model=model)
@@ -109,5 +110,6 @@ async def accept(
         num_messages=0,
         owner=owner,
         lease_seconds=lease_seconds,
+        generator=generator,
     )
     return outcome is CreateOutcome.CREATED

@@ -1,6 +1,7 @@
 """Answers at several replicas: who reads them, who owns them, and what happens when a reader or an owner leaves."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
@@ -32,12 +33,16 @@ class Jobs:
 
     def __init__(self, *models: str) -> None:
         self.models = models
+        self.checkpoint = "1"
         self.aborted: list[str] = []
         self._commands: asyncio.Queue[Generate] = asyncio.Queue()
         self._sinks: dict[str, Callable[[Delta | Refused], None]] = {}
 
     def serves(self, name: str) -> bool:
         return name in self.models
+
+    def identity(self, name: str) -> str | None:
+        return f"{name}:{self.checkpoint}" if self.serves(name) else None
 
     def generate(self, command: Generate, sink: Callable[[Delta | Refused], None], *, model: str) -> None:
         assert self.serves(model)
@@ -69,8 +74,11 @@ class Jobs:
 class Replica:
     """The answers of one replica."""
 
-    def __init__(self, redis: StoreClient, jobs: Jobs, *, grace: float, lease_seconds: float) -> None:
-        settings, metrics = Settings(disconnect_grace=grace, lease_seconds=lease_seconds), Metrics()
+    def __init__(
+        self, redis: StoreClient, jobs: Jobs, *, grace: float, lease_seconds: float, answer_timeout: float = 600
+    ) -> None:
+        settings = Settings(disconnect_grace=grace, lease_seconds=lease_seconds, answer_timeout=answer_timeout)
+        metrics = Metrics()
         self.jobs, self.follower = jobs, LogFollower(redis)
         self.store = AnswerStore(redis, self.follower)
         self.admission = Admission(settings, metrics)
@@ -92,6 +100,7 @@ class Replica:
             sessions=SessionStore(redis),
             answers=self.store,
             lease_seconds=lease_seconds,
+            answer_timeout=answer_timeout,
             metrics=metrics,
         )
         self.answers = Answers(
@@ -137,9 +146,16 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    redis: StoreClient, *, grace: float = 9, lease_seconds: float = 60, models: tuple[str, ...] = ("tiny",)
+    redis: StoreClient,
+    *,
+    grace: float = 9,
+    lease_seconds: float = 60,
+    answer_timeout: float = 600,
+    models: tuple[str, ...] = ("tiny",),
+    checkpoint: str = "1",
 ) -> AsyncIterator[Replica]:
-    made = Replica(redis, Jobs(*models), grace=grace, lease_seconds=lease_seconds)
+    made = Replica(redis, Jobs(*models), grace=grace, lease_seconds=lease_seconds, answer_timeout=answer_timeout)
+    made.jobs.checkpoint = checkpoint
     made.follower.start()
     made.runner.start()
     made.takeover.start()
@@ -239,10 +255,12 @@ async def test_a_cancel_during_the_hand_over_reaches_the_next_owner(redis: Store
 # -- take-over
 
 
-async def orphan(redis: StoreClient, *, model: str = "tiny") -> AnswerRecord:
+async def orphan(
+    redis: StoreClient, *, model: str = "tiny", generator: str | None = None, deadline: float | None = None
+) -> AnswerRecord:
     """An answer with three logged tokens whose owner has just died."""
-    record, answers = answer_record(), AnswerStore(redis, LogFollower(redis))
-    await accept(redis, record, owner="own_dead", lease_seconds=0.001, model=model)
+    record, answers = answer_record().model_copy(update={"deadline": deadline}), AnswerStore(redis, LogFollower(redis))
+    await accept(redis, record, owner="own_dead", lease_seconds=0.001, model=model, generator=generator)
     events = (LogEvent(2, "delta", {"text": "A r"}, (1, 2)), LogEvent(3, "delta", {"text": "ed"}, (3,)))
     write = AnswerWrite(
         tenant=TENANT, answer_id=record.id, session_id=record.session_id, owner="own_dead", events=events
@@ -298,6 +316,88 @@ async def test_an_answer_waits_for_a_replica_that_serves_its_model(redis: StoreC
             assert job.output_token_ids == (1, 2, 3)
             other.jobs.say(job, " square.", 4, finish_reason="stop")
             assert names(await without.read(record.id))[-1] == "done"
+
+
+async def test_an_answer_is_continued_only_by_the_model_that_began_it(redis: StoreClient) -> None:
+    record = await orphan(redis, generator="tiny:1")
+    async with replica(redis, lease_seconds=1, checkpoint="2") as namesake:
+        await asyncio.sleep(1)
+        assert await namesake.status(record.id) == "in_progress"
+        assert await namesake.store.orphans() == [(TENANT, record.id)]
+        async with replica(redis, lease_seconds=1) as same:
+            job = await same.jobs.next()
+            same.jobs.say(job, " square.", 4, finish_reason="stop")
+            assert texts(await namesake.read(record.id)) == ["A r", "ed", " square."]
+    assert await redis.keys("answer:*:owner") == []
+
+
+async def test_the_first_to_take_an_answer_over_by_its_name_records_what_generates_it(redis: StoreClient) -> None:
+    record = await orphan(redis)
+    async with replica(redis) as here:
+        await here.status(record.id)
+        await here.jobs.next()
+        assert await here.store.generator(TENANT, record.id) == "tiny:1"
+
+
+async def test_a_model_that_got_the_name_while_a_question_was_prepared_does_not_answer_it(redis: StoreClient) -> None:
+    async with replica(redis, checkpoint="2") as here:
+        answer = running_answer(admission=here.admission)
+        answer.generator = "tiny:1"
+        await accept(redis, answer.record, opening=answer.opening(), owner=answer.owner, generator="tiny:1")
+        here.runner.begin(answer)
+        [_, error] = await here.read(answer.id)
+        assert error.data["error"]["code"] == "model_unavailable"
+
+
+@pytest.mark.parametrize(("models", "checkpoint"), [((), "1"), (("tiny",), "2")])
+async def test_a_cancel_ends_an_answer_whose_model_nobody_serves(
+    redis: StoreClient, models: tuple[str, ...], checkpoint: str
+) -> None:
+    record = await orphan(redis, generator="tiny:1")
+    async with replica(redis, models=models, checkpoint=checkpoint) as here:
+        reading = asyncio.create_task(here.read(record.id))
+        await here.answers.cancel(TENANT, record.id)
+        events = await reading
+        assert (names(events)[-1], events[-1].data["finish_reason"]) == ("done", "abort")
+        ended = await here.answers.get(TENANT, record.id)
+        assert (ended.status, ended.message and ended.message.content) == ("cancelled", "A red")
+        assert len(await SessionStore(redis).messages(TENANT, record.session_id)) == 2
+        assert await redis.keys("session:*:lease") == []
+        await here.until_idle()
+
+
+async def test_a_cancel_before_the_model_is_gone_is_found_by_the_sweep(redis: StoreClient) -> None:
+    record = await orphan(redis, model="large")
+    await AnswerStore(redis, LogFollower(redis)).request_cancel(TENANT, record.id)
+    async with replica(redis, lease_seconds=1) as here:
+        assert names(await here.read(record.id))[-1] == "done"
+        assert await here.status(record.id) == "cancelled"
+
+
+@pytest.mark.parametrize("limit", ["timeout", "answer_timeout"])
+async def test_an_answer_whose_model_nobody_serves_ends_when_its_time_is_up(redis: StoreClient, limit: str) -> None:
+    record = await orphan(redis, model="large", deadline=time.time() + 1 if limit == "timeout" else None)
+    async with replica(redis, lease_seconds=1, answer_timeout=600 if limit == "timeout" else 1) as here:
+        reading = asyncio.create_task(here.read(record.id))
+        await asyncio.sleep(0.5)
+        assert await here.status(record.id) == "in_progress"
+        last = (await reading)[-1]
+        assert (last.name, last.data["error"]["code"]) == ("error", "deadline_exceeded")
+        assert await here.status(record.id) == "failed"
+        assert await redis.keys("session:*:lease") == []
+        await here.until_idle()
+
+
+async def test_the_next_owner_ends_the_count_of_the_time_without_a_model(redis: StoreClient) -> None:
+    record, store = await orphan(redis), AnswerStore(redis, LogFollower(redis))
+    assert await store.unserved_since(TENANT, record.id, now=100.5) == 100.5
+    assert await store.unserved_since(TENANT, record.id, now=200.0) == 100.5
+    await store.take(TENANT, record.id, "own_second", lease_seconds=60)
+    assert await store.unserved_since(TENANT, record.id, now=300.0) is None, "it has an owner"
+    await store.release(TENANT, record.id, "own_second")
+    assert await store.unserved_since(TENANT, record.id, now=400.0) == 400.0
+    await redis.delete(keys.answer(TENANT, record.id))
+    assert await store.unserved_since(TENANT, record.id, now=500.0) is None, "it is erased"
 
 
 async def test_what_is_left_of_an_erased_answer_is_removed_whatever_is_served(redis: StoreClient) -> None:

@@ -53,6 +53,8 @@ async def test_models_are_served_side_by_side_and_a_broken_one_disturbs_none(tmp
         assert problem.startswith("Worker 2 of the model 'broken' (all, device cpu) does not start: ")
         assert [model.state for model in pools] == ["ready", "ready", "broken"]
         assert [pools.serves(name) for name in ("tiny", "other", "broken", "huge")] == [True, True, False, False]
+        assert pools.identity("tiny") == f"videochat:{infos[None].checkpoint_digest}"
+        assert [pools.identity(name) for name in ("broken", "huge")] == [None, None]
         with pytest.raises(NotFound, match="no model 'huge'; it has 'tiny', 'other', 'broken'"):
             await pools.info("huge")
 
