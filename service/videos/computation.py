@@ -21,16 +21,20 @@ from service.store.records import AudioTrack, Problem, SampledFrame, VideoRecord
 from service.store.stores import Stores
 from service.videos.progress import ProgressReporter
 from service.workers.pools import Pools
-from service.workers.protocol import Encode, ModelInfo
+from service.workers.protocol import Encode, Encoded, ModelInfo
 
 _log = structlog.get_logger(__name__)
+
+WORKERS_LOST = frozenset({"worker_lost", "model_unavailable"})
+"""Errors after which the workers of another model may compute the features."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class PreparationJob:
     """The computation of one video's features, shared by all requests of this process that need them.
 
-    Models with the same encoder share it too; `info` is that of the model that was asked first.
+    Models with the same encoder share it too; `info` is that of the model that was asked first. If its workers are
+    lost, those of another one that waits for the features compute them.
     """
 
     tenant: str
@@ -45,6 +49,10 @@ class PreparationJob:
     progress: ProgressReporter
     probed: asyncio.Future[VideoRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The record with the file's facts, once they are known."""
+    askers: dict[str, ModelInfo] = field(default_factory=dict)
+    """The models that wait for the features, by name."""
+    tried: set[str] = field(default_factory=set)
+    """The models whose workers were lost with this job."""
     task: asyncio.Task[PackedFeatures | None] | None = None
     """Its result is None for a model that sees no videos."""
 
@@ -168,19 +176,8 @@ class FeatureComputation:
     async def _encode(self, job: PreparationJob, decoded: DecodedVideo) -> PackedFeatures:
         await job.progress.report("encode", 0.0)
         with tracing.span("encode", {"reeltalk.video.id": job.record.id}):
-            encoded = await self._pools.encode(
-                Encode(
-                    job_id=new_id("req"),
-                    key=job.key,
-                    frames=decoded.frames,
-                    shape=decoded.shape,
-                    frame_indices=decoded.indices,
-                    timestamps=decoded.timestamps,
-                    sound=decoded.sound,
-                ),
-                model=job.info.name,
-            )
-        self._metrics.of_model(job.info.name).video_encode.observe(encoded.seconds)
+            model, encoded = await self._encoded(job, decoded)
+        self._metrics.of_model(model).video_encode.observe(encoded.seconds)
         _log.info(
             "video_encoded",
             num_frames=len(decoded.indices),
@@ -190,6 +187,31 @@ class FeatureComputation:
             encode_ms=round(encoded.seconds * 1000, 1),
         )
         return PackedFeatures.checked(encoded.blob, key=job.key, parts=job.info.parts)
+
+    async def _encoded(self, job: PreparationJob, decoded: DecodedVideo) -> tuple[str, Encoded]:
+        """Encode with the workers of the job's model or, if they are lost, of one that waits; returns its name too."""
+        model = job.info.name
+        while True:
+            try:
+                return model, await self._pools.encode(
+                    Encode(
+                        job_id=new_id("req"),
+                        key=job.key,
+                        frames=decoded.frames,
+                        shape=decoded.shape,
+                        frame_indices=decoded.indices,
+                        timestamps=decoded.timestamps,
+                        sound=decoded.sound,
+                    ),
+                    model=model,
+                )
+            except ServiceError as error:
+                job.tried.add(model)
+                others = [name for name in job.askers if name not in job.tried]
+                if error.code not in WORKERS_LOST or not others:
+                    raise
+                _log.warning("video_encoded_elsewhere", error=error.code, lost_model=model, model=others[0])
+                model = others[0]
 
     async def _store(self, job: PreparationJob, packed: PackedFeatures, decoded: DecodedVideo) -> None:
         """Store features and thumbnails; stores nothing of a video that is erased before or meanwhile."""

@@ -171,8 +171,8 @@ class Ingest:
             ServiceError: the file cannot be used and was erased again, or a part of the service failed.
         """
         if record.num_frames is not None:
-            if record.status == "ready":  # it was uploaded before; a model may have been loaded since
-                self._preparation.start_eager(tenant, record)
+            if record.status == "ready":  # it was uploaded before, maybe at a replica with other models
+                return await self._preparation.start_missing(tenant, record)
             return record
         job = await self._preparation.start(tenant, record)
         assert job.task is not None

@@ -20,7 +20,7 @@ from service.observability.metrics import Metrics
 from service.store import keys
 from service.store.records import FrameRequest, VideoRecord
 from service.store.stores import Stores
-from service.videos.computation import FeatureComputation, PreparationJob, sampled_frames, video_gone
+from service.videos.computation import WORKERS_LOST, FeatureComputation, PreparationJob, sampled_frames, video_gone
 from service.videos.feature_keys import DEFAULT_FRAMES, features_key, requested_inputs
 from service.videos.progress import PreparationProgress, ProgressReporter
 from service.workers.pools import Pools
@@ -103,17 +103,27 @@ class Preparation:
             ServiceError: the file cannot be used or is gone, or a part of the service failed.
         """
         check_usable(video)
-        job = self._job(tenant, video, frames, await self._pools.info(model))
+        info = await self._pools.info(model)
+        job = self._job(tenant, video, frames, info)
         if job.task is None:
             cached = await self._features.get(job.key, parts=job.info.parts, model=model)
             if cached is not None:
                 if on_progress is not None:
                     on_progress(PreparationProgress(video_id=video.id, stage="ready", fraction=1.0))
                 return job.key, cached
-        job, task = self._start(job)
+        job, task = self._start(job, info)
         if on_progress is not None:
             job.progress.add_listener(on_progress)
-        packed = await asyncio.shield(task)
+        try:
+            packed = await asyncio.shield(task)
+        except ServiceError as error:
+            if error.code not in WORKERS_LOST or model in job.tried:
+                raise
+            # the workers of another model were lost before this question came to wait
+            job, task = self._start(self._job(tenant, video, frames, info), info)
+            if on_progress is not None:
+                job.progress.add_listener(on_progress)
+            packed = await asyncio.shield(task)
         assert packed is not None, "the model sees videos"
         return job.key, packed
 
@@ -155,17 +165,35 @@ class Preparation:
             Unavailable: the default model is not loaded yet.
         """
         default = await self._pools.info(None)
-        job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, self._shown_model() or default))
+        info = self._shown_model() or default
+        job, _ = self._start(self._job(tenant, video, DEFAULT_FRAMES, info), info)
         return job
+
+    async def start_missing(self, tenant: str, video: VideoRecord) -> VideoRecord:
+        """Start what this replica's models lack of a video that is ready, maybe for another replica's default model.
+
+        Returns:
+            Its record; without frames if those of the default model are missing.
+        """
+        info = self._shown_model()
+        if info is not None and info.inputs is not None:
+            job = self._job(tenant, video, DEFAULT_FRAMES, info)
+            if job.task is not None or not await self._features.existing([job.key]):
+                self._start(job, info)  # the eager models follow
+                return video.model_copy(update={"status": "processing", "frames": (), "error": None})
+        self.start_eager(tenant, video)
+        return video
 
     def start_eager(self, tenant: str, video: VideoRecord) -> None:
         """Start the preparation of a video for all models that are marked as eager and loaded."""
         for model in self._pools:
             if model.spec.is_eager and model.state == "ready" and model.info is not None and model.info.inputs:
-                self._start(self._job(tenant, video, DEFAULT_FRAMES, model.info))
+                self._start(self._job(tenant, video, DEFAULT_FRAMES, model.info), model.info)
 
     async def view(self, tenant: str, video: VideoRecord, *, model: str) -> VideoRecord:
         """Return a video's record as it is for one model: the status and the frames of that model's features.
+
+        The stored record may be of another model, also if this is the default one: replicas can have other defaults.
 
         Raises:
             NotFound: no model has this name.
@@ -175,13 +203,15 @@ class Preparation:
         if info.inputs is None:
             return video.model_copy(update={"status": "ready", "frames": (), "error": None})
         job = self._job(tenant, video, DEFAULT_FRAMES, info)
-        if job.is_default or (video.error is not None and not is_service_failure(video.error.code)):
+        if video.error is not None and not is_service_failure(video.error.code):
             return video
-        if job.task is not None:
-            return video.model_copy(update={"status": "processing", "frames": (), "error": None})
         stored = await self._features.get(job.key, parts=info.parts, model=model)
-        if stored is None:
-            return video.model_copy(update={"status": "uploaded", "frames": (), "error": None})
+        if stored is None or (job.task is not None and video.status != "ready"):
+            if job.task is None and job.is_default and video.status == "failed":
+                return video.model_copy(update={"frames": ()})
+            is_running = job.task is not None or await self._leases.holder(keys.fill_lease(job.key)) is not None
+            status = "processing" if is_running else "uploaded"
+            return video.model_copy(update={"status": status, "frames": (), "error": None})
         frames = sampled_frames(stored.frame_indices, stored.timestamps)
         return video.model_copy(update={"status": "ready", "frames": frames, "error": None})
 
@@ -205,9 +235,12 @@ class Preparation:
             progress=ProgressReporter(self._videos, tenant, video.id, is_logged=is_default),
         )
 
-    def _start(self, job: PreparationJob) -> tuple[PreparationJob, asyncio.Task[PackedFeatures | None]]:
-        """Start a job, unless one for the same features runs; returns the one that runs, and its task."""
+    def _start(
+        self, job: PreparationJob, asker: ModelInfo
+    ) -> tuple[PreparationJob, asyncio.Task[PackedFeatures | None]]:
+        """Start a job that a model asks for, unless one for the same features runs; returns that one, and its task."""
         job = self._jobs.setdefault(job.key, job)
+        job.askers.setdefault(asker.name, asker)
         if job.task is None:
             work = self._probe(job) if job.info.inputs is None else self._run(job)
             job.task = asyncio.create_task(work, name=f"prepare {job.record.id}")

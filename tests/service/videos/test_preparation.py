@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from model.features import PackedFeatures
 from model.video.spec import VideoLimits
 from service.decoding.decoder import Decoder
-from service.errors import Gone, InvalidRequest, NotFound, ServiceError, StorageUnavailable
+from service.errors import Gone, InvalidRequest, NotFound, ServiceError, StorageUnavailable, from_code
 from service.ids import video_id
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -23,8 +24,9 @@ from service.store.records import FrameRequest, VideoRecord
 from service.store.stores import Stores, build_stores
 from service.store.videos import VideoStore
 from service.videos.preparation import Preparation
-from service.videos.progress import follow_progress
+from service.videos.progress import ProgressReporter, follow_progress
 from service.workers.pools import Pools
+from service.workers.protocol import Encode, Encoded
 from tests.clips import h264_mp4
 from tests.service.answers.conversations import TENANT, video_record
 from tests.service.workers.pools import PATIENCE, pools_of
@@ -183,6 +185,112 @@ async def test_a_record_is_shown_as_it_is_for_each_model(
         await shown("huge")
 
 
+async def until_idle(replica: Replica) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while replica.preparation.num_jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_record_of_another_default_is_not_shown_as_one_of_this_model(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+
+    async def current() -> VideoRecord:
+        found = await replica.stores.videos.get(TENANT, record.id)
+        assert found is not None
+        return found
+
+    async def shown(model: str) -> tuple[str, int]:
+        view = await replica.preparation.view(TENANT, await current(), model=model)
+        return view.status, len(view.frames)
+
+    monkeypatch.setattr(pools, "default", "other")  # another replica's default
+    await replica.preparation.start(TENANT, record)
+    await until_idle(replica)
+    assert ((await current()).status, len((await current()).frames)) == ("ready", 30)
+    monkeypatch.setattr(pools, "default", "tiny")
+    assert [await shown(name) for name in ("tiny", "other")] == [("uploaded", 0), ("ready", 30)]
+
+    # the same bytes are uploaded here
+    replied = await replica.preparation.start_missing(TENANT, await current())
+    assert (replied.status, replied.frames) == ("processing", ())
+    assert await shown("tiny") == ("processing", 0)
+    await until_idle(replica)
+    assert [await shown(name) for name in ("tiny", "other")] == [("ready", 8), ("ready", 30)]
+    assert len((await current()).frames) == 8
+    again = await replica.preparation.start_missing(TENANT, await current())
+    assert (again, replica.preparation.num_jobs) == (await current(), 0)
+    assert replica.num_encoded == 2
+
+
+async def test_features_that_another_replica_computes_are_shown_as_in_preparation(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    computing, asked = (Replica(pools, decoder, redis, tmp_path) for _ in range(2))
+    record = await uploaded(asked.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    job = await computing.preparation.start(TENANT, record)
+    await asyncio.wait_for(job.probed, PATIENCE)
+    assert (await asked.preparation.view(TENANT, record, model="twin")).status == "processing"
+    await until_idle(computing)
+
+
+@pytest.mark.parametrize("code", ["worker_lost", "model_unavailable"])
+async def test_features_are_computed_by_another_model_that_waits_if_the_first_is_unloaded(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    replica, is_encoding, is_unloaded = Replica(pools, decoder, redis, tmp_path), asyncio.Event(), asyncio.Event()
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    encode = pools.encode
+
+    async def unloaded(command: Encode, *, model: str) -> Encoded:
+        if model == "twin":
+            is_encoding.set()
+            await is_unloaded.wait()
+            raise from_code(code, "The model was unloaded.")
+        return await encode(command, model=model)
+
+    monkeypatch.setattr(pools, "encode", unloaded)
+    first = asyncio.create_task(replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin"))
+    await asyncio.wait_for(is_encoding.wait(), PATIENCE)
+    second = asyncio.create_task(replica.preparation.ensure(TENANT, record, FrameRequest(), model="tiny"))
+    await asyncio.sleep(0.1)
+    is_unloaded.set()
+    assert await asyncio.wait_for(second, PATIENCE) == await first
+    assert [replica.num_encoded_by(name) for name in ("tiny", "twin")] == [1, 0]
+    ready = await replica.stores.videos.get(TENANT, record.id)
+    assert ready is not None
+    assert ready.status == "ready"
+
+
+async def test_a_question_that_comes_after_the_workers_of_another_model_were_lost_is_not_failed_with_them(
+    pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(pools, decoder, redis, tmp_path)
+    record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
+    encode, report = pools.encode, ProgressReporter.report
+    late: list[asyncio.Task[tuple[str, PackedFeatures]]] = []
+
+    async def lost(command: Encode, *, model: str) -> Encoded:
+        if model == "twin":
+            raise from_code("worker_lost", "Lost.")
+        return await encode(command, model=model)
+
+    async def ask_late(self: ProgressReporter, stage: str, fraction: float, **error: Any) -> None:
+        if stage == "failed" and not late:
+            late.append(asyncio.create_task(replica.preparation.ensure(TENANT, record, FrameRequest(), model="tiny")))
+            await asyncio.sleep(0.1)
+        await report(self, stage, fraction, **error)
+
+    monkeypatch.setattr(pools, "encode", lost)
+    monkeypatch.setattr(ProgressReporter, "report", ask_late)
+    with pytest.raises(ServiceError):
+        await asyncio.wait_for(replica.preparation.ensure(TENANT, record, FrameRequest(), model="twin"), PATIENCE)
+    await asyncio.wait_for(late[0], PATIENCE)
+    assert replica.num_encoded_by("tiny") == 1
+
+
 async def test_an_upload_prepares_the_features_of_eager_models_too(
     pools: Pools, decoder: Decoder, redis: StoreClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +299,7 @@ async def test_an_upload_prepares_the_features_of_eager_models_too(
     monkeypatch.setattr(other, "spec", replace(other.spec, is_eager=True))
     record = await uploaded(replica.stores, h264_mp4(tmp_path / "clip.mp4", frames=30))
     await replica.preparation.start(TENANT, record)
-    async with asyncio.timeout(PATIENCE):
-        while replica.preparation.num_jobs:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until_idle(replica)
     assert (replica.num_encoded_by("tiny"), replica.num_encoded_by("other")) == (1, 1)
     assert (await replica.preparation.view(TENANT, record, model="other")).status == "ready"
 
