@@ -92,7 +92,10 @@ class ModelLoading:
         await self._pools.unload(name)
 
     async def close(self) -> None:
-        """Load no more models, and stop waiting for answers of models that are being unloaded; the pools end all workers."""
+        """Load no more models, and stop waiting for answers of those that are being unloaded.
+
+        The pools end all workers.
+        """
         self._is_closed = True
         for task in self._unloads:
             task.cancel()

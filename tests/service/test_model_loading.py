@@ -130,7 +130,7 @@ async def test_of_two_models_of_one_name_one_is_loaded(pools: Pools) -> None:
     models = loading(pools)
     checkpoint = str(Path(model.tiny.__file__).parent / "weights")
     both = [models.load("twin", options(checkpoint=checkpoint)) for _ in range(2)]
-    served, refused = await asyncio.gather(*both, return_exceptions=True)
+    _, refused = await asyncio.gather(*both, return_exceptions=True)
     assert isinstance(refused, Conflict)
     models.unload("twin")
     await until_gone(pools, "twin")
