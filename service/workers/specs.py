@@ -40,8 +40,8 @@ def parse_workers(text: str, *, device: str, has_encoder: bool = True) -> tuple[
     needs workers that generate only.
 
     Raises:
-        ValueError: the text is malformed, there are too many workers or none, or no worker encodes, or none generates, or one
-            has nothing to do.
+        ValueError: the text is malformed, there are too many workers or none, or no worker encodes, or none
+            generates, or one has nothing to do.
     """
     text = text.replace(" ", "")
     specs: list[WorkerSpec] = []
