@@ -46,7 +46,7 @@ class ServiceError(Exception):
 
     Args:
         code: a code whose row in `CODES` names this class.
-        message: one sentence or more, shown to the client.
+        message: one sentence or more, shown to the client; may hold text of the client's own.
         param: the field that the error is about.
         retry_after: seconds until the client should try again; by default as in `CODES`.
 
@@ -60,12 +60,12 @@ class ServiceError(Exception):
     default_retry_after: ClassVar[int | None] = None
 
     def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(encodable(message))
         row = CODES[code]
         assert type(self) is row.error, f"{code} is raised as {row.error.__name__}"
         self.code = code
-        self.message = message
-        self.param = param
+        self.message = encodable(message)
+        self.param = None if param is None else encodable(param)
         self.status = row.status
         self.retry_after = row.retry_after if retry_after is None else retry_after
 
@@ -76,6 +76,11 @@ class ServiceError(Exception):
     def headers(self) -> dict[str, str]:
         """Extra headers of the HTTP response."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def encodable(text: str) -> str:
+    """Replace with `?` each half of a surrogate pair; JSON and names of files may hold one, and UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class InvalidRequest(ServiceError):

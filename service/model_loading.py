@@ -6,10 +6,10 @@ import time
 import structlog
 
 from service.answers.runner import AnswerRunner
-from service.errors import Conflict, InvalidRequest
+from service.errors import Conflict, InvalidRequest, Unavailable
 from service.settings import Settings
-from service.workers.memory_check import check_memory
-from service.workers.model_spec import ModelOptions
+from service.workers.memory_check import MemoryCheck
+from service.workers.model_spec import ModelOptions, ModelSpec
 from service.workers.pools import Pools
 from service.workers.served_model import ServedModel
 from service.workers.specs import MAX_WORKERS
@@ -30,28 +30,38 @@ class ModelLoading:
         self._pools = pools
         self._runner = runner
         self._grace = grace
+        self._memory_check = MemoryCheck(pools)
         self._unloads: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
-    def load(self, name: str, options: ModelOptions) -> ServedModel:
+    async def load(self, name: str, options: ModelOptions) -> ServedModel:
         """Start the workers of one more model; does not wait until they have loaded it.
 
         Raises:
             Conflict: a model has this name.
             InsufficientMemory: the model does not fit into the free memory of its devices.
             InvalidRequest: the checkpoint cannot be read, or there would be too many workers.
-            Unavailable: no worker is ready yet, so that the free memory is not known.
+            Unavailable: no worker is ready yet, so that the free memory is not known, the checkpoint's files cannot be
+                read in time, or the replica is stopping.
         """
         try:
             spec = self._settings.model_defaults.complete(name, options)
         except ValueError as error:
             raise InvalidRequest("invalid_value", f"{error}.", param="workers") from None
+        self._check_room(spec)
+        await self._memory_check.check(spec)
+        self._check_room(spec)  # another model may have come meanwhile
+        return self._pools.load(spec)
+
+    def _check_room(self, spec: ModelSpec) -> None:
+        if self._is_closed:
+            raise Unavailable("draining", "This replica is stopping; it loads no model.")
+        name = spec.name
         if name in self._pools:
             raise Conflict("model_exists", f"There is a model {name!r}; unload it first.", param="name")
         if len(self._pools.workers) + len(spec.workers) > MAX_WORKERS:
             message = f"All models together may have at most {MAX_WORKERS} workers."
             raise InvalidRequest("invalid_value", message, param="workers")
-        check_memory(spec, self._pools)
-        return self._pools.load(spec)
 
     def unload(self, name: str) -> ServedModel:
         """Begin to unload a model; it takes no new work from now on. Its features stay in the cache.
@@ -82,7 +92,11 @@ class ModelLoading:
         await self._pools.unload(name)
 
     async def close(self) -> None:
-        """Stop waiting for answers of models that are being unloaded; the pools end all workers."""
+        """Load no more models, and stop waiting for answers of those that are being unloaded.
+
+        The pools end all workers.
+        """
+        self._is_closed = True
         for task in self._unloads:
             task.cancel()
         await asyncio.gather(*self._unloads, return_exceptions=True)

@@ -27,7 +27,7 @@ from model.modalities import sees_videos
 from model.video.spec import MAX_FRAME_COUNT
 from model.weight_bits import Quantization
 from service.workers.model_spec import (
-    DEVICE,
+    Device,
     Dtype,
     ModelDefaults,
     ModelSpec,
@@ -44,7 +44,10 @@ _OTHER_VARIABLES = {"REELTALK_API_KEY", "REELTALK_CONTRACT_EXAMPLES", "REELTALK_
 
 
 class SettingsError(Exception):
-    """The settings are invalid; the message is one sentence for the operator."""
+    """The settings are invalid; the message is one sentence for the operator, on one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
 
 
 class Settings(BaseModel):
@@ -119,7 +122,7 @@ class Settings(BaseModel):
     """The family of the model, if neither `models` nor `model` names one; see docs/checkpoints.md for their names."""
     checkpoint: Path | None = None
     """A folder with the family's published files; by default the service runs the family's small model."""
-    device: str = Field(default="auto", pattern=DEVICE)
+    device: Device = "auto"
     """The device of workers for which `workers` names none: `auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Dtype = "auto"
     """The data type of weights and activations; auto: float16 on a GPU, float32 on the CPU."""
@@ -328,6 +331,21 @@ def load_settings(
         name = PREFIX + ".".join(str(part) for part in first["loc"]).upper() if first["loc"] else "The settings"
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
     return settings
+
+
+def check_default_checkpoint(settings: Settings) -> None:
+    """Refuse to start with a default model whose folder does not exist, before anything is started.
+
+    Another model without a folder is a problem that `/readyz` shows: it must not end the service that has others.
+
+    Raises:
+        SettingsError: there is no such folder.
+    """
+    [default] = [spec for spec in settings.model_specs if spec.is_default]
+    if default.checkpoint is not None and not default.checkpoint.is_dir():
+        raise SettingsError(
+            f"The default model {default.name!r} cannot be loaded: there is no folder {str(default.checkpoint)!r}."
+        )
 
 
 def _from_environ(names: Mapping[str, str]) -> dict[str, str]:

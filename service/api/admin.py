@@ -34,7 +34,7 @@ router = APIRouter(prefix="/admin", tags=["operation"])
 async def load_model(_: Allowed, service: ServiceDep, body: ModelLoad) -> Model:
     """Begin to load a model on this replica, if it fits; `GET /v1/models/{model}` has its state."""
     service.admission.check_open()
-    return described(service, service.model_loading.load(body.name, body))
+    return described(service, await service.model_loading.load(body.name, body))
 
 
 @router.delete("/models/{name}", status_code=202, responses=documented(403, 404, 409, 422))

@@ -135,7 +135,7 @@ class ChatCompletionRequest(SamplingFields, RequestBody):
     """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    model: Annotated[str, Field(max_length=200)] | None = Field(
         default=None, description="By default the server's default model."
     )
     stream: bool | None = None

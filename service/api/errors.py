@@ -86,9 +86,8 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     path = _field_path(first["loc"], error.body)
     if code == "malformed_json":
         return error_response(_malformed_json())
-    return error_response(
-        InvalidRequest(code, f"{first['msg'].removeprefix('Value error, ')}.", param=".".join(path) or None)
-    )
+    message = first["msg"].removeprefix("Value error, ")
+    return error_response(InvalidRequest(code, f"{message[:1].upper()}{message[1:]}.", param=".".join(path) or None))
 
 
 def _malformed_json() -> InvalidRequest:

@@ -26,7 +26,7 @@ from service.store.records import (
     VideoStatus,
 )
 from service.videos.fetching import MAX_URL
-from service.workers.model_spec import MODEL_NAME, ModelOptions
+from service.workers.model_spec import ModelName, ModelOptions
 from service.workers.supervisor import ModelState
 
 VideoId = Annotated[str, StringConstraints(pattern=r"^vid_[0-9a-f]{32}$")]
@@ -312,7 +312,7 @@ class ModelList(Reply):
 class ModelLoad(ModelOptions):
     """Load a model. What is not given is as in the service's settings."""
 
-    name: str = Field(pattern=MODEL_NAME)
+    name: ModelName
 
 
 class DrainState(Reply):

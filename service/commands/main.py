@@ -79,6 +79,7 @@ def serve(
     from service.observability.logging import configure_logging
     from service.observability.tracing import configure_tracing
     from service.server import serve as run
+    from service.settings import check_default_checkpoint
 
     settings = _settings(
         host=host,
@@ -93,6 +94,7 @@ def serve(
     )
     configure_logging(level=settings.log_level, style=settings.log_format)
     configure_tracing()
+    _or_exit(lambda: check_default_checkpoint(settings))
     _or_exit(lambda: check_exposure(settings))
     sys.exit(run(settings, console=_console))
 

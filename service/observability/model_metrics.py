@@ -117,20 +117,36 @@ class ModelSeries:
         self.kv_cache_usage = gauge("kv_cache_usage_ratio", "Share of the KV cache blocks that sequences use.", _WORKER)
         self.num_preemptions = counter("num_preemptions", "Preemptions of sequences.", _WORKER)
         self._bound: dict[str, ModelMetrics] = {}
+        self._forgotten: set[str] = set()
 
     def of(self, name: str) -> "ModelMetrics":
-        """Return the metrics of one model; their series with the value 0 appear with the first call."""
+        """Return the metrics of one model; their series with the value 0 appear with the first call.
+
+        Nothing that those of a forgotten model count is exported.
+        """
+        if name in self._forgotten:
+            return ModelMetrics(self._unread, name)
         if name not in self._bound:
             self._bound[name] = ModelMetrics(self, name)
         return self._bound[name]
 
+    def remember(self, name: str) -> None:
+        """Export the series of a model from now on, also if they were removed before."""
+        self._forgotten.discard(name)
+
     def forget(self, name: str) -> None:
-        """Remove the series of a model that is no longer served."""
+        """Remove the series of a model that is no longer served; what its metrics still count is not exported."""
+        self._forgotten.add(name)
         if name in self._bound:
-            self._bound.pop(name).is_forgotten = True
+            self._bound.pop(name).detach(self._unread)
         for metric in vars(self).values():
             if isinstance(metric, MetricWrapperBase):
                 metric.remove_by_labels({_MODEL: name})
+
+    @property
+    def _unread(self) -> "ModelSeries":
+        """Series of a registry that is not exported."""
+        return ModelSeries(CollectorRegistry())
 
 
 class ModelMetrics:
@@ -139,8 +155,6 @@ class ModelMetrics:
     def __init__(self, series: ModelSeries, name: str) -> None:
         self._series = series
         self.name = name
-        self.is_forgotten = False
-        """Whether the model is no longer served, so that no new series may appear."""
         self.time_to_first_token = series.time_to_first_token.labels(name)
         self.inter_token_latency = series.inter_token_latency.labels(name)
         self.request_queue_time = series.request_queue_time.labels(name)
@@ -165,6 +179,13 @@ class ModelMetrics:
         self._request_generation_tokens = series.request_generation_tokens.labels(name)
         self._prompt_tokens = series.prompt_tokens.labels(name)
         self._generation_tokens = series.generation_tokens.labels(name)
+
+    def detach(self, series: ModelSeries) -> None:
+        """Create no more series among those that are exported, but among these.
+
+        The series that exist, which the caller has removed from the export, continue to count.
+        """
+        self._series = series
 
     def show_end(
         self,
@@ -199,21 +220,15 @@ class ModelMetrics:
 
     def show_model(self, info: "ModelInfo") -> None:
         """Publish the loaded model."""
-        if self.is_forgotten:
-            return
         self._series.model_info.labels(self.name, info.family, info.dtype, info.quantization or "none").set(1)
 
     def show_memory(self, worker: int, *, resident_bytes: int, device_bytes: int) -> None:
         """Publish the memory of a worker process, in bytes; both are 0 after it has ended."""
-        if self.is_forgotten:
-            return
         self._series.worker_resident_memory.labels(self.name, str(worker)).set(resident_bytes)
         self._series.worker_device_memory.labels(self.name, str(worker)).set(device_bytes)
 
     def show_step(self, worker: int, step: "StepDone", *, before: "StepDone") -> None:
         """Publish the state of a worker's engine after a step; `before` is the previous step."""
-        if self.is_forgotten:
-            return
         labels = self.name, str(worker)
         self._series.num_requests_running.labels(*labels).set(step.num_running)
         self._series.num_requests_waiting.labels(*labels).set(step.num_waiting)

@@ -24,8 +24,11 @@ def check_model(client: Client, name: str, *, has_video: bool) -> None:
     """Check that the service serves a model and that the model fits a conversation with or without a video.
 
     Raises:
-        Failure: it does not serve the model, or the model fits the other kind of conversation.
+        Failure: the name is empty, the service does not serve the model, or the model fits the other kind of
+            conversation.
     """
+    if not name:
+        raise usage_error("--model needs a name; `reeltalk models` lists those of the service.")
     models = client.models()
     model = next((model for model in models if model.get("id") == name), None)
     if model is None:

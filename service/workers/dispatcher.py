@@ -9,7 +9,7 @@ import asyncio
 import time
 from dataclasses import replace
 
-from service.errors import InternalError, from_code
+from service.errors import InternalError, ServiceError, from_code
 from service.observability import tracing
 from service.observability.logging import bound_ids
 from service.observability.model_metrics import ModelMetrics
@@ -31,6 +31,8 @@ from service.workers.protocol import (
 )
 from service.workers.routing import MAX_EXTRA_LOAD, PrefixTable, prompt_prefixes
 
+SHUTDOWN = InternalError("worker_lost", "The service is shutting down.")
+"""Why jobs fail when the service ends."""
 _NO_STEP = StepDone(deltas=(), num_running=0, num_waiting=0, kv_cache_usage=0.0, num_preemptions=0)
 
 
@@ -48,7 +50,8 @@ class Dispatcher:
         """The last step of each worker that takes jobs."""
         self._info: ModelInfo | None = None
         self._prefix_table: PrefixTable[WorkerProcess] = PrefixTable()
-        self._is_closing = False
+        self._cause: ServiceError | None = None
+        """Why no new jobs are taken; None while they are."""
 
     def __repr__(self) -> str:
         num_waiting = sum(job.worker is None for job in self._jobs.values())
@@ -60,7 +63,7 @@ class Dispatcher:
         """Start a `Generate` job.
 
         Raises:
-            InternalError: the dispatcher is closing.
+            ServiceError: the dispatcher is closing; the error is the cause given to `retire`.
         """
         self._submit(
             Job(
@@ -107,15 +110,15 @@ class Dispatcher:
         """Jobs that have not ended."""
         return len(self._jobs)
 
-    def retire(self) -> None:
-        """Refuse new jobs, and leave those of a dead worker where they are."""
-        self._is_closing = True
+    def retire(self, cause: ServiceError = SHUTDOWN) -> None:
+        """Refuse new jobs with the code and message of `cause`, and leave those of a dead worker where they are."""
+        self._cause = self._cause or cause
 
-    def close(self) -> None:
-        """Fail all jobs that have not ended."""
-        self.retire()
+    def close(self, cause: ServiceError = SHUTDOWN) -> None:
+        """Fail all jobs that have not ended, with the code and message of `cause`."""
+        self.retire(cause)
         for job_id in list(self._jobs):
-            self._fail(Refused(job_id=job_id, code="worker_lost", message="The service is shutting down."))
+            self._fail(Refused(job_id=job_id, code=cause.code, message=cause.message))
 
     # -- workers
 
@@ -134,7 +137,7 @@ class Dispatcher:
         last_step = self._last_steps.pop(worker, None)
         if last_step is not None:
             self._metrics.show_step(worker.number, _NO_STEP, before=replace(last_step, num_preemptions=0))
-        if self._is_closing:
+        if self._cause is not None:
             return
         for job in [job for job in self._jobs.values() if job.worker is worker]:
             job.worker = None
@@ -162,8 +165,8 @@ class Dispatcher:
     # -- choosing a worker
 
     def _submit(self, job: Job) -> None:
-        if self._is_closing:
-            raise InternalError("worker_lost", "The service is shutting down.")
+        if self._cause is not None:
+            raise from_code(self._cause.code, self._cause.message)
         self._jobs[job.command.job_id] = job
         self._dispatch(job)
 

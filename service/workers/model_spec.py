@@ -22,6 +22,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """Names of models that an operator chooses; they become part of paths and of metric labels."""
+_LONGEST_QUOTE = 60
 _FLAG = re.compile(r"(?P<name>[^=]+)=(?P<family>[^:=]+):(?P<checkpoint>.*)")
 
 
@@ -58,8 +59,37 @@ def _workers_as_text(value: object, given: ValidationInfo) -> str:
     return str(value)
 
 
-def _path_or_none(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value or None
+def _path_or_none(value: object) -> Path | None:
+    if value is None or isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("a checkpoint is the path of a folder, as text")
+    return Path(value) if value else None
+
+
+def _known_device(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(DEVICE, value):
+        raise ValueError(f"there is no device {_shortened(value)}; write auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _proper_name(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(MODEL_NAME, value):
+        raise ValueError(
+            f"{_shortened(value)} is no name; use up to 128 letters, digits and . _ - after a letter or digit"
+        )
+    return value
+
+
+def _shortened(text: str) -> str:
+    """The text between quotation marks, on one line, without the end of a long one."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
+
+
+Device = Annotated[str, Field(pattern=DEVICE), BeforeValidator(_known_device)]
+"""Where a worker runs; the refusal of another text is a sentence."""
+ModelName = Annotated[str, Field(pattern=MODEL_NAME), BeforeValidator(_proper_name)]
+"""The name of a model; the refusal of another text is a sentence."""
 
 
 class ModelOptions(BaseModel):
@@ -71,7 +101,7 @@ class ModelOptions(BaseModel):
     checkpoint: Annotated[Path | None, BeforeValidator(_path_or_none)] = None
     dtype: Dtype | None = None
     quantize: Quantization | None = None
-    device: Annotated[str, Field(pattern=DEVICE)] | None = None
+    device: Device | None = None
     workers: Annotated[str, BeforeValidator(_workers_as_text, json_schema_input_type=int | str)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = None
     eager: bool = False
@@ -106,7 +136,9 @@ class ModelDefaults:
                 has_encoder=sees_videos(table.family),
             )
         except ValueError as error:
-            raise ValueError(f"the model {name!r} cannot have the workers {self.workers!r}: {error}") from None
+            raise ValueError(
+                f"the model {name!r} cannot have the workers {table.workers or self.workers!r}: {error}"
+            ) from None
         return ModelSpec(
             name=name,
             family=table.family,
@@ -199,8 +231,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _check_name(name: str, *, place: str) -> None:
-    if not re.fullmatch(MODEL_NAME, name):
-        raise ValueError(f"{place}: {name!r} is no name; use letters, digits and . _ - after a letter or digit")
+    try:
+        _proper_name(name)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def with_one_default(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

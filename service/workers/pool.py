@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 
 from model.text.conversation import Conversation
-from service.errors import InternalError
+from service.errors import InternalError, ServiceError
 from service.ids import new_id
 from service.observability.model_metrics import ModelMetrics
 from service.workers.configured_worker import Placement
-from service.workers.dispatcher import Dispatcher
+from service.workers.dispatcher import SHUTDOWN, Dispatcher
 from service.workers.job import Sink
 from service.workers.protocol import CheckPrompt, Encode, Encoded, Generate, ModelInfo, WorkerConfig
 from service.workers.supervisor import ModelState, Supervisor
@@ -104,16 +104,19 @@ class Pool:
         """Start the worker processes; does not wait for them to be ready."""
         self._supervisor.start()
 
-    def retire(self) -> None:
-        """Refuse new jobs and stop replacing workers that end; running jobs continue."""
+    def retire(self, cause: ServiceError = SHUTDOWN) -> None:
+        """Refuse new jobs, as `cause` says, and stop replacing workers that end; running jobs continue."""
         self._supervisor.retire()
-        self._dispatcher.retire()
+        self._dispatcher.retire(cause)
 
-    async def close(self) -> None:
-        """End all workers and fail the jobs that have not ended; all sinks have received their ends on return."""
-        self.retire()
+    async def close(self, cause: ServiceError = SHUTDOWN) -> None:
+        """End all workers, and fail the jobs that have not ended with the code and message of `cause`.
+
+        All sinks have received their ends on return.
+        """
+        self.retire(cause)
         await self._supervisor.close()
-        self._dispatcher.close()
+        self._dispatcher.close(cause)
         await asyncio.sleep(0)  # runs the sinks
 
     async def encode(self, command: Encode) -> Encoded:
@@ -144,7 +147,7 @@ class Pool:
         raises goes to the loop's exception handler and affects no other job.
 
         Raises:
-            InternalError: the pool is closing; `sink` is never called.
+            ServiceError: the pool is closing; `sink` is never called.
         """
         self._dispatcher.generate(command, sink)
 

@@ -144,7 +144,7 @@ class Pools:
         """End a model's workers, fail its jobs that have not ended, and forget it."""
         model = self.get(name)
         model.is_unloading = True
-        await model.pool.close()
+        await model.pool.close(_unloaded(name))
         self._models.pop(name, None)
         self._metrics.by_model.forget(name)
         _log.info("model_unloaded", model=name)
@@ -152,6 +152,7 @@ class Pools:
     def _add(
         self, spec: ModelSpec, workers: Mapping[int, WorkerSpec], all_workers: Mapping[int, WorkerSpec]
     ) -> ServedModel:
+        self._metrics.by_model.remember(spec.name)
         pool = Pool(
             [_worker_config(self._settings, spec, number, all_workers) for number in workers],
             encode_timeout=self._settings.encode_timeout,
@@ -184,19 +185,23 @@ class Pools:
 
         Raises:
             Unavailable: the model was unloaded; `sink` is never called.
-            InternalError: the model's pool is closing; `sink` is never called.
+            InternalError: the service is shutting down; `sink` is never called.
         """
         self._pool(model).generate(command, sink)
 
     def _pool(self, name: str) -> Pool:
         if name not in self:
-            raise Unavailable("model_unavailable", f"The model {name!r} was unloaded.")
+            raise _unloaded(name)
         return self._models[name].pool
 
     def abort(self, job_id: str) -> None:
         """Abort an answer of any model; does nothing if it has ended. The end still comes through its sink."""
         for model in self:
             model.pool.abort(job_id)
+
+
+def _unloaded(name: str) -> Unavailable:
+    return Unavailable("model_unavailable", f"The model {name!r} was unloaded.")
 
 
 def _worker_config(

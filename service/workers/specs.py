@@ -40,8 +40,8 @@ def parse_workers(text: str, *, device: str, has_encoder: bool = True) -> tuple[
     needs workers that generate only.
 
     Raises:
-        ValueError: the text is malformed, there are too many workers, or no worker encodes, or none generates, or one
-            has nothing to do.
+        ValueError: the text is malformed, there are too many workers or none, or no worker encodes, or none
+            generates, or one has nothing to do.
     """
     text = text.replace(" ", "")
     specs: list[WorkerSpec] = []
@@ -55,6 +55,8 @@ def parse_workers(text: str, *, device: str, has_encoder: bool = True) -> tuple[
         specs += [WorkerSpec(role=role, device=found["device"] or device)] * int(found["count"] or 1)
     if len(specs) > MAX_WORKERS:
         raise ValueError(f"there may be at most {MAX_WORKERS} workers")
+    if not specs:
+        raise ValueError("at least one worker is needed; write a number, or roles such as encode,generate*2")
     if has_encoder and not any(spec.encodes for spec in specs):
         raise ValueError("no worker encodes videos; add one with the role encode or all")
     if not has_encoder and any(not spec.generates for spec in specs):

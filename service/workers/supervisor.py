@@ -7,6 +7,7 @@ from typing import Literal
 
 import structlog
 
+from service.errors import encodable
 from service.observability.model_metrics import ModelMetrics
 from service.workers.configured_worker import LONGEST_BACKOFF, MAX_FAILED_STARTS, ConfiguredWorker, Placement
 from service.workers.process import WorkerProcess
@@ -203,7 +204,7 @@ class Supervisor:
             if was_starting:
                 worker.num_failed_starts += 1
                 exit_error = f"its process ended with status {process.exit_status} while it loaded the model."
-                worker.last_error = worker.load_error or exit_error
+                worker.last_error = encodable(worker.load_error or exit_error)
                 self._report_if_unable_to_start()
             self._schedule_restart(worker, process, was_starting=was_starting)
         self._on_death(process)

@@ -115,6 +115,7 @@ def test_a_worker_that_cannot_start_is_reported_while_the_others_work(tmp_path: 
 
 
 def test_a_service_without_a_worker_that_starts_ends_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").mkdir()
     with started(
         tmp_path / "data", "--checkpoint", str(tmp_path / "nowhere"), "--workers", "encode,generate"
     ) as service:

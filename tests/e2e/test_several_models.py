@@ -1,5 +1,6 @@
 """One service with three models: each session streams from its own model, and no model disturbs another."""
 
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,13 +69,14 @@ def test_a_model_that_cannot_be_loaded_is_a_problem_and_not_the_end_of_the_other
 
 def test_an_unknown_model_is_refused_with_the_names_of_the_known_ones(several: RunningService) -> None:
     video_id = several.upload(SAMPLE)["id"]
-    session = several.client.post("/v1/sessions", json={"video_ids": [video_id], "model": "gpt-5"})
-    completion = several.client.post(
-        "/v1/chat/completions", json={"model": "gpt-5", "messages": [{"role": "user", "content": "Hello?"}]}
-    )
-    for reply in (session, completion):
-        assert refusal(reply, 404) == "model_not_found"
-        assert "'tiny', 'chatgpt', 'copy', 'broken'" in reply.json()["error"]["message"]
+    for name in ("gpt-5", ""):
+        session = several.client.post("/v1/sessions", json={"video_ids": [video_id], "model": name})
+        completion = several.client.post(
+            "/v1/chat/completions", json={"model": name, "messages": [{"role": "user", "content": "Hello?"}]}
+        )
+        for reply in (session, completion):
+            assert refusal(reply, 404) == "model_not_found"
+            assert f"no model {name!r}; it has 'tiny', 'chatgpt', 'copy', 'broken'" in reply.json()["error"]["message"]
 
 
 def test_sessions_of_three_models_stream_together_and_share_only_what_they_may(several: RunningService) -> None:
@@ -123,6 +125,55 @@ def test_a_chat_completion_names_its_model(several: RunningService) -> None:
     assert [complete(name) for name in ("tiny", "copy")] == [("tiny", RIGHT), ("copy", RIGHT)]
     model, text = complete("chatgpt")
     assert (model, text == RIGHT) == ("chatgpt", False)
+
+
+def test_a_completion_may_begin_before_its_video_and_a_session_may_not(several: RunningService) -> None:
+    """Clients of chats send text first; a session names its videos once, when it is opened."""
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4}
+    reply = several.client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200
+    assert reply.json()["usage"]["prompt_tokens_details"]["video_tokens"] == 0
+    assert refusal(several.client.post("/v1/sessions", json={"video_ids": []}), 422) == "missing_field"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ('"checkpoint": ["x"]', "checkpoint", "A checkpoint is the path of a folder, as text."),
+        ('"checkpoint": 3', "checkpoint", "A checkpoint is the path of a folder, as text."),
+        (r'"checkpoint": "/\ud800"', "checkpoint", r"'/\ud800' is not the name of a folder."),
+        ('"checkpoint": "/nowhere"', "checkpoint", "/nowhere cannot be read (No such file or directory)."),
+        ('"device": "tpu"', "device", "There is no device 'tpu'; write auto, cpu, cuda or cuda:N."),
+        (
+            '"workers": 0',
+            "workers",
+            "At least one worker is needed; write a number, or roles such as encode,generate*2.",
+        ),
+        (
+            '"name": "a b"',
+            "name",
+            "'a b' is no name; use up to 128 letters, digits and . _ - after a letter or digit.",
+        ),
+        ('"family": "moviechat"', "family", "There is no family 'moviechat'; the families are "),
+        (r'"family": "\ud800"', "family", r"There is no family '\ud800'; the families are "),
+    ],
+)
+def test_a_model_that_cannot_be_described_is_refused_in_a_sentence(
+    several: RunningService, fields: str, param: str, message: str
+) -> None:
+    content = '{"name": "new", "family": "videochat", ' + fields + "}"
+    reply = several.client.post("/admin/models", content=content, headers={"Content-Type": "application/json"})
+    assert refusal(reply, 422) == "invalid_value"
+    assert reply.json()["error"]["param"] == param
+    assert reply.json()["error"]["message"].startswith(message)
+
+
+def test_a_pipe_among_the_files_of_a_model_holds_nobody_up(several: RunningService, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    body = {"name": "new", "family": "videochat", "checkpoint": str(tmp_path)}
+    reply = several.client.post("/admin/models", json=body)
+    assert refusal(reply, 422) == "invalid_value"
+    assert several.client.get("/healthz").status_code == 200
 
 
 def test_features_of_a_video_are_shown_by_model(several: RunningService, tmp_path: Path) -> None:
@@ -201,13 +252,14 @@ def test_a_service_whose_default_model_cannot_be_loaded_ends_with_the_cause(tmp_
     file = tmp_path / "models.toml"
     file.write_text(
         '[models.tiny]\nfamily = "videochat"\n'
-        '[models.broken]\nfamily = "videochat"\ncheckpoint = "nowhere"\ndefault = true\n'
+        '[models.broken]\nfamily = "videochat"\ncheckpoint = "empty"\ndefault = true\n'
     )
+    (tmp_path / "empty").mkdir()
     with started(tmp_path / "data", "--models", str(file)) as service:
         assert service.process.wait(90) == 1
         eventually(lambda: any(line.startswith("reeltalk: ") for line in list(service.output)))
     [line] = [line for line in service.output if line.startswith("reeltalk: ")]
-    assert line == f"reeltalk: {tmp_path}/nowhere/config.json does not exist or is not a JSON file.\n"
+    assert line == f"reeltalk: {tmp_path}/empty/config.json does not exist or is not a JSON file.\n"
 
 
 def test_answers_of_a_killed_replica_continue_where_their_model_is_served(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The memory of a checkpoint is estimated from its headers: exactly its weights, in the dtype that is loaded."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,59 @@ def test_a_folder_that_does_not_tell_its_sizes_counts_its_weights_alone(folder: 
     assert footprint(folder).kv_bytes == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"\x09\0\0\0\0\0\0\0" + b'{"a": 1} '])
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        header("[]"),
+        header('{"a": 1}'),
+        header('{"a": {"shape": 3}}'),
+        *(
+            header(f'{{"a": {{"shape": [{size}]}}}}')
+            for size in ("1e400", "-1", "2.5", "NaN", "true", '"3"', "1" + "0" * 400)
+        ),
+        header(f'{{"a": {{"shape": [{", ".join(["1000000"] * 60)}]}}}}'),
+        header('{"a": {"shape": [' + "[" * 100_000),
+    ],
+    ids=lambda content: content[8:40].decode(errors="replace"),
+)
 def test_a_damaged_file_is_refused_by_name(folder: Path, content: bytes) -> None:
     (folder / "model-0.safetensors").write_bytes(content)
     with pytest.raises(UnreadableCheckpoint, match=r"model-0\.safetensors is not a safetensors file, or is damaged"):
         footprint(folder)
 
 
+@pytest.mark.parametrize("name", ["model-0.safetensors", "config.json"])
+@pytest.mark.timeout(10)
+def test_what_is_not_a_regular_file_is_not_read(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    if name == "config.json":
+        assert footprint(folder).kv_bytes == 0
+    else:
+        with pytest.raises(UnreadableCheckpoint, match=r"model-0\.safetensors is not a safetensors file"):
+            footprint(folder)
+
+
+@pytest.mark.parametrize("sizes", ['{"depth": 1e400, "width": 1, "max_positions": 1}', '{"depth": -1}', "[]", "3"])
+def test_sizes_of_a_decoder_that_are_none_count_nothing(folder: Path, sizes: str) -> None:
+    (folder / "config.json").write_text(f'{{"decoder": {sizes}}}')
+    assert footprint(folder).kv_bytes == 0
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableCheckpoint, match=r"holds no \*\.safetensors"):
         footprint(tmp_path)
+    with pytest.raises(UnreadableCheckpoint, match=r"nowhere cannot be read \(No such file or directory\)\.$"):
+        footprint(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UnreadableCheckpoint, match=r"file is not a folder\.$"):
+        footprint(tmp_path / "file")
+    for name in ("\ud800", "a\0b"):
+        with pytest.raises(UnreadableCheckpoint, match=r"is not the name of a folder\.$"):
+            footprint(Path(name))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import get_args
 
+import orjson
 import pytest
 
 from model.video.spec import VideoErrorCode
@@ -55,6 +56,13 @@ def test_an_error_rebuilt_from_its_code_is_the_same_error(error: ServiceError) -
     again = from_code(error.code, error.message)
     assert type(again) is type(error)
     assert (again.status, again.type, again.retry_after) == (error.status, error.type, error.retry_after)
+
+
+def test_an_error_with_text_that_utf_8_cannot_hold_is_sent_without_it() -> None:
+    error = InvalidRequest("invalid_value", "\udce4 and \ud800 are no é.", param="a\ud800")
+    sent = orjson.loads(orjson.dumps(error.envelope()))["error"]
+    assert (sent["message"], sent["param"]) == ("? and ? are no é.", "a?")
+    assert str(error) == sent["message"]
 
 
 @pytest.mark.parametrize("code", CODES)

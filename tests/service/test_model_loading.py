@@ -1,6 +1,7 @@
 """Models are loaded into memory that is free, and unloaded when their answers have ended or their time is over."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import model.tiny
 from service.errors import Conflict, InsufficientMemory, InvalidRequest, NotFound, Unavailable
 from service.model_loading import ModelLoading
 from service.settings import Settings
-from service.workers import memory_check
+from service.workers import memory_check, size_reader
+from service.workers.memory_check import MemoryCheck
 from service.workers.model_spec import ModelOptions
 from service.workers.pools import Pools
+from service.workers.size_reader import SizeReader
 from tests.service.workers.pools import PATIENCE, Outputs, end_of, generate, pools_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -57,7 +60,7 @@ async def until_gone(pools: Pools, name: str) -> None:
 
 async def test_a_loaded_model_answers_until_it_is_unloaded(pools: Pools) -> None:
     models, outputs = loading(pools, grace=60), Outputs()
-    second = models.load("second", options(max_num_seqs=2))
+    second = await models.load("second", options(max_num_seqs=2))
     assert second.state == "loading"
     await asyncio.wait_for(pools.info("second"), PATIENCE)
     pools.generate(generate("ans_1", max_tokens=1), outputs.put_nowait, model="second")
@@ -71,7 +74,7 @@ async def test_a_loaded_model_answers_until_it_is_unloaded(pools: Pools) -> None
 async def test_answers_that_outlast_the_grace_are_handed_over(pools: Pools) -> None:
     runner = Runner()
     models = loading(pools, runner)
-    models.load("second", options())
+    await models.load("second", options())
     runner.answers = ["tiny", "second"]
     models.unload("second")
     await until_gone(pools, "second")
@@ -90,13 +93,50 @@ async def test_the_default_model_and_an_unknown_one_cannot_be_unloaded(pools: Po
 async def test_a_model_that_cannot_be_served_is_refused(pools: Pools, tmp_path: Path) -> None:
     models = loading(pools)
     with pytest.raises(Conflict, match="There is a model 'tiny'"):
-        models.load("tiny", options())
+        await models.load("tiny", options())
     with pytest.raises(InvalidRequest, match=r"holds no \*\.safetensors") as refused:
-        models.load("second", options(checkpoint=str(tmp_path)))
+        await models.load("second", options(checkpoint=str(tmp_path)))
     assert refused.value.param == "checkpoint"
     with pytest.raises(InvalidRequest, match="at most 64 workers"):
-        models.load("second", options(workers=64))
+        await models.load("second", options(workers=64))
     assert [served.spec.name for served in pools] == ["tiny"]
+
+
+async def test_files_that_cannot_be_read_in_time_stop_neither_the_service_nor_its_end(
+    pools: Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalled = threading.Event()
+    monkeypatch.setattr(size_reader, "checkpoint_footprint", lambda *_, **__: stalled.wait(PATIENCE))
+    models = loading(pools)
+    models._memory_check = MemoryCheck(pools, reader=SizeReader(timeout=0.2))
+    waiting = [asyncio.create_task(models.load(f"m{i}", options(checkpoint=str(tmp_path)))) for i in range(4)]
+    began = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.01)
+    assert asyncio.get_running_loop().time() - began < 0.2
+    for task in waiting:
+        with pytest.raises(Unavailable, match=r"could not be read within 0\.2 seconds"):
+            await task
+    with pytest.raises(Unavailable, match="4 checkpoints are being read already"):
+        await models.load("m4", options(checkpoint=str(tmp_path)))
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "sizes of a checkpoint")
+    stalled.set()
+    monkeypatch.undo()
+    await asyncio.sleep(0.1)
+    with pytest.raises(InvalidRequest, match=r"holds no \*\.safetensors"):
+        await models.load("m5", options(checkpoint=str(tmp_path)))
+
+
+async def test_of_two_models_of_one_name_one_is_loaded(pools: Pools) -> None:
+    models = loading(pools)
+    checkpoint = str(Path(model.tiny.__file__).parent / "weights")
+    both = [models.load("twin", options(checkpoint=checkpoint)) for _ in range(2)]
+    _, refused = await asyncio.gather(*both, return_exceptions=True)
+    assert isinstance(refused, Conflict)
+    models.unload("twin")
+    await until_gone(pools, "twin")
+    await models.close()
+    with pytest.raises(Unavailable, match="is stopping"):
+        await models.load("late", options())
 
 
 async def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
@@ -105,13 +145,13 @@ async def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     models, process = loading(pools), memory_check._PROCESS_BYTES
     monkeypatch.setattr(memory_check, "free_main_memory", lambda: process * 1.5)
     with pytest.raises(InsufficientMemory, match=r"on the device cpu: about 0\.78 GiB are needed, and 0\.59 GiB are"):
-        models.load("second", options(workers=2))
+        await models.load("second", options(workers=2))
     monkeypatch.setattr(memory_check, "free_main_memory", lambda: process + 10e6)
     with pytest.raises(InsufficientMemory):
-        models.load("second", options(checkpoint=str(Path(model.tiny.__file__).parent / "weights")))
-    models.load("second", options())
+        await models.load("second", options(checkpoint=str(Path(model.tiny.__file__).parent / "weights")))
+    await models.load("second", options())
     with pytest.raises(InsufficientMemory):
-        models.load("third", options())  # the memory of a model that is being loaded counts
+        await models.load("third", options())  # the memory of a model that is being loaded counts
     models.unload("second")
     await until_gone(pools, "second")
     await models.close()
@@ -120,4 +160,4 @@ async def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
 async def test_before_a_worker_is_ready_the_free_memory_is_not_known() -> None:
     async with pools_of("tiny=videochat:") as pools:
         with pytest.raises(Unavailable, match="No worker is ready yet"):
-            loading(pools).load("second", options())
+            await loading(pools).load("second", options())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import PREFIX, Settings, SettingsError, load_settings
+from service.settings import PREFIX, Settings, SettingsError, check_default_checkpoint, load_settings
 
 
 def refusal(**environ: str) -> str:
@@ -37,6 +37,24 @@ def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes() -> None:
     assert [spec.role for spec in load_settings(environ=environ).worker_specs] == ["generate", "generate"]
     assert "no worker encodes videos" in refusal(FAMILY="videochat", WORKERS="generate*2")
     assert "the model sees no videos" in refusal(FAMILY="mobillama", WORKERS="encode,generate")
+
+
+def test_a_default_model_without_a_folder_is_refused_and_another_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    here, odd = f"a=videochat:{tmp_path / 'here'}", "b=videochat:,"
+    for fine in ([here, odd], ["b=videochat:", here]):
+        check_default_checkpoint(load_settings({"model": fine}, environ={}))
+    with pytest.raises(SettingsError) as refused:
+        check_default_checkpoint(load_settings({"model": [odd, here]}, environ={}))
+    assert str(refused.value) == "The default model 'b' cannot be loaded: there is no folder ','."
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    assert str(SettingsError("a\nb\x1b é \udce4")) == r"a\nb\x1b é \udce4"
+
+
+def test_a_device_that_is_none_is_refused_by_name() -> None:
+    assert refusal(DEVICE="tpu") == "REELTALK_DEVICE: there is no device 'tpu'; write auto, cpu, cuda or cuda:N."
 
 
 def test_a_misspelt_variable_is_refused_by_name() -> None:

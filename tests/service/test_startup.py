@@ -44,6 +44,7 @@ def reeltalk(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
         ({"REELTALK_PORTS": "1"}, "REELTALK_PORTS is not a setting"),
         ({"REELTALK_PORT": "no"}, "REELTALK_PORT: "),
         ({"REELTALK_HOST": "0.0.0.0"}, "Refusing to listen on 0.0.0.0"),  # noqa: S104
+        ({"REELTALK_CHECKPOINT": "/nowhere"}, "The default model 'nowhere' cannot be loaded: there is no folder"),
         ({"REELTALK_HOST": "192.0.2.1"}, "reeltalk keys add"),
     ],
 )

@@ -77,6 +77,7 @@ def test_a_model_that_fits_is_accepted(name: str, *, has_video: bool) -> None:
     ("name", "has_video", "status", "sentence"),
     [
         ("large", True, Exit.NOT_FOUND, "The service does not serve large; it serves mobillama-05b, tiny."),
+        ("", True, Exit.USAGE, "--model needs a name; `reeltalk models` lists those of the service."),
         ("mobillama-05b", True, Exit.USAGE, "mobillama-05b cannot see videos; omit the VIDEO."),
         ("tiny", False, Exit.USAGE, "tiny answers questions about a video; name a VIDEO."),
     ],

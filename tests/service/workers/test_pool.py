@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.features import unpack
-from service.errors import InternalError, InvalidRequest
+from service.errors import InternalError, InvalidRequest, Unavailable
 from service.workers.protocol import Encode
 from tests.running import is_alive
 from tests.service.workers.pools import (
@@ -63,6 +63,22 @@ async def test_closing_fails_the_jobs_that_remain_and_refuses_new_ones() -> None
         await checking
     with pytest.raises(InternalError, match="shutting down"):
         pool.generate(generate("ans_2"), outputs.put_nowait)
+    assert outputs.empty()
+
+
+async def test_closing_with_a_cause_tells_it_to_jobs_that_remain_and_to_new_ones() -> None:
+    outputs, cause = Outputs(), Unavailable("model_unavailable", "The model 'tiny' was unloaded.")
+    async with pool_of(0) as pool:
+        pool.generate(generate("ans_1"), outputs.put_nowait)
+        checking = asyncio.create_task(pool.check(conversation()))
+        await asyncio.sleep(0)
+        pool.retire(cause)
+        with pytest.raises(Unavailable, match="was unloaded"):
+            pool.generate(generate("ans_2"), outputs.put_nowait)
+        await pool.close(cause)
+        assert await end_of(outputs, "ans_1") == ([], "model_unavailable")
+        with pytest.raises(Unavailable, match="was unloaded"):
+            await checking
     assert outputs.empty()
 
 

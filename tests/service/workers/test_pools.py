@@ -73,7 +73,12 @@ async def test_models_are_served_side_by_side_and_a_broken_one_disturbs_none(tmp
         assert value("reeltalk_encode_batch_clips_count", {"model_name": "other"}) == 0
 
         # a model that is loaded later has numbers that no other worker has; an unloaded one leaves nothing behind
+        blob = (await pools.encode(encode(infos["other"], "req_2"), model="other")).blob
+        pools.generate(generate("ans_3", blob=blob, max_tokens=2000), outputs.put_nowait, model="other")
+        await outputs.get()
         await pools.unload("other")
+        _, reason = await end_of(outputs, "ans_3")
+        assert reason == "model_unavailable", "an answer that is cut off names the cause"
         with pytest.raises(Unavailable, match="was unloaded"):
             await pools.check(conversation(), model="other")
         assert "other" not in pools

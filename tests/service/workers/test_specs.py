@@ -34,8 +34,9 @@ def test_an_entry_has_a_role_a_count_and_a_device() -> None:
     [
         ("encode", "no worker answers questions"),
         ("generate*3", "no worker encodes videos"),
-        ("0", "no worker encodes videos"),
-        ("all*0", "no worker encodes videos"),
+        ("0", "at least one worker is needed"),
+        ("all*0", "at least one worker is needed"),
+        ("encode*0,generate*0", "at least one worker is needed"),
         ("65", "at most 64"),
         ("all*99,all*99", "at most 64"),
         ("", "does not describe a worker"),
@@ -57,7 +58,7 @@ def test_a_model_that_sees_no_videos_needs_no_worker_that_encodes() -> None:
     assert [spec.role for spec in parse_workers("1", device="cpu", has_encoder=False)] == ["all"]
     with pytest.raises(ValueError, match="has the role encode, but the model sees no videos"):
         parse_workers("encode,generate", device="cpu", has_encoder=False)
-    with pytest.raises(ValueError, match="no worker answers questions"):
+    with pytest.raises(ValueError, match="at least one worker is needed"):
         parse_workers("0", device="cpu", has_encoder=False)
 
 
