@@ -95,6 +95,10 @@ def verify(
     with _user_errors():
         from model.verification.verification import Verification
 
+        if out is not None and out.is_dir():
+            _refuse(f"{out} cannot be written: it is a folder.")
+        if out is not None and not out.parent.is_dir():
+            _refuse(f"{out} cannot be written: there is no folder {out.parent}.")
         verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
         rows = _printed(verification.rows())
         if out is not None:
