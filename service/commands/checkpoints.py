@@ -79,6 +79,8 @@ def convert(
             dtype=None if dtype == "keep" else getattr(torch, dtype),
         )
         digest = write_folder(to, checkpoint, origin=origin, report=report)
+    for note in checkpoint.notes:
+        _say(note)
     _say(f"{to} is complete: {len(checkpoint.tensors)} tensors, digest {digest}")
 
 
