@@ -233,3 +233,10 @@ def test_verify_refuses_a_damaged_clip_in_one_line(tmp_path: Path) -> None:
     done = reeltalk("verify", folder)
     assert (done.exit_code, "clip.mp4 cannot be used." in done.output) == (2, True)
     assert "Traceback" not in done.output
+
+
+def test_convert_says_which_prompt_it_chose(tmp_path: Path) -> None:
+    source = writable(golden("mobillama-e2e-ckpt") / "MobiLlama-05B", tmp_path / "mobillama-05b")
+    done = reeltalk("convert", source, "--to", tmp_path / "mine", "--family", "mobillama")
+    assert done.exit_code == 0, done.output
+    assert "The prompt is plain: mobillama-05b is a base model, which continues a text." in done.output
