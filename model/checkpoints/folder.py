@@ -52,6 +52,8 @@ class Checkpoint:
     """Further files, such as the tokenizer, and the paths to copy them from."""
     encoder: Mapping[str, str] = field(default_factory=dict)
     """The encoder's parameters, and the name of the tensor that each is loaded from."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user about choices that were made."""
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in."""

@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from model.checkpoints.pulled import write_pulled
 from model.weights import WeightsError
 
 WANTED = ("*.json", "*.model", "*.safetensors")
@@ -24,7 +25,8 @@ TIMEOUT = 10.0
 def pull(repository: str, folder: Path, *, revision: str | None) -> None:
     """Download weights, sizes and tokenizer of a repository; files that exist already are kept.
 
-    Pickled weights are downloaded only if there are no safetensors. Code is never downloaded.
+    Pickled weights are downloaded only if there are no safetensors. Code is never downloaded. `PULLED` in the folder
+    names the repository.
 
     Args:
         repository: `owner/name` on the Hub.
@@ -39,6 +41,7 @@ def pull(repository: str, folder: Path, *, revision: str | None) -> None:
         has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
         wanted = [*WANTED, *(() if has_safetensors else PICKLES)]
         snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=wanted)
+        write_pulled(folder, repository)
     except Exception as error:
         raise WeightsError(_refusal(repository, error)) from error
 

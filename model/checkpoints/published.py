@@ -192,6 +192,8 @@ class Source(Generic[ConfigT]):
     """None: the model was published without one, and can only be verified."""
     files: Iterable[Path | None]
     """All files and folders that were read."""
+    note: str = ""
+    """A sentence for the user about a choice that was made."""
 
 
 def read_whole(
@@ -243,6 +245,7 @@ def to_convert(
         dtype=dtype,
         beside={} if source.tokenizer is None else {TOKENIZER: source.tokenizer},
         encoder={name: key for name, (key, _) in covered.items() if network.serves(name, "encode")},
+        notes=(source.note,) if source.note else (),
     )
     return checkpoint, stamps(_every_file(source.files))
 

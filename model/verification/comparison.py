@@ -98,6 +98,8 @@ class Comparison:
 
     def _of_stage(self, stage: Stage, expected: Tensor) -> Row:
         got = self.tensors[stage.name]
+        if got.is_floating_point() != expected.is_floating_point():
+            return Row(name=stage.name, verdict="fail", note=f"{got.dtype}, not {expected.dtype}")
         if not expected.is_floating_point():
             return self._of_ids(stage, got, expected)
         note = ""
@@ -105,6 +107,8 @@ class Comparison:
             got, expected, note = self._while_equal(stage.follows, got, expected)
         if got.shape != expected.shape:
             return Row(name=stage.name, verdict="fail", note=f"{_shape(got)}, not {_shape(expected)}")
+        if expected.numel() == 0:
+            return Row(name=stage.name, verdict="pass", note="empty")
         scale = float(expected.abs().max())
         error = float((got - expected).abs().max())
         limit, reason = self._limit(stage)
@@ -127,8 +131,10 @@ class Comparison:
 
     def _of_ids(self, stage: Stage, got: Tensor, expected: Tensor) -> Row:
         if torch.equal(got, expected):
-            return Row(name=stage.name, verdict="pass", note=f"{len(got)} equal")
-        note = f"the first {_num_equal(got, expected)} of {len(expected)} equal"
+            return Row(name=stage.name, verdict="pass", note=f"{got.numel()} equal")
+        if got.ndim != expected.ndim:
+            return Row(name=stage.name, verdict="fail", note=f"{_shape(got)}, not {_shape(expected)}")
+        note = f"the first {_num_equal(got, expected)} of {expected.numel()} equal"
         return Row(name=stage.name, verdict=self._if_differs(stage.is_choice), note=note)
 
     def _while_equal(self, follows: str, got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, str]:
@@ -145,8 +151,8 @@ class Comparison:
 
 
 def _num_equal(got: Tensor, expected: Tensor) -> int:
-    pairs = zip(got.tolist(), expected.tolist(), strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(got), len(expected)))
+    pairs = zip(got.flatten().tolist(), expected.flatten().tolist(), strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(got.numel(), expected.numel()))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ def decode_greedily(
     Args:
         network: a language model for inference.
         prompt: embeddings [1, L, hidden].
-        max_tokens: the most tokens to decode.
+        max_tokens: the most tokens to decode, at least one.
         eos: the token that ends an answer; it is part of the result.
         stop: sequences that end an answer; they are part of the result.
 
@@ -37,7 +37,7 @@ def decode_greedily(
     while True:
         logits.append(out.logits[0, -1].float())
         ids.append(int(logits[-1].argmax()))
-        if len(ids) == max_tokens or ids[-1] == eos or any(ids[-len(tail) :] == list(tail) for tail in stop):
+        if len(ids) >= max_tokens or ids[-1] == eos or any(ids[-len(tail) :] == list(tail) for tail in stop):
             return ids, torch.stack(logits)
         token = torch.tensor([[ids[-1]]], device=prompt.device)
         out = network(input_ids=token, past_key_values=out.past_key_values, use_cache=True)

@@ -13,13 +13,14 @@ from torch import Tensor
 from model.checkpoints.json_object import read_object
 from model.family import Family
 from model.text.conversation import Clip, Conversation, Slot, SpecialToken, Turn
+from model.verification.answer_length import AnswerLengths
 from model.verification.decoding import decode_greedily
-from model.verification.inputs import read_dialogue
+from model.verification.inputs import checked, embedded, read_dialogue
 from model.verification.stage import Claim, Finding, Stage
 from model.weights import WeightsError
 
 NUM_ANSWER_TOKENS = 16
-"""The default of a dialogue that does not set it."""
+"""The default of a folder that has no answer and does not set it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ def dialogue_findings(
         WeightsError: the folder lacks its dialogue, or a prompt in it has no marks.
     """
     dialogue = read_dialogue(folder, "questions")
-    max_tokens = read_object(folder / "config.json").get("generation", {}).get("max_new_tokens", NUM_ANSWER_TOKENS)
+    lengths, eos = AnswerLengths(folder, default=NUM_ANSWER_TOKENS), family.tokenizer.eos_id
     expected_turns = dialogue.get("turns", [])
     turns: list[Turn] = []
     for number, question in enumerate(dialogue["questions"], start=1):
@@ -66,8 +67,9 @@ def dialogue_findings(
         # The reference's ids if there are any, so that a wrong prompt does not change later stages.
         embeds = spliced(family, expected_ids or ids, video_tokens, mark)
         yield Stage(name=f"turn{number}.inputs_embeds", tensor=embeds)
-        answer, logits = _answer(family, embeds, max_tokens)
         name = f"turn{number}.generated_ids"
+        max_tokens = lengths.of(name, told=expected.get("generated_ids"), ends=((eos,),))
+        answer, logits = decode_greedily(family.language_model, embeds, max_tokens=max_tokens, eos=eos)
         yield Stage(name=name, tensor=torch.tensor(answer), is_choice=True, is_of_language_model=True)
         yield Stage(name=f"turn{number}.greedy_logits", tensor=logits, follows=name, is_of_language_model=True)
         text = family.tokenizer.decode(answer).strip()
@@ -95,7 +97,7 @@ def prompt_findings(
     Raises:
         WeightsError: the prompt has no marks.
     """
-    values = read_object(folder / "config.json")
+    values = checked(read_object(folder / "config.json"), folder / "config.json")
     if "question" in values:
         turns = (Turn(role="user", text=values["question"].removeprefix(f"{mark.text}\n")),)
         conversation = Conversation(clips=(Clip(frame_indices=(0,), fps=1.0),), turns=turns, system=system)
@@ -103,7 +105,9 @@ def prompt_findings(
         yield Claim(name="input_ids", got=prompt_ids(family, conversation, mark), expected=list(ids))
     embeds = spliced(family, ids, video_tokens, mark)
     yield Stage(name="inputs_embeds", tensor=embeds)
-    answer, logits = _answer(family, embeds, NUM_ANSWER_TOKENS)
+    eos = family.tokenizer.eos_id
+    max_tokens = AnswerLengths(folder, default=NUM_ANSWER_TOKENS).of("greedy_ids", ends=((eos,),))
+    answer, logits = decode_greedily(family.language_model, embeds, max_tokens=max_tokens, eos=eos)
     yield Stage(name="logits_first", tensor=logits[0], is_of_language_model=True)
     yield Stage(name="greedy_ids", tensor=torch.tensor(answer), is_choice=True, is_of_language_model=True)
 
@@ -128,7 +132,7 @@ def spliced(family: Family, ids: Sequence[int], video_tokens: Tensor, mark: Mark
     """Return embeddings [1, L', D] of a prompt [L], with `video_tokens` [N, D] in place of the marks.
 
     Raises:
-        WeightsError: the marks are not in the prompt, or are there twice.
+        WeightsError: the marks are not in the prompt, or are there twice, or an id is beyond the vocabulary.
     """
     row, marks = list(ids), list(mark.ids)
     first = next((place for place in range(len(row)) if row[place : place + len(marks)] == marks), None)
@@ -137,10 +141,5 @@ def spliced(family: Family, ids: Sequence[int], video_tokens: Tensor, mark: Mark
     before, after = row[:first], row[first + len(marks) :]
     if mark.ids[0] in (*before, *after):
         raise WeightsError("The prompt in the inputs has marks beyond the slot for a video.")
-    embed = family.language_model.get_input_embeddings()
-    rows = [embed(torch.tensor(part, dtype=torch.long, device=video_tokens.device)) for part in (before, after)]
+    rows = [embedded(family, part) for part in (before, after)]
     return torch.cat((rows[0], video_tokens, rows[1])).unsqueeze(0)
-
-
-def _answer(family: Family, embeds: Tensor, max_tokens: int) -> tuple[list[int], Tensor]:
-    return decode_greedily(family.language_model, embeds, max_tokens=max_tokens, eos=family.tokenizer.eos_id)

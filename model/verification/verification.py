@@ -4,18 +4,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.folder import read_record, recompute_digest
 from model.families import family_module, load_family
+from model.family import Family
 from model.quantization import Quantization
+from model.text.tokenizer import TokenizerError
 from model.verification.comparison import Comparison, Row
-from model.verification.stage import Claim
+from model.verification.stage import Claim, Finding
 from model.weights import WeightsError, read_safetensors
 
 EXPECTED = "expected.safetensors"
 INPUTS = ("inputs.safetensors", "clip.mp4", "dialogue.json")
+
+_MISFITS = (RuntimeError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What computing with inputs of another model raises."""
 
 
 class Verification:
@@ -62,7 +68,6 @@ class Verification:
             digest = Claim(name="digest", got=recompute_digest(self._folder), expected=record["digest"])
             yield from Comparison(None, self._dtype).rows([digest])
         if record is None or any((self._folder / name).is_file() for name in INPUTS):
-            assert self._verify_stages is not None
             loaded = load_family(
                 self._family,
                 checkpoint=self._folder,
@@ -70,7 +75,23 @@ class Verification:
                 dtype=self._dtype,
                 quantization=self._quantization,
             )
-            yield from self._comparison.rows(self._verify_stages(loaded, self._folder))
+            yield from self._comparison.rows(self._stages(loaded))
+
+    def _stages(self, family: Family) -> Iterator[Finding]:
+        """Yield the findings of the family.
+
+        Raises:
+            WeightsError: the inputs are damaged, or of another model, e.g. pixels of another size.
+        """
+        assert self._verify_stages is not None
+        try:
+            yield from self._verify_stages(family, self._folder)
+        except (WeightsError, TokenizerError, torch.OutOfMemoryError):
+            raise
+        # The networks do not check shapes, and files that nobody wrote by hand can hold anything.
+        except _MISFITS as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise WeightsError(f"The inputs in {self._folder} do not fit the model ({reason}).") from error
 
     def write(self, path: Path) -> None:
         """Write the computed tensors to a safetensors file.
@@ -80,7 +101,7 @@ class Verification:
         """
         try:
             save_file(self.tensors, path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise WeightsError(f"{path} cannot be written.") from error
 
 

@@ -13,7 +13,7 @@ from model.family import Family
 from model.features import VIDEO
 from model.networks.clip import ClipEncoder, clip_sizes, keys_beyond_encoder
 from model.networks.video_llava import VideoLlavaConfig, VideoLlavaNetwork
-from model.verification.inputs import read_inputs
+from model.verification.inputs import read_inputs, token_rows
 from model.verification.splicing import Mark, prompt_findings
 from model.verification.stage import Finding, Omission, Stage
 from model.weights import KeyMap, load_strict
@@ -74,7 +74,7 @@ def verify_pixels(family: Family, folder: Path, *, image_prefix: str, system: st
     video_tokens = yield from encoder_stages(family, pixel_values)
     if "pixel_values_image" in inputs:
         yield from _image_stages(family, folder, inputs["pixel_values_image"], image_prefix)
-    ids = inputs["input_ids"][0].tolist()
+    ids = token_rows(family, inputs, "input_ids")[0]
     yield from prompt_findings(family, folder, ids, video_tokens, frame_marks(family), system=system)
 
 

@@ -79,6 +79,8 @@ def convert(
             dtype=None if dtype == "keep" else getattr(torch, dtype),
         )
         digest = write_folder(to, checkpoint, origin=origin, report=report)
+    for note in checkpoint.notes:
+        _say(note)
     _say(f"{to} is complete: {len(checkpoint.tensors)} tensors, digest {digest}")
 
 
@@ -95,6 +97,10 @@ def verify(
     with _user_errors():
         from model.verification.verification import Verification
 
+        if out is not None and out.is_dir():
+            _refuse(f"{out} cannot be written: it is a folder.")
+        if out is not None and not out.parent.is_dir():
+            _refuse(f"{out} cannot be written: there is no folder {out.parent}.")
         verification = Verification(folder, family=family, dtype=dtype, device=device, quantization=quantize)
         rows = _printed(verification.rows())
         if out is not None:

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.folder import read_folder, write_folder
+from model.checkpoints.pulled import PULLED, write_pulled
 from model.families import load_family
 from model.families.mobillama.family import PROMPTS, PUBLISHED_SAMPLING, read_source
+from model.families.mobillama.published import PromptChoice
 from model.text.tokenizer import TokenizerError
 from model.weights import WeightsError
 from tests.model.text.sentencepiece_files import llama_like, model_file
@@ -99,17 +101,57 @@ def test_a_folder_can_be_named_and_can_lie_in_another(chat: Path) -> None:
     assert "name one with --part llama=FOLDER" in refusal(chat / "absent")
 
 
-@pytest.mark.parametrize(("name", "prompt"), [(BASE, "plain"), (CHAT, "one-shot"), ("mine", "one-shot")])
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        (BASE, "plain"),
+        (CHAT, "one-shot"),
+        ("mine", "one-shot"),
+        ("mobillama-05b", "plain"),
+        ("MOBILLAMA-08B", "plain"),
+        ("mobillama-1b-fp16", "plain"),
+        ("mobillama-1b-chat", "one-shot"),
+        ("models--MBZUAI--MobiLlama-1B/snapshots/0123", "plain"),
+        ("models--MBZUAI--MobiLlama-1B-Chat/snapshots/0123", "one-shot"),
+    ],
+)
 def test_the_name_of_the_repository_decides_how_the_model_is_prompted(
     chat: Path, tmp_path: Path, name: str, prompt: str
 ) -> None:
     folder = chat.rename(tmp_path / "downloads") if name == CHAT else chat
-    (tmp_path / "repositories").mkdir()
+    (tmp_path / "repositories" / name).parent.mkdir(parents=True)
     converted(folder.rename(tmp_path / "repositories" / name), tmp_path / "converted")
     loaded = load_family("mobillama", checkpoint=tmp_path / "converted")
     assert loaded.network.config.to_json()["prompt"] == prompt
     assert (loaded.template, loaded.default_sampling) == PROMPTS["plain" if prompt == "plain" else "one-shot"]
     assert PUBLISHED_SAMPLING.repetition_penalty == 1.0
+
+
+@pytest.mark.parametrize(
+    ("repository", "folder", "prompt"),
+    [
+        ("MBZUAI/MobiLlama-05B", "mine", "plain"),
+        ("MBZUAI/MobiLlama-05B", "my-chat", "plain"),
+        ("MBZUAI/MobiLlama-05B-Chat", "mobillama-05b", "one-shot"),
+    ],
+)
+def test_the_repository_that_pull_recorded_counts_more_than_the_folder_s_name(
+    chat: Path, tmp_path: Path, repository: str, folder: str, prompt: str
+) -> None:
+    source = chat.rename(tmp_path / folder)
+    write_pulled(source, repository)
+    checkpoint, _ = read_source(source, parts={}, ignored=(), dtype=None)
+    assert checkpoint.sizes["prompt"] == prompt
+    assert checkpoint.notes == (PromptChoice(prompt=checkpoint.sizes["prompt"], source=repository).note(),)
+    (source / PULLED).write_text('{"repository": 5}')
+    assert "must name a repository as text, not 5." in refusal(source)
+
+
+def test_a_prompt_that_no_name_tells_is_said(chat: Path, tmp_path: Path) -> None:
+    checkpoint, _ = read_source(chat.rename(tmp_path / "mine"), parts={}, ignored=(), dtype=None)
+    (note,) = checkpoint.notes
+    assert note.startswith("The prompt is one-shot, as for a chat model: no name tells which model this is")
+    assert PULLED in note
 
 
 def unshare(state: dict[str, Tensor]) -> None:

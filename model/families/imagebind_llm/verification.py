@@ -3,7 +3,7 @@
 A folder has either `inputs.safetensors`, with pixels and token ids, or `clip.mp4`, which is decoded first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from model.family import Family
 from model.features import AUDIO, VIDEO
 from model.sound import mel_spectrograms
 from model.text.conversation import Conversation, Turn
+from model.verification.answer_length import AnswerLengths
 from model.verification.decoding import decode_greedily
-from model.verification.inputs import INPUTS_FILE, read_dialogue, read_inputs
+from model.verification.inputs import INPUTS_FILE, embedded, read_dialogue, read_inputs, sampled_clip, token_rows
 from model.verification.stage import Claim, Finding, Omission, Stage
-from model.video.inputs import ClipInputs
 from model.video.pixels import normalize
 from model.weights import WeightsError
 
 ROUNDED_IN_FLOAT32 = 1e-4
 """Tolerance of pixels and sound: the original computes places and spectra in float32."""
+MAX_TOKENS = 16
+"""The default of a folder that has no answer and does not set it."""
 KNN = "needs the demo's index of nearest neighbours (kNN), which serving does not use"
 MODALITIES = {"Video": VIDEO, "Audio": AUDIO}
 
@@ -40,7 +42,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
     network = family.network
     assert isinstance(network, ImageBindLLMNetwork), "these stages are for ImageBind-LLM"
     if (folder / INPUTS_FILE).is_file():
-        yield from _verify_pixels(network, folder)
+        yield from _verify_pixels(family, network, folder)
     else:
         yield from _verify_clip(family, network, folder)
 
@@ -60,7 +62,7 @@ def injected(llama: LlamaForCausalLM, added: Tensor) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _verify_pixels(network: ImageBindLLMNetwork, folder: Path) -> Iterator[Finding]:
+def _verify_pixels(family: Family, network: ImageBindLLMNetwork, folder: Path) -> Iterator[Finding]:
     """Compute `imagebind_*`, `visual_query_*`, `logits` [1, L, V], `logits_cached_last` [1, V] and `greedy_ids`."""
     inputs = read_inputs(folder, "video", "image", "prompt_ids")
     scale = network.prefix_query
@@ -75,24 +77,38 @@ def _verify_pixels(network: ImageBindLLMNetwork, folder: Path) -> Iterator[Findi
     both = network.query(weighted_mean([image, video], [0.3, 0.9]))
     yield Stage(name="visual_query_video_image_weighted", tensor=both[None])
     yield Omission(name="visual_query_video_knn", reason=KNN)
-    ids, llama = inputs["prompt_ids"].to(scale.device), network.decoder
-    values = read_object(folder / "config.json")
+    rows, llama = token_rows(family, inputs, "prompt_ids"), network.decoder
+    ids = torch.tensor(rows, device=scale.device)
+    lengths = AnswerLengths(folder, default=MAX_TOKENS, key="max_gen_len")
+    # The reference lacks the token that ended it, so one more token tells whether ours ends there too.
+    num_expected = lengths.of("greedy_ids")
+    max_tokens = max(num_expected, lengths.stated or num_expected + 1)
     with injected(llama, network.injection(query)):
         yield Stage(name="logits", tensor=llama(ids, use_cache=False).logits, is_of_language_model=True)
         cache = llama(ids[:, :-1], use_cache=True).past_key_values
         last = llama(ids[:, -1:], past_key_values=cache).logits[:, -1]
         yield Stage(name="logits_cached_last", tensor=last, is_of_language_model=True)
-        answer, _ = _answer(llama, ids, values)
-    answer = answer[:-1] if answer[-1] == values["llama"]["eos_id"] else answer
-    yield Stage(name="greedy_ids", tensor=torch.tensor([answer]), is_choice=True, is_of_language_model=True)
+        answer, _ = _answer(family, llama, rows[0], eos=_eos(family, folder), max_tokens=max_tokens)
+    if answer[-1] == _eos(family, folder):
+        answer = answer[:-1]
+    elif lengths.stated is None:
+        answer = answer[:num_expected]
+    answer_ids = torch.tensor([answer], dtype=torch.long)
+    yield Stage(name="greedy_ids", tensor=answer_ids, is_choice=True, is_of_language_model=True)
 
 
 @torch.inference_mode()
 def _verify_clip(family: Family, network: ImageBindLLMNetwork, folder: Path) -> Iterator[Finding]:
     """Compute the pixels and the sound of the clip, ImageBind's vectors, and the stages of every answer."""
-    dialogue, values = read_dialogue(folder, "turns"), read_object(folder / "config.json")
-    frames, inputs = _read_clip(family, folder)
-    yield from _frame_claims(frames, folder)
+    turns = read_dialogue(folder, "turns")["turns"]
+    for turn in turns:
+        if missing := [name for name in ("name", "weights", "instruction") if name not in turn]:
+            raise WeightsError(f"A turn in {folder / 'dialogue.json'} lacks {missing[0]}.")
+        if unknown := sorted(turn["weights"].keys() - MODALITIES.keys()):
+            raise WeightsError(f"A turn in {folder / 'dialogue.json'} weighs {unknown[0]}, which is no modality.")
+    sampled = sampled_clip(family, folder)
+    inputs = sampled.inputs
+    yield from _frame_claims(sampled.indices, folder)
     scale = network.prefix_query
     assert family.inputs is not None, "the model sees videos"
     pixels = torch.from_numpy(normalize(inputs.frames, family.inputs.pixels))[None]
@@ -107,8 +123,9 @@ def _verify_clip(family: Family, network: ImageBindLLMNetwork, folder: Path) -> 
         heard = network.hear(mel.to(scale.device, scale.dtype))[0]
         yield Stage(name="imagebind_audio_clips", tensor=heard, tolerance=ROUNDED_IN_FLOAT32)
         vectors[AUDIO] = heard.mean(0, keepdim=True)
-    for turn in dialogue["turns"]:
-        yield from _turn(family, network, turn, vectors, values)
+    lengths = AnswerLengths(folder, default=MAX_TOKENS, key="max_gen_len")
+    for turn in turns:
+        yield from _turn(family, network, turn, vectors, lengths=lengths, eos=_eos(family, folder))
 
 
 def _turn(
@@ -116,7 +133,9 @@ def _turn(
     network: ImageBindLLMNetwork,
     turn: Mapping[str, Any],
     vectors: Mapping[str, Tensor],
-    values: Mapping[str, Any],
+    *,
+    lengths: AnswerLengths,
+    eos: int,
 ) -> Iterator[Finding]:
     """Compute the stages of one answer."""
     name, modality = turn["name"], turn["name"].removesuffix(".input")
@@ -139,10 +158,11 @@ def _turn(
         name=f"{name}.prompt", got="".join(map(str, family.template.render(conversation))), expected=turn.get("prompt")
     )
     yield Claim(name=f"{name}.input_ids", got=ids, expected=expected)
+    answer_name = f"{name}.generated_ids"
+    max_tokens = lengths.of(answer_name, told=turn.get("generated_ids"), ends=((eos,),))
     with injected(network.decoder, added):
         # The reference's ids if there are any, so that a wrong prompt does not change later stages.
-        answer, logits = _answer(network.decoder, torch.tensor([expected or ids], device=added.device), values)
-    answer_name = f"{name}.generated_ids"
+        answer, logits = _answer(family, network.decoder, expected or ids, eos=eos, max_tokens=max_tokens)
     num_told = len(answer) - 1 if answer[-1] == family.tokenizer.eos_id else len(answer)
     yield Stage(name=answer_name, tensor=torch.tensor(answer), is_choice=True, is_of_language_model=True)
     yield Stage(
@@ -156,24 +176,21 @@ def _turn(
     yield Claim(name=f"{name}.text", got=text, expected=turn.get("text"), is_choice=True)
 
 
-def _answer(llama: LlamaForCausalLM, ids: Tensor, values: Mapping[str, Any]) -> tuple[list[int], Tensor]:
-    """Decode as the original does: at most `max_gen_len` tokens, and `max_seq_len` together with the prompt [1, L]."""
-    sizes = values["llama"]
-    max_tokens = min(values["generation"]["max_gen_len"], sizes["max_seq_len"] - ids.shape[1])
-    prompt = llama.get_input_embeddings()(ids)
-    return decode_greedily(llama, prompt, max_tokens=max_tokens, eos=sizes["eos_id"])
+def _answer(
+    family: Family, llama: LlamaForCausalLM, ids: Sequence[int], *, eos: int, max_tokens: int
+) -> tuple[list[int], Tensor]:
+    """Decode as the original does: at most as many tokens as fit with the prompt into the model's context."""
+    room = family.max_model_len - len(ids)
+    if room < 1:
+        raise WeightsError(f"A prompt of {len(ids)} tokens leaves no room for an answer: {family.max_model_len} fit.")
+    return decode_greedily(llama, embedded(family, ids)[None], max_tokens=min(max_tokens, room), eos=eos)
 
 
-def _read_clip(family: Family, folder: Path) -> tuple[tuple[int, ...], ClipInputs]:
-    # Imports PyAV, which folders with pixels do not need.
-    from model.video.sampling import sample_clip
-
-    assert family.inputs is not None, "the model sees videos"
-    path = folder / "clip.mp4"
-    if not path.is_file():
-        raise WeightsError(f"{folder} has neither {INPUTS_FILE} nor clip.mp4, so there is nothing to run.")
-    sampled = sample_clip(path, family.inputs)
-    return sampled.indices, sampled.inputs
+def _eos(family: Family, folder: Path) -> int:
+    """Return the id that ends an answer: the reference's, or the tokenizer's in a converted folder."""
+    llama = read_object(folder / "config.json").get("llama")
+    eos = llama.get("eos_id") if isinstance(llama, dict) else None
+    return eos if isinstance(eos, int) else family.tokenizer.eos_id
 
 
 def _frame_claims(frames: tuple[int, ...], folder: Path) -> Iterator[Finding]:

@@ -122,6 +122,8 @@ def read_source(
     source = read_whole(folder, parts, read_sizes) or read_published(folder, parts, ignored=ignored)
     if source.config.shared_mlp:
         source = replace(source, tensors=with_every_name(source.tensors, source.config.decoder.depth))
+    if not source.note:
+        source = replace(source, note=f"The prompt is {source.config.prompt}.")
     return to_convert(NAME, blank(MobiLlamaNetwork, source.config), source, key_map=KEY_MAP, dtype=dtype)
 
 

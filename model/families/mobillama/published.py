@@ -1,6 +1,8 @@
 """Reads MobiLlama's published folders, and decides from the tensors whether the layers share one MLP."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from model.checkpoints.folder import TOKENIZER, read_folder
 from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
 from model.checkpoints.json_object import read_object
 from model.checkpoints.published import LLAMA_FOLDER, Keys, PublishedModel, PublishedPart, Source
+from model.checkpoints.pulled import PULLED, pulled_repository
 from model.families.mobillama.network import MobiLlamaConfig, Prompt
 from model.networks.llama import DecoderConfig
 from model.text.sentencepiece import read_sentencepiece
@@ -31,8 +34,10 @@ PUBLISHED_08B = MobiLlamaConfig(
 )
 PUBLISHED_1B = MobiLlamaConfig(decoder=PUBLISHED_05B.decoder, shared_mlp=False)
 
-BASE_FOLDERS = ("MobiLlama-05B", "MobiLlama-08B", "MobiLlama-1B")
-"""The repositories of the checkpoints that are not trained to chat. Their files do not say so; only their names do."""
+_NAMED = re.compile(r"mobi-?llama[-_. ]?(0?[58]|0\.[58]|1)b", re.IGNORECASE)
+"""A repository's name, or a folder's like it, in which `chat` tells whether the model is trained to chat.
+
+The files do not tell: those of both kinds are the same."""
 
 PUBLISHED = PublishedModel(
     MODEL,
@@ -64,7 +69,9 @@ def read_sizes(path: Path) -> MobiLlamaConfig:
         raise WeightsError(f"{path} does not hold the sizes of a {MODEL} model ({error}).") from error
     decoder = _published_sizes(path)
     return MobiLlamaConfig(
-        decoder=decoder, shared_mlp=shares_mlp(read_folder(path.parent), decoder.depth), prompt=prompt_of(path.parent)
+        decoder=decoder,
+        shared_mlp=shares_mlp(read_folder(path.parent), decoder.depth),
+        prompt=prompt_of(path.parent).prompt,
     )
 
 
@@ -94,8 +101,9 @@ def read_published(
             "them belongs to another model."
         )
     tensors = PUBLISHED.read("llama", paths, ignored=ignored)
-    config = MobiLlamaConfig(decoder=decoder, shared_mlp=shares_mlp(tensors, decoder.depth), prompt=prompt_of(path))
-    return Source(config=config, tensors=tensors, tokenizer=path / TOKENIZER, files=paths.values())
+    choice = prompt_of(path)
+    config = MobiLlamaConfig(decoder=decoder, shared_mlp=shares_mlp(tensors, decoder.depth), prompt=choice.prompt)
+    return Source(config=config, tensors=tensors, tokenizer=path / TOKENIZER, files=paths.values(), note=choice.note())
 
 
 def shares_mlp(tensors: Mapping[str, Tensor], depth: int) -> bool:
@@ -138,9 +146,43 @@ def _mlp_names(depth: int) -> list[list[str]]:
     ]
 
 
-def prompt_of(folder: Path) -> Prompt:
-    """Return how a published checkpoint is prompted: `plain` for the repositories of base models, by their names."""
-    return "plain" if folder.resolve().name in BASE_FOLDERS else "one-shot"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptChoice:
+    """How a published checkpoint is prompted, and what told it."""
+
+    prompt: Prompt
+    source: str
+    """The name that told it; empty if no name did."""
+
+    def note(self) -> str:
+        """Return a sentence for the user."""
+        model = "a base model, which continues a text" if self.prompt == "plain" else "a chat model"
+        if self.source:
+            return f"The prompt is {self.prompt}: {self.source} is {model}."
+        return (
+            f"The prompt is {self.prompt}, as for {model}: no name tells which model this is, and the files of a base "
+            'model are the same. If it is one, put {"repository": "MBZUAI/MobiLlama-05B"} into '
+            f"{PULLED} beside its config.json, and convert again."
+        )
+
+
+def prompt_of(folder: Path) -> PromptChoice:
+    """Choose how a published checkpoint is prompted: `plain` for base models, which only names tell.
+
+    The names are the repository that `reeltalk pull` recorded, then the folder's, then that of a folder in the cache of
+    Hugging Face (`models--OWNER--NAME/snapshots/COMMIT`). Case does not matter.
+
+    Raises:
+        WeightsError: the record of `reeltalk pull` is damaged.
+    """
+    resolved = folder.resolve()
+    cached = [part for part in resolved.parts if part.startswith("models--")]
+    for name in (pulled_repository(folder), folder.absolute().name, resolved.name, *reversed(cached)):
+        if name and "chat" in name.lower():
+            return PromptChoice(prompt="one-shot", source=name)
+        if name and _NAMED.search(name):
+            return PromptChoice(prompt="plain", source=name)
+    return PromptChoice(prompt="one-shot", source="")
 
 
 def _published_sizes(path: Path) -> DecoderConfig:

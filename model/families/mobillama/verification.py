@@ -15,8 +15,9 @@ from model.families.mobillama.template import OneShotTemplate
 from model.family import Family
 from model.text.conversation import Conversation, Turn
 from model.text.tokenizer import Tokenizer, TokenizerError
+from model.verification.answer_length import AnswerLengths
 from model.verification.decoding import decode_greedily
-from model.verification.inputs import read_dialogue, read_inputs
+from model.verification.inputs import embedded, read_dialogue, read_inputs, token_rows
 from model.verification.stage import Claim, Finding, Stage
 
 MAX_TOKENS = 20
@@ -50,13 +51,13 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         WeightsError: the folder lacks its inputs.
         TokenizerError: the folder has prompts as text, but no tokenizer.
     """
-    config = read_object(folder / "config.json")
-    max_tokens = config.get("generation", config).get("max_new_tokens")
+    lengths = AnswerLengths(folder, default=MAX_TOKENS)
     yield from _published_prompts(folder)
     if (folder / "inputs.safetensors").is_file():
-        yield from _of_ids(family, read_inputs(folder, "input_ids")["input_ids"], max_tokens)
+        rows = token_rows(family, read_inputs(folder, "input_ids"), "input_ids")
+        yield from _of_ids(family, torch.tensor(rows), lengths)
     else:
-        yield from _of_texts(family, read_dialogue(folder, "prompts")["prompts"], max_tokens)
+        yield from _of_texts(family, read_dialogue(folder, "prompts")["prompts"], lengths)
 
 
 def _published_prompts(folder: Path) -> Iterator[Claim]:
@@ -79,23 +80,25 @@ def _turns(exchanges: Sequence[Sequence[str | None]]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _of_ids(family: Family, input_ids: Tensor, max_tokens: int | None) -> Iterator[Stage]:
+def _of_ids(family: Family, input_ids: Tensor, lengths: AnswerLengths) -> Iterator[Stage]:
     network = family.language_model
     output = network(input_ids=input_ids.to(family.device), output_hidden_states=True)
     for number, hidden in enumerate(output.hidden_states):
         yield Stage(name=f"hidden_{number}", tensor=hidden, is_of_language_model=number > 0)
     yield Stage(name="logits", tensor=output.logits, is_of_language_model=True)
     for number, row in enumerate(input_ids.tolist()):
-        ids, _ = _greedily(family, row, max_tokens or MAX_TOKENS)
-        yield _choice(f"greedy_ids_{number}", ids)
+        name = f"greedy_ids_{number}"
+        ids, _ = _greedily(family, row, lengths.of(name, ends=((family.tokenizer.eos_id,),)))
+        yield _choice(name, ids)
 
 
-def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], max_tokens: int | None) -> Iterator[Finding]:
+def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], lengths: AnswerLengths) -> Iterator[Finding]:
     for number, prompt in enumerate(prompts):
         prompt_ids = family.tokenizer.encode(prompt["prompt"], bos=True)
         yield Claim(name=f"prompt{number}.input_ids", got=prompt_ids, expected=prompt.get("input_ids"))
-        ids, logits = _greedily(family, prompt_ids, max_tokens or len(prompt.get("generated_ids", ())) or MAX_TOKENS)
         name = f"prompt{number}.generated_ids"
+        max_tokens = lengths.of(name, told=prompt.get("generated_ids"), ends=((family.tokenizer.eos_id,),))
+        ids, logits = _greedily(family, prompt_ids, max_tokens)
         yield _choice(name, ids)
         yield Stage(name=f"prompt{number}.greedy_logits", tensor=logits, follows=name, is_of_language_model=True)
         text = family.tokenizer.decode(ids).strip()
@@ -103,9 +106,8 @@ def _of_texts(family: Family, prompts: Sequence[Mapping[str, Any]], max_tokens: 
 
 
 def _greedily(family: Family, prompt_ids: Sequence[int], max_tokens: int) -> tuple[list[int], Tensor]:
-    ids = torch.tensor([prompt_ids], device=family.device)
-    embeddings = family.language_model.get_input_embeddings()(ids)
-    return decode_greedily(family.language_model, embeddings, max_tokens=max_tokens, eos=family.tokenizer.eos_id)
+    embeddings = embedded(family, prompt_ids)
+    return decode_greedily(family.language_model, embeddings[None], max_tokens=max_tokens, eos=family.tokenizer.eos_id)
 
 
 def _choice(name: str, ids: Sequence[int]) -> Stage:

@@ -9,7 +9,7 @@ from model.families.video_chatgpt.network import VideoChatGPTNetwork
 from model.families.video_chatgpt.published import VIDEO_PATCH
 from model.family import Family
 from model.features import VIDEO
-from model.verification.inputs import read_inputs
+from model.verification.inputs import read_inputs, token_rows
 from model.verification.splicing import Mark, prompt_findings
 from model.verification.stage import Finding, Stage
 
@@ -39,4 +39,4 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         text=VIDEO_PATCH * family.num_video_tokens,
         ids=(family.tokenizer.special_id(VIDEO_PATCH),) * family.num_video_tokens,
     )
-    yield from prompt_findings(family, folder, inputs["input_ids"][0].tolist(), video_tokens, patches_mark)
+    yield from prompt_findings(family, folder, token_rows(family, inputs, "input_ids")[0], video_tokens, patches_mark)

@@ -19,16 +19,25 @@ from model.family import Family, tokenize_segments
 from model.features import AUDIO, VIDEO
 from model.sound import mel_spectrograms
 from model.text.conversation import Clip, Conversation, Piece, Slot, SpecialToken, Template, Turn
+from model.verification.answer_length import AnswerLengths
 from model.verification.decoding import decode_greedily
 from model.verification.frames import frame_findings
-from model.verification.inputs import INPUTS_FILE, read_dialogue, read_inputs
+from model.verification.inputs import (
+    INPUTS_FILE,
+    checked,
+    embedded,
+    read_dialogue,
+    read_inputs,
+    sampled_clip,
+    token_rows,
+)
 from model.verification.stage import Claim, Finding, Stage, recorded
 from model.video.pixels import normalize
 from model.video.spec import SOUND_ERRORS
 from model.weights import WeightsError
 
 NUM_ANSWER_TOKENS = 16
-"""The default of a dialogue that does not set it."""
+"""The default of a folder that has no answer and does not set it."""
 SOUND_TOLERANCE = 1e-4
 """Of whatever is computed from a file's sound, whose resampling and spectrogram are float32 in the original."""
 STOP_IDS = ((835,), (2277, 29937))
@@ -56,11 +65,15 @@ def _from_inputs(family: Family, folder: Path) -> Iterator[Finding]:
     inputs = read_inputs(folder, "pixel_values", "video_segment_0_ids", "video_segment_1_ids")
     mel = inputs.get("audio_mel") if family.inputs is not None and family.inputs.sound is not None else None
     rows = yield from encoder_stages(family, inputs["pixel_values"].transpose(0, 1)[None], mel)
-    values = read_object(folder / "config.json")
+    values = checked(read_object(folder / "config.json"), folder / "config.json")
+    lengths = AnswerLengths(folder, default=NUM_ANSWER_TOKENS)
     for suffix, prefix, slots in (("", "video", (VIDEO,)), ("_av", "av", (AUDIO, VIDEO))):
         if not rows.keys() >= set(slots):
             continue
-        ids = [inputs[f"{prefix}_segment_{number}_ids"][0].tolist() for number in range(len(slots) + 1)]
+        names = [f"{prefix}_segment_{number}_ids" for number in range(len(slots) + 1)]
+        if missing := [name for name in names if name not in inputs]:
+            raise WeightsError(f"{folder / INPUTS_FILE} lacks {missing[0]}.")
+        ids = [token_rows(family, inputs, name)[0] for name in names]
         if "prompt_video" in values:
             clip = _clip_of(values["prompt_video"], slots)
             conversation = Conversation(clips=(clip,), turns=(Turn(role="user", text=values["question"]),))
@@ -70,10 +83,12 @@ def _from_inputs(family: Family, folder: Path) -> Iterator[Finding]:
             yield Claim(name=f"{prefix}_segment_ids", got=_segment_ids(family, pieces), expected=ids)
         embeds = _spliced(family, ids, [rows[part] for part in slots])
         yield Stage(name=f"inputs_embeds{suffix}", tensor=embeds)
-        answer, logits = _answer(family, embeds, NUM_ANSWER_TOKENS, stop=())
+        name = f"greedy_ids{suffix}"
+        max_tokens = lengths.of(name, ends=((family.tokenizer.eos_id,),))
+        answer, logits = _answer(family, embeds, max_tokens, stop=())
         yield Stage(name=f"logits_first{suffix}", tensor=logits[0], is_of_language_model=True)
         greedy = torch.tensor(answer)
-        yield Stage(name=f"greedy_ids{suffix}", tensor=greedy, is_choice=True, is_of_language_model=True)
+        yield Stage(name=name, tensor=greedy, is_choice=True, is_of_language_model=True)
 
 
 def _clip_of(prompt: str, parts: Sequence[str]) -> Clip:
@@ -85,17 +100,12 @@ def _clip_of(prompt: str, parts: Sequence[str]) -> Clip:
 
 def _from_clip(family: Family, folder: Path) -> Iterator[Finding]:
     """Compute the stages from the folder's `clip.mp4`."""
-    # Imports PyAV, which folders with pixels do not need.
-    from model.video.sampling import sample_clip
-
-    assert family.inputs is not None, "the model sees videos"
     dialogue = read_dialogue(folder, "questions", "conversations")
-    path = folder / "clip.mp4"
-    if not path.is_file():
-        raise WeightsError(f"{folder} has neither {INPUTS_FILE} nor clip.mp4, so there is nothing to run.")
-    sampled = sample_clip(path, family.inputs)
+    conversations = _conversations(dialogue["conversations"], folder / "dialogue.json")
+    sampled = sampled_clip(family, folder)
+    assert family.inputs is not None, "the model sees videos"
     if sampled.sound_error is not None:
-        raise WeightsError(f"{path} has no sound to run: {SOUND_ERRORS[sampled.sound_error]}")
+        raise WeightsError(f"{folder / 'clip.mp4'} has no sound to run: {SOUND_ERRORS[sampled.sound_error]}")
     clip = Clip(frame_indices=sampled.indices, fps=sampled.facts.fps)
     pixel_values = torch.from_numpy(normalize(sampled.inputs.frames, family.inputs.pixels))[None]
     yield from frame_findings(clip, pixel_values, folder)
@@ -105,8 +115,8 @@ def _from_clip(family: Family, folder: Path) -> Iterator[Finding]:
         mel = torch.from_numpy(mel_spectrograms(sampled.inputs.sound, family.inputs.sound))[None]
         yield Stage(name="audio_mel_sub", tensor=mel[..., ::4, ::4], tolerance=SOUND_TOLERANCE)
     rows = yield from encoder_stages(family, pixel_values, mel, sound_tolerance=SOUND_TOLERANCE)
-    max_tokens = read_object(folder / "config.json").get("generation", {}).get("max_new_tokens", NUM_ANSWER_TOKENS)
-    for style, senses in dialogue["conversations"].items():
+    lengths = AnswerLengths(folder, default=NUM_ANSWER_TOKENS)
+    for style, senses in conversations.items():
         for sense, conversation in senses.items():
             heard = frozenset(conversation["slots"])
             if heard <= rows.keys():
@@ -118,8 +128,27 @@ def _from_clip(family: Family, folder: Path) -> Iterator[Finding]:
                     conversation,
                     clip=seen,
                     rows=rows,
-                    max_tokens=max_tokens,
+                    lengths=lengths,
                 )
+
+
+def _conversations(values: Any, path: Path) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Return the conversations by style and by senses.
+
+    Raises:
+        WeightsError: they are of another form or style, or one lacks its slots or its turns.
+    """
+    if not isinstance(values, dict) or not all(isinstance(senses, dict) for senses in values.values()):
+        raise WeightsError(f"conversations in {path} must be objects by style and senses.")
+    if unknown := sorted(values.keys() - TEMPLATES.keys()):
+        raise WeightsError(f"{path} has conversations in an unknown style, {unknown[0]}.")
+    for senses in values.values():
+        for sense, conversation in senses.items():
+            if not isinstance(conversation, dict) or not conversation.keys() >= {"slots", "turns"}:
+                raise WeightsError(f"The conversation {sense} in {path} lacks its slots or its turns.")
+            if not all("question" in turn for turn in conversation["turns"]):
+                raise WeightsError(f"A turn of {sense} in {path} lacks its question.")
+    return values
 
 
 def encoder_stages(
@@ -163,7 +192,7 @@ def _dialogue(
     *,
     clip: Clip,
     rows: Mapping[str, Tensor],
-    max_tokens: int,
+    lengths: AnswerLengths,
 ) -> Iterator[Finding]:
     """Compute the stages of every turn of a conversation in one style about a clip with these rows."""
     turns: list[Turn] = []
@@ -180,7 +209,10 @@ def _dialogue(
         # The reference's ids if there are any, so that a wrong prompt does not change later stages.
         embeds = _spliced(family, expected.get("segment_ids") or ids, [rows[part] for part in parts])
         yield Stage(name=f"{name}.inputs_embeds", tensor=embeds, tolerance=tolerance)
-        answer, logits = _answer(family, embeds, max_tokens, stop=STOP_IDS if style == "vicuna" else ())
+        stop = STOP_IDS if style == "vicuna" else ()
+        ends = ((family.tokenizer.eos_id,), *stop)
+        max_tokens = lengths.of(f"{name}.generated_ids", told=expected.get("generated_ids"), ends=ends)
+        answer, logits = _answer(family, embeds, max_tokens, stop=stop)
         yield Stage(
             name=f"{name}.generated_ids", tensor=torch.tensor(answer), is_choice=True, is_of_language_model=True
         )
@@ -225,8 +257,7 @@ def _segment_ids(family: Family, pieces: Sequence[Piece]) -> list[list[int]]:
 @torch.inference_mode()
 def _spliced(family: Family, segments: Sequence[Sequence[int]], rows: Sequence[Tensor]) -> Tensor:
     """Return embeddings [1, L, hidden] of a prompt: its segments, with the rows of a slot after each but the last."""
-    embed = family.language_model.get_input_embeddings()
-    texts = [embed(torch.tensor(segment, dtype=torch.long, device=family.device)) for segment in segments]
+    texts = [embedded(family, segment) for segment in segments]
     pieces = [piece for text, slot in zip(texts, rows, strict=False) for piece in (text, slot)]
     return torch.cat((*pieces, texts[-1])).unsqueeze(0)
 

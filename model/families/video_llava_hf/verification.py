@@ -9,7 +9,7 @@ from pathlib import Path
 from model.checkpoints.json_object import read_object
 from model.family import Family
 from model.verification.frames import frame_findings
-from model.verification.inputs import INPUTS_FILE, read_clip
+from model.verification.inputs import INPUTS_FILE, checked, read_clip
 from model.verification.splicing import Mark, dialogue_findings
 from model.verification.stage import Finding, Stage
 from model.verification.video_llava import encoder_stages, verify_pixels
@@ -29,7 +29,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
     Raises:
         WeightsError: the folder lacks its inputs, or they have no slot for a video.
     """
-    values = read_object(folder / "config.json")
+    values = checked(read_object(folder / "config.json"), folder / "config.json")
     if (folder / INPUTS_FILE).is_file():
         system = values.get("prompt", "").partition("USER: ")[0].strip()
         yield from verify_pixels(family, folder, image_prefix=IMAGE_PREFIX, system=system)

@@ -4,29 +4,29 @@ A folder has either `inputs.safetensors`, with pixels, or `clip.mp4`, whose fram
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints.json_object import read_object
 from model.engine.sampling_params import SamplingParams
 from model.families.videochat.network import VideoChatNetwork
 from model.family import Family, tokenize_segments
 from model.features import VIDEO
 from model.text.conversation import Clip, Conversation, Piece, Slot, Turn
+from model.verification.answer_length import AnswerLengths
 from model.verification.decoding import decode_greedily, sampling_probabilities, search_beams
 from model.verification.frames import frame_findings
-from model.verification.inputs import read_clip, read_dialogue, read_inputs
+from model.verification.inputs import embedded, read_clip, read_dialogue, read_inputs
 from model.verification.stage import Claim, Finding, Stage, recorded
 
 TEMPERATURES = (0.7, 1.0, 2.0)
 NUM_SAMPLED_STEPS = 3
 NUM_BEAMS = 3
 MAX_TOKENS = 20
-"""The default, if a folder does not set it."""
+"""The default of a folder that has no answer and does not set it."""
 BOS, EOS = 1, 2
 STOP_IDS = ((835,), (2277, 29937))
 """The ids of `###` in LLaMA's vocabulary, at which the original stops with any tokenizer."""
@@ -54,7 +54,8 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         outputs = encoder_stages(network, pixel_values)
         # References with a clip hold no stages of single frames; references with pixels check those.
         yield from (stage for stage in _named(outputs) if not re.match(r"patch_embed|blocks\.|ln_vision", stage.name))
-    yield from _dialogue(family, read_object(folder / "config.json"), dialogue, clip, outputs["inputs_llama"][0])
+    lengths = AnswerLengths(folder, default=MAX_TOKENS)
+    yield from _dialogue(family, lengths, dialogue, clip, outputs["inputs_llama"][0])
 
 
 def encoder_stages(network: VideoChatNetwork, pixel_values: Tensor) -> dict[str, Tensor]:
@@ -98,11 +99,10 @@ def _key_stages(prefix: str, network: VideoChatNetwork, pixel_values: Tensor) ->
 
 
 def _dialogue(
-    family: Family, config: Mapping[str, Any], dialogue: Mapping[str, Any], clip: Clip, video: Tensor
+    family: Family, lengths: AnswerLengths, dialogue: Mapping[str, Any], clip: Clip, video: Tensor
 ) -> Iterator[Finding]:
     """Compute the stages of a conversation about video tokens [N, hidden]."""
     expected_turns = dialogue.get("turns", [])
-    max_tokens = config.get("generation", {}).get("max_new_tokens", MAX_TOKENS)
     turns: list[Turn] = []
     for number, question in enumerate(dialogue["questions"], start=1):
         expected = expected_turns[number - 1] if number <= len(expected_turns) else {}
@@ -113,8 +113,8 @@ def _dialogue(
         yield Claim(name=f"turn{number}.prompt", got=_text_of(segments), expected=expected.get("prompt"))
         prompt, ids = _spliced(family, _expected_texts(expected, segments), video)
         yield Claim(name=f"turn{number}.segment_ids", got=ids, expected=expected.get("segment_ids"))
-        answer = _Answer(family, prompt, max_tokens)
-        yield from answer.findings(f"turn{number}", expected)
+        answer = _Answer(family, prompt, lengths, f"turn{number}", expected)
+        yield from answer.findings(expected)
         if number == 1:
             yield from answer.first_turn_findings(dialogue)
         turns.append(Turn(role="assistant", text=expected.get("text", answer.text)))
@@ -123,17 +123,23 @@ def _dialogue(
 class _Answer:
     """A model's greedy answer to a prompt."""
 
-    def __init__(self, family: Family, prompt: Tensor, max_tokens: int) -> None:
-        self._llama, self._prompt, self._max_tokens = family.language_model, prompt, max_tokens
-        self.ids, self.logits = self._greedy(eos=EOS, stop=STOP_IDS)
+    def __init__(
+        self, family: Family, prompt: Tensor, lengths: AnswerLengths, prefix: str, expected: Mapping[str, Any]
+    ) -> None:
+        self._llama, self._prompt, self._lengths, self._prefix = family.language_model, prompt, lengths, prefix
+        self.ids, self.logits = self._greedy(
+            f"{prefix}.generated_ids", expected.get("generated_ids"), eos=EOS, stop=STOP_IDS
+        )
         text = family.tokenizer.decode(self.ids)
         self.text = text.split("###")[0].split("Assistant:")[-1].removesuffix("</s>").strip()
 
-    def findings(self, prefix: str, expected: Mapping[str, Any]) -> Iterator[Finding]:
+    def findings(self, expected: Mapping[str, Any]) -> Iterator[Finding]:
         """Yield tensors, text and beams, with the expected values of one turn of `dialogue.json`."""
-        ids = f"{prefix}.generated_ids"
-        beams = search_beams(self._llama, self._prompt, num_beams=NUM_BEAMS, max_tokens=self._max_tokens, eos=EOS)
-        text, expected_beams = expected.get("text"), expected.get(f"beam{NUM_BEAMS}_raw_sequence")
+        prefix, text = self._prefix, expected.get("text")
+        ids, beam_ids = f"{prefix}.generated_ids", expected.get(f"beam{NUM_BEAMS}_raw_sequence")
+        expected_beams = None if beam_ids is None else _without_bos(beam_ids)
+        max_tokens = self._lengths.of(f"{prefix}.beam{NUM_BEAMS}", told=expected_beams, ends=((EOS,),))
+        beams = search_beams(self._llama, self._prompt, num_beams=NUM_BEAMS, max_tokens=max_tokens, eos=EOS)
         yield Stage(name=f"{prefix}.inputs_embeds", tensor=self._prompt)
         yield Stage(name=ids, tensor=torch.tensor(self.ids), is_choice=True, is_of_language_model=True)
         yield Stage(name=f"{prefix}.greedy_logits", tensor=self.logits, follows=ids, is_of_language_model=True)
@@ -146,7 +152,7 @@ class _Answer:
         yield Claim(
             name=f"{prefix}.beam{NUM_BEAMS}",
             got=beams,
-            expected=None if expected_beams is None else _without_bos(expected_beams),
+            expected=expected_beams,
             is_choice=True,
         )
 
@@ -162,22 +168,25 @@ class _Answer:
                 is_of_language_model=True,
             )
         for number, case in enumerate(dialogue.get("stop_cases", [])):
-            ids, _ = self._greedy(eos=EOS, stop=tuple(map(tuple, case["stop_sequences"])))
+            stop = tuple(map(tuple, case["stop_sequences"]))
+            ids, _ = self._greedy(f"stop_cases.{number}", case.get("generated_ids"), eos=EOS, stop=stop)
             yield Claim(name=f"stop_cases.{number}", got=ids, expected=case.get("generated_ids"), is_choice=True)
         if case := dialogue.get("eos_case"):
-            ids, _ = self._greedy(eos=case["eos_token_id"], stop=())
+            ids, _ = self._greedy("eos_case", case.get("generated_ids"), eos=case["eos_token_id"], stop=())
             yield Claim(name="eos_case", got=ids, expected=case.get("generated_ids"), is_choice=True)
 
-    def _greedy(self, *, eos: int, stop: tuple[tuple[int, ...], ...]) -> tuple[list[int], Tensor]:
-        return decode_greedily(self._llama, self._prompt, max_tokens=self._max_tokens, eos=eos, stop=stop)
+    def _greedy(
+        self, name: str, expected: Sequence[int] | None, *, eos: int, stop: tuple[tuple[int, ...], ...]
+    ) -> tuple[list[int], Tensor]:
+        max_tokens = self._lengths.of(name, told=expected, ends=((eos,), *stop))
+        return decode_greedily(self._llama, self._prompt, max_tokens=max_tokens, eos=eos, stop=stop)
 
 
 def _spliced(family: Family, segments: tuple[Piece, ...], video: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Return embeddings [1, L, hidden] of a prompt with the video tokens inserted, and the ids of its texts."""
     parts = tokenize_segments(family.tokenizer, segments)
-    embed = family.language_model.get_input_embeddings()
     with torch.inference_mode():
-        rows = [video if isinstance(part, Slot) else embed(torch.tensor(part, device=video.device)) for part in parts]
+        rows = [video if isinstance(part, Slot) else embedded(family, part) for part in parts]
         return torch.cat(rows).unsqueeze(0), [list(part) for part in parts if not isinstance(part, Slot)]
 
 

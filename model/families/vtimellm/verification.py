@@ -14,7 +14,7 @@ from model.families.vtimellm.network import VTimeLLMNetwork
 from model.family import Family
 from model.features import VIDEO
 from model.verification.frames import frame_findings
-from model.verification.inputs import read_clip, read_inputs
+from model.verification.inputs import read_clip, read_inputs, token_rows
 from model.verification.splicing import Mark, dialogue_findings, prompt_findings
 from model.verification.stage import Finding, Stage
 from model.weights import read_safetensors
@@ -42,7 +42,7 @@ def verify_stages(family: Family, folder: Path) -> Iterator[Finding]:
         inputs = read_inputs(folder, "pixel_values", "input_ids")
         video_tokens = yield from _encoder_stages(network, inputs["pixel_values"].to(family.device, family.dtype))
         yield from _merged(family, folder)
-        yield from prompt_findings(family, folder, inputs["input_ids"][0].tolist(), video_tokens, MARK)
+        yield from prompt_findings(family, folder, token_rows(family, inputs, "input_ids")[0], video_tokens, MARK)
     else:
         clip, pixel_values = read_clip(family, folder)
         yield from frame_findings(clip, pixel_values, folder)

@@ -217,3 +217,26 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(arguments: list[str], said:
     assert done.exit_code == 2
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+def test_verify_refuses_a_place_for_its_tensors_before_it_computes_them(folder: Path, tmp_path: Path) -> None:
+    for out, why in ((tmp_path / "absent" / "out.safetensors", "there is no folder"), (tmp_path, "it is a folder")):
+        done = reeltalk("verify", folder, "--out", out)
+        assert (done.exit_code, "stage" in done.output) == (2, False)
+        assert why in done.output
+
+
+def test_verify_refuses_a_damaged_clip_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="decoding needs PyAV")
+    folder = writable(golden("videochat-e2e"), tmp_path / "reference")
+    (folder / "clip.mp4").write_bytes(b"")
+    done = reeltalk("verify", folder)
+    assert (done.exit_code, "clip.mp4 cannot be used." in done.output) == (2, True)
+    assert "Traceback" not in done.output
+
+
+def test_convert_says_which_prompt_it_chose(tmp_path: Path) -> None:
+    source = writable(golden("mobillama-e2e-ckpt") / "MobiLlama-05B", tmp_path / "mobillama-05b")
+    done = reeltalk("convert", source, "--to", tmp_path / "mine", "--family", "mobillama")
+    assert done.exit_code == 0, done.output
+    assert "The prompt is plain: mobillama-05b is a base model, which continues a text." in done.output

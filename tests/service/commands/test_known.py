@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from model.checkpoints.catalogue import PublishedCheckpoint
+from model.checkpoints.pulled import pulled_repository
 from model.families import family_module, published_checkpoints
 from service.commands.main import app
 from tests.hub import fake_hub
@@ -85,6 +86,7 @@ def test_a_published_name_is_pulled_from_its_repositories(tmp_path: Path) -> Non
     parts = tmp_path / "parts"
     folders = (parts, parts / "clip-vit-large-patch14", parts / "LLaVA-Lightning-7B-v1-1")
     assert [(folder / "config.json").read_text() for folder in folders] == list(names)
+    assert [pulled_repository(folder) for folder in folders] == list(names)
     assert not list(parts.rglob("*.py")), "code is never downloaded"
 
 
