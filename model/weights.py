@@ -25,6 +25,8 @@ _DTYPES = {
     **{"U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
 """safetensors' names of dtypes."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that weights may have in a file."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their bytes."""
 
@@ -116,17 +118,33 @@ def load_strict(
         wanted: whether to load the parameter of this name; parameters that are not loaded must be covered too.
 
     Raises:
-        WeightsError: a key is unknown, covered twice or missing, or a shape differs; nothing was loaded.
+        WeightsError: a key is unknown, covered twice or missing, a shape differs, or a tensor is not in floating point
+            or does not fit into the dtype; nothing was loaded.
     """
     covered = cover(module, tensors, key_map=key_map)
-    cast: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     shared: dict[int, Tensor] = {}
     for target, (_, tensor) in covered.items():
         if wanted is None or wanted(target):
             if id(tensor) not in shared:
-                shared[id(tensor)] = tensor.to(dtype or tensor.dtype)
-            cast[target] = shared[id(tensor)]
-    module.load_state_dict(cast, assign=True, strict=wanted is None)
+                shared[id(tensor)] = cast_to(dtype or tensor.dtype, tensor, name=target)
+            values[target] = shared[id(tensor)]
+    module.load_state_dict(values, assign=True, strict=wanted is None)
+
+
+def cast_to(dtype: torch.dtype, tensor: Tensor, *, name: str) -> Tensor:
+    """Return a tensor in a dtype.
+
+    Raises:
+        WeightsError: a value does not fit into it.
+    """
+    cast = tensor.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max and not cast.isfinite().all():
+        kind = str(dtype).removeprefix("torch.")
+        raise WeightsError(
+            f"{name} has values that are not finite in {kind}. Take another dtype, or get the file again."
+        )
+    return cast
 
 
 def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) -> dict[str, tuple[str, Tensor]]:
@@ -141,7 +159,8 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
         key_map: maps the published keys to names in `module`.
 
     Raises:
-        WeightsError: a key is unknown, covered twice or missing, or a shape or a tensor of a shared parameter differs.
+        WeightsError: a key is unknown, covered twice or missing, a shape or a tensor of a shared parameter differs, or
+            a tensor has another dtype than those of `FLOATS`.
     """
     parameters = module.state_dict(keep_vars=True)
     wanted = {name: tensor.shape for name, tensor in parameters.items()}
@@ -157,6 +176,7 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
         given = next((covered[name] for name in names if name in covered), None)
         covered |= {name: given for name in names if given is not None and name not in covered}
     _refuse("parameters that no key covers", (name for name in wanted if name not in covered))
+    _refuse("tensors that are not in floating point", (key for key, tensor in covered.values() if not is_float(tensor)))
     _refuse(
         "shapes that differ",
         (
@@ -175,6 +195,11 @@ def cover(module: nn.Module, tensors: Mapping[str, Tensor], *, key_map: KeyMap) 
         ),
     )
     return covered | {name: (covered[name][0], covered[names[0]][1]) for names in shared for name in names}
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Return whether a tensor has a dtype of weights; 8 bits and complex numbers are none."""
+    return tensor.dtype in FLOATS
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Reads a CLIP of OpenAI's: the archive, a folder in Hugging Face's layout, or both, which must be equal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -93,6 +94,27 @@ def read_clip_config(folder: Path, *, model: str) -> ClipVisionConfig:
     if activation != OPENAI_ACTIVATION:
         raise WeightsError(f"{folder} is another CLIP than {model}'s: its activation is {activation}.")
     return sizes
+
+
+def check_depth(tensors: Mapping[str, Tensor], sizes: ClipVisionConfig, *, prefix: str, folder: Path) -> None:
+    """Check that a published vision tower has exactly as many layers as its sizes say, also those that no family uses.
+
+    Args:
+        tensors: of the tower, and perhaps others.
+        sizes: from its `config.json`.
+        prefix: of the tower's keys.
+        folder: that has the tensors, for the error message.
+
+    Raises:
+        WeightsError: it has more or fewer.
+    """
+    pattern = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\..+")
+    layers = {int(found[1]) for key in tensors if (found := pattern.fullmatch(key))}
+    if layers != set(range(sizes.depth)):
+        raise WeightsError(
+            f"{folder} has a vision tower of {len(layers)} layers, but its config.json names {sizes.depth}; one of "
+            "them is damaged or another model's."
+        )
 
 
 def _complete(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

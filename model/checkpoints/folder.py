@@ -22,7 +22,7 @@ from torch import Tensor
 from model.checkpoints.json_object import read_object
 from model.engine.sampling_params import SamplingParams
 from model.networks.network import ConfigT
-from model.weights import CheckpointDigest, WeightsError, checkpoint_digest, encoder_digest, read_safetensors
+from model.weights import CheckpointDigest, WeightsError, cast_to, checkpoint_digest, encoder_digest, read_safetensors
 
 RECORD = "reeltalk.json"
 TOKENIZER = "tokenizer.model"
@@ -80,7 +80,7 @@ def write_folder(
         The recorded digest.
 
     Raises:
-        WeightsError: the folder exists.
+        WeightsError: the folder exists, or a value does not fit into the dtype.
     """
     if folder.exists():
         raise WeightsError(f"{folder} exists already. Remove it or name another folder.")
@@ -203,7 +203,7 @@ def read_sampling(checkpoint: Path, *, published: SamplingParams) -> SamplingPar
             repetition_penalty=float(values.get("repetition_penalty", published.repetition_penalty)),
             max_tokens=int(values.get("max_new_tokens", published.max_tokens)),
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"The generation_config.json of {checkpoint.name} cannot be used: {error}") from error
 
 
@@ -229,7 +229,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the record of `write_folder`; None if there is none or it cannot be read."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     is_valid = isinstance(record, dict) and {"digest", "sizes", "files"} <= record.keys()
     return record if is_valid and isinstance(record["files"], dict) else None
@@ -282,7 +282,10 @@ def _write_shards(
     done, total = 0, sum(map(checkpoint.num_bytes, checkpoint.tensors))
     for file, names in shards.items():
         if not _is_finished(partial / file, source):
-            tensors = {name: checkpoint.tensors[name].to(checkpoint.dtype_of(name)).contiguous() for name in names}
+            tensors = {
+                name: cast_to(checkpoint.dtype_of(name), checkpoint.tensors[name], name=name).contiguous()
+                for name in names
+            }
             _write_whole(partial / file, _unshared(tensors), source)
             del tensors
         written = read_safetensors(partial / file)

@@ -15,7 +15,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} does not exist or is not a JSON file.") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} does not hold a JSON object.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.checkpoints.json_object import read_object
 from model.checkpoints.torch_file import read_torch_file
+from model.checkpoints.values import check_rounded, check_values
 from model.weights import WeightsError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.bin"
@@ -108,8 +109,10 @@ def build_adapter(tensors: Mapping[str, Tensor], sizes: LoraSizes, *, name: str)
         name: names its origin in error messages.
 
     Raises:
-        WeightsError: a key is unknown or of a layer that is not a target, a factor is missing or has another rank.
+        WeightsError: a key is unknown or of a layer that is not a target, a factor is missing, has another rank or is
+            not one of finite numbers in floating point.
     """
+    check_values(tensors, file=name)
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         found = _KEY.fullmatch(key)
@@ -137,8 +140,8 @@ def fold(weights: Mapping[str, Tensor], adapters: Iterable[Adapter], *, dtype: t
         dtype: of the changed weights; None is each weight's own.
 
     Raises:
-        WeightsError: an adapter changes a weight that the model lacks or that has another shape, or it leaves out a
-            layer that it changes elsewhere.
+        WeightsError: an adapter changes a weight that the model lacks or that has another shape, it leaves out a
+            layer that it changes elsewhere, or a sum does not fit into the dtype.
     """
     adapters = tuple(adapters)
     for adapter in adapters:
@@ -152,6 +155,7 @@ def fold(weights: Mapping[str, Tensor], adapters: Iterable[Adapter], *, dtype: t
                 down, up = adapter.factors[name]
                 total = total + (up.float() @ down.float()) * adapter.scaling
         folded[name] = total.to(dtype or weights[name].dtype)
+        check_rounded(name, folded[name], file=" and ".join(adapter.name for adapter in adapters))
     return folded
 
 

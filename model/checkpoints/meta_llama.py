@@ -58,7 +58,7 @@ def meta_sizes(folder: Path, tensors: Mapping[str, Tensor], *, max_positions: in
     """Return the sizes in `params.json`, and those that only the tensors tell (its `vocab_size` is -1).
 
     Raises:
-        WeightsError: a size is missing, or a tensor from which one follows.
+        WeightsError: a size is missing or impossible, or a tensor from which one follows.
     """
     values = read_object(folder / PARAMS)
     try:
@@ -73,3 +73,5 @@ def meta_sizes(folder: Path, tensors: Mapping[str, Tensor], *, max_positions: in
         )
     except KeyError as error:
         raise WeightsError(f"{folder.name} lacks {error} in {PARAMS} or {WEIGHTS}; it is not Meta's LLaMA.") from error
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{folder.name} does not hold the sizes of a LLaMA of Meta's ({error}).") from error

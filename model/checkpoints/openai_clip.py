@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.torchscript import read_torchscript
+from model.checkpoints.values import check_values
 from model.networks.clip import ClipVisionConfig
 from model.weights import WeightsError
 
@@ -40,11 +41,13 @@ def read_openai_clip(path: Path) -> dict[str, Tensor]:
     The names begin with `vision_model.`, except `visual_projection.weight`.
 
     Raises:
-        WeightsError: the file is absent or damaged, or holds something other than a CLIP with a vision transformer.
+        WeightsError: the file is absent or damaged, holds something other than a CLIP with a vision transformer, or a
+            tensor is not one of finite numbers in floating point.
     """
     tensors: dict[str, Tensor] = {}
     for key, tensor in read_torchscript(path).items():
         if key.startswith("visual."):
+            check_values({key: tensor}, file=path.name)
             tensors |= _renamed(key.removeprefix("visual."), tensor)
         elif not _UNUSED.fullmatch(key):
             raise WeightsError(f"{path.name} has a key that is not part of a CLIP: {key}.")
@@ -60,7 +63,8 @@ def openai_clip_sizes(path: Path, tensors: Mapping[str, Tensor], *, num_heads: i
         num_heads: attention heads; None is one for each 64 values of width, as in OpenAI's CLIPs.
 
     Raises:
-        WeightsError: a tensor is missing, or the width is not a multiple of 64 and `num_heads` is None.
+        WeightsError: a tensor is missing, a size is impossible, or the width is not a multiple of 64 and `num_heads`
+            is None.
     """
     try:
         width, _, patch_size, _ = tensors["vision_model.embeddings.patch_embedding.weight"].shape
@@ -76,14 +80,17 @@ def openai_clip_sizes(path: Path, tensors: Mapping[str, Tensor], *, num_heads: i
             f"{HEAD_WIDTH}; put the same model's folder in Hugging Face's layout beside it, whose config.json says it."
         )
     layers = {key.split(".")[3] for key in tensors if key.startswith("vision_model.encoder.layers.")}
-    return ClipVisionConfig(
-        image_size=math.isqrt(num_positions - 1) * patch_size,
-        patch_size=patch_size,
-        width=width,
-        depth=len(layers),
-        num_heads=num_heads or width // HEAD_WIDTH,
-        mlp_width=mlp_width,
-    )
+    try:
+        return ClipVisionConfig(
+            image_size=math.isqrt(num_positions - 1) * patch_size,
+            patch_size=patch_size,
+            width=width,
+            depth=len(layers),
+            num_heads=num_heads or width // HEAD_WIDTH,
+            mlp_width=mlp_width,
+        )
+    except ValueError as error:
+        raise WeightsError(f"{path.name} holds no CLIP with a vision transformer ({error}).") from error
 
 
 def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.checkpoints.folder import TOKENIZER, WHOLE, Checkpoint, read_folder, stamps, tokenizer_of
 from model.checkpoints.huggingface import read_weights
 from model.checkpoints.torch_file import read_torch_file
+from model.checkpoints.values import check_kind, check_values
 from model.networks.network import ConfigT, Network
 from model.text.sentencepiece import read_sentencepiece
 from model.weights import KeyMap, WeightsError, cover, read_safetensors
@@ -115,15 +116,15 @@ class PublishedModel:
             ignored: keys that the user knows to be harmless.
 
         Raises:
-            WeightsError: a key is neither wanted nor unused nor ignored, or a value is not finite.
+            WeightsError: a key is neither wanted nor unused nor ignored, or a tensor is not one of finite numbers in
+                floating point.
         """
         keys = self._parts[part].keys
         assert keys is not None, f"the part {part} has tensors"
         selected = {}
         for key in sorted(tensors.keys() - set(ignored)):
             if re.fullmatch(keys.wanted, key):
-                if not tensors[key].isfinite().all():
-                    raise WeightsError(f"{paths[part].name} is damaged: {key} has values that are not finite.")
+                check_values({key: tensors[key]}, file=paths[part].name)
                 selected[keys.prefix + key] = tensors[key]
             elif not re.fullmatch(keys.unused, key):
                 raise WeightsError(
@@ -171,12 +172,17 @@ def read_llama(folder: Path, *, vocab_size: int, hint: str) -> dict[str, Tensor]
         hint: names the right LLaMA, for the error message.
 
     Raises:
-        WeightsError: the weights are incomplete, of another vocabulary, or a bare delta.
+        WeightsError: the weights are incomplete, of another vocabulary, no numbers in floating point, or a bare delta.
     """
     tensors = read_weights(folder)
+    for key in (_EMBEDDINGS, _NORM):
+        if key in tensors:
+            check_kind(key, tensors[key], file=folder.name)
     rows, norm = tensors.get(_EMBEDDINGS), tensors.get(_NORM)
-    if rows is not None and len(rows) != vocab_size:
-        raise WeightsError(f"{folder} has {len(rows)} embedding rows instead of {vocab_size}. {hint}")
+    if rows is not None and rows.shape[:1] != (vocab_size,):
+        raise WeightsError(
+            f"{folder} has {rows.shape[0] if rows.ndim else 'no'} embedding rows instead of {vocab_size}. {hint}"
+        )
     if norm is not None and float(norm.float().abs().mean()) < _DELTA_NORM:
         raise WeightsError(f"{folder} holds a bare delta: apply it to LLaMA and name the result. {hint}")
     return tensors
@@ -207,13 +213,15 @@ def read_whole(
         read_sizes: reads the sizes.
 
     Raises:
-        WeightsError: a file is absent or damaged.
+        WeightsError: a file is absent or damaged, or a tensor is not one of finite numbers in floating point.
     """
     if folder is None or named or not (folder / WHOLE).is_file():
         return None
+    tensors = read_folder(folder)
+    check_values(tensors, file=WHOLE)
     return Source(
         config=read_sizes(folder / "config.json"),
-        tensors=read_folder(folder),
+        tensors=tensors,
         tokenizer=tokenizer_of(folder),
         files=(folder / WHOLE, tokenizer_of(folder)),
     )

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
+from model.networks.sizes import check_sizes, shown
+
 OPENAI_ACTIVATION = "quick_gelu"
 """The activation of OpenAI's CLIPs. LAION's use `gelu`, and nothing in the tensors tells them apart."""
 LAYER_NORM_EPS = 1e-5
@@ -21,7 +23,11 @@ LAYER_NORM_EPS = 1e-5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipVisionConfig:
-    """Sizes of a vision transformer. `depth` counts the published layers, also those that a family does not use."""
+    """Sizes of a vision transformer. `depth` counts the published layers, also those that a family does not use.
+
+    Raises:
+        ValueError: a size is impossible.
+    """
 
     image_size: int
     patch_size: int
@@ -29,6 +35,11 @@ class ClipVisionConfig:
     depth: int
     num_heads: int
     mlp_width: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patches of {self.patch_size} pixels do not fit into an image of {self.image_size}")
 
     @property
     def num_patches(self) -> int:
@@ -45,10 +56,10 @@ def clip_sizes(values: Mapping[str, Any]) -> ClipVisionConfig:
 
     Raises:
         KeyError: a size is missing.
-        ValueError: the epsilon of the norms is not CLIP's.
+        ValueError: a size is impossible, or the epsilon of the norms is not CLIP's.
     """
     if values.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        raise ValueError(f"the layer_norm_eps of a CLIP is {LAYER_NORM_EPS}, not {values['layer_norm_eps']}")
+        raise ValueError(f"the layer_norm_eps of a CLIP is {LAYER_NORM_EPS}, not {shown(values['layer_norm_eps'])}")
     return ClipVisionConfig(
         image_size=values["image_size"],
         patch_size=values["patch_size"],

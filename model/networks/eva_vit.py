@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.networks.sizes import check_ratio, check_sizes
+
 NORM_EPS = 1e-6
 """Epsilon of the norms inside the blocks."""
 
@@ -27,8 +29,9 @@ class EvaViTConfig:
     mlp_ratio: float = 4.3637
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("num_global_blocks",))
+        check_ratio("mlp_ratio", self.mlp_ratio)
         assert self.image_size % self.patch_size == 0, "patches must tile the image"
-        assert self.width % self.num_heads == 0, "heads must divide the width"
 
     @property
     def grid(self) -> int:

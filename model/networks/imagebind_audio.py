@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.networks.sizes import check_sizes
+
 STEM_EPS = 1e-5
 NORM_EPS = 1e-6
 MAX_SCALE = 100.0
@@ -44,6 +46,11 @@ class ImageBindAudioConfig:
     num_frames: int = 204
     kernel: int = 16
     stride: int = 10
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.kernel > min(self.num_bins, self.num_frames):
+            raise ValueError(f"patches of {self.kernel} do not fit into {self.num_bins} bins of {self.num_frames}")
 
     @property
     def num_patches(self) -> int:

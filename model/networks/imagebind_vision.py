@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.networks.sizes import check_sizes
+
 NORM_EPS = 1e-6
 
 _RENAMES = (
@@ -39,6 +41,11 @@ class ImageBindVisionConfig:
     image_size: int = 224
     patch_size: int = 14
     num_frames: int = 2
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patches of {self.patch_size} pixels do not fit into an image of {self.image_size}")
 
     @property
     def num_patches(self) -> int:

@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from model.networks.sizes import check_eps, check_sizes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's pieces."""
+    """Sizes of the LLaMA decoder; `vocab_size` counts embedding rows, which may exceed the tokenizer's pieces.
+
+    Raises:
+        ValueError: a size is impossible.
+    """
 
     vocab_size: int
     width: int
@@ -17,6 +23,12 @@ class DecoderConfig:
     mlp_width: int
     max_positions: int = 2048
     rms_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        check_eps("rms_eps", self.rms_eps)
+        if self.width // self.num_heads % 2:
+            raise ValueError(f"{self.num_heads} heads of {self.width // self.num_heads} values cannot be rotated")
 
 
 def build_llama(sizes: DecoderConfig) -> LlamaForCausalLM:

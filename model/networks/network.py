@@ -12,14 +12,22 @@ from transformers import LlamaForCausalLM
 
 from model.features import PartSpec
 from model.networks.llama import DecoderConfig, restore_rotary
+from model.networks.sizes import check_sizes
 from model.role import Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """Every size of a network; the sizes of its modules are dataclasses of their own."""
+    """Every size of a network; the sizes of its modules are dataclasses of their own.
+
+    Raises:
+        ValueError: a size is impossible.
+    """
 
     decoder: DecoderConfig
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
     @property
     def parts(self) -> tuple[PartSpec, ...]:
@@ -45,6 +53,7 @@ class NetworkConfig:
 
         Raises:
             KeyError, TypeError: a size is missing or unknown.
+            ValueError: a size is impossible.
         """
         kinds = {name: _without_none(kind) for name, kind in get_type_hints(cls).items()}
         parts = {

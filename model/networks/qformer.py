@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from model.networks.sizes import check_sizes
+
 KEY_RENAMES = (
     (r"^(video_|audio_)?Qformer\.bert\.embeddings\.LayerNorm\.", r"\1qformer.layernorm."),
     (r"^(video_|audio_)?Qformer\.bert\.", r"\1qformer."),
@@ -24,6 +26,9 @@ class QFormerConfig:
     mlp_width: int
     num_queries: int = 32
     cross_every: int = 2
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
 
 def build_qformer(sizes: QFormerConfig, *, encoder_width: int) -> Blip2QFormerModel:

@@ -14,6 +14,9 @@ from model.networks.clip import ClipEncoder, ClipVisionConfig
 from model.networks.llama import build_llama
 from model.networks.network import NetworkConfig, VideoNetwork
 
+ACTIVATIONS = ("gelu", "quick_gelu")
+"""Of LanguageBind's encoder, and of OpenAI's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoLlavaConfig(NetworkConfig):
@@ -23,6 +26,13 @@ class VideoLlavaConfig(NetworkConfig):
     activation: str
     """Of the encoder's MLPs: `gelu` in the original, `quick_gelu` in `-hf`. The tensors do not show it."""
     num_frames: int
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"the encoder's activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}"
+            )
 
     @property
     def num_frame_tokens(self) -> int:

@@ -30,10 +30,13 @@ def read_sentencepiece(path: Path, *, added: Sequence[str] = ()) -> Tokenizer:
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read. It must be LLaMA's own tokenizer.") from error
     except DecodeError as error:
-        raise TokenizerError(f"{path.name} is not a sentencepiece model.") from error
-    pieces = list(_pieces(model))
-    _check_algorithm(model.trainer_spec, model.normalizer_spec)
-    return Tokenizer([*pieces, *control_pieces(added)])
+        raise TokenizerError(f"{path} is not a sentencepiece model.") from error
+    try:
+        pieces = list(_pieces(model))
+        _check_algorithm(model.trainer_spec, model.normalizer_spec)
+        return Tokenizer([*pieces, *control_pieces(added)])
+    except TokenizerError as error:
+        raise TokenizerError(f"{path} cannot be used: {error}") from error
 
 
 def _pieces(model: Any) -> Iterator[Piece]:

@@ -193,3 +193,16 @@ def test_seeded_weights_are_the_same_on_every_machine() -> None:
 
 SEEDED_BY_SEVEN = "5f223fa0700c4605e0ef4240650f5c45f7eab995e52583a39338911d7814e54d"
 """As drawn with torch 2.13; equal with and without AVX2."""
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_values_that_are_not_in_floating_point_are_refused_by_key(dtype: torch.dtype) -> None:
+    tensors = {"weight": torch.ones(2, 2).to(dtype), "bias": torch.ones(2)}
+    with pytest.raises(WeightsError, match="not in floating point: weight"):
+        load_strict(nn.Linear(2, 2), tensors, key_map=KeyMap())
+
+
+def test_values_that_do_not_fit_into_the_dtype_are_refused_by_name() -> None:
+    tensors = {"weight": torch.full((2, 2), 1e6), "bias": torch.ones(2)}
+    with pytest.raises(WeightsError, match="weight has values that are not finite in float16"):
+        load_strict(nn.Linear(2, 2), tensors, key_map=KeyMap(), dtype=torch.float16)

@@ -222,12 +222,12 @@ def test_an_ignored_key_is_accepted(chat: Path) -> None:
     [
         ({"vocab_size": 400}, "has 420 pieces, but config.json names 400"),
         ({"num_hidden_layers": 8}, "parameters that no key covers: language_model.model.layers.4."),
-        ({"rope_theta": 5e5}, "describes another model than MobiLlama"),
-        ({"tie_word_embeddings": True}, "describes another model than MobiLlama"),
-        ({"hidden_act": "gelu"}, "describes another model than MobiLlama"),
-        ({"hidden_size": "48"}, "does not hold the sizes of a MobiLlama model"),
-        ({"num_attention_heads": 5}, "does not hold the sizes of a MobiLlama model"),
-        ({"num_attention_heads": None}, "lacks 'num_attention_heads'; it is not MobiLlama's"),
+        ({"rope_theta": 5e5}, "a LLaMA of a later generation"),
+        ({"tie_word_embeddings": True}, "the tie_word_embeddings in its config.json is True"),
+        ({"hidden_act": "gelu"}, "the hidden_act in its config.json is 'gelu'"),
+        ({"hidden_size": "48"}, "width must be a whole number from 1 to 262144, not '48'"),
+        ({"num_attention_heads": 5}, "5 heads do not divide the width 48"),
+        ({"num_attention_heads": None}, "lacks 'num_attention_heads'; it is not a LLaMA's"),
     ],
 )
 def test_another_config_is_refused(chat: Path, values: dict[str, object], message: str) -> None:

@@ -184,3 +184,11 @@ def test_a_folder_that_is_absent_or_ambiguous_can_be_named(files: Path, tmp_path
 
 def test_an_unknown_part_is_refused(files: Path) -> None:
     assert "Video-ChatGPT has no part 'clip'; its parts are vision, llama, video." in refusal(files, clip=files)
+
+
+def test_a_clip_of_another_depth_than_its_weights_is_refused(files: Path) -> None:
+    path = files / "clip" / "config.json"
+    sizes = json.loads(path.read_bytes())["vision_config"]
+    depth = sizes["num_hidden_layers"]
+    rewritten(path, vision_config=sizes | {"num_hidden_layers": depth + 1})
+    assert f"of {depth} layers, but its config.json names {depth + 1}" in refusal(files)

@@ -195,6 +195,8 @@ def test_another_hf_model_is_refused(values: dict[str, object], message: str, tm
     [
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}),
         ("preprocessor_config.json", {"size": {"shortest_edge": 336}}),
+        ("preprocessor_config.json", {"do_center_crop": False}),
+        ("preprocessor_config.json", {"rescale_factor": 1.0}),
         ("added_tokens.json", {"<video>": 420, "<image>": 421}),
     ],
 )
@@ -256,3 +258,18 @@ def test_a_folder_of_hf_without_its_tokenizer_is_refused_unless_it_has_no_file_o
 
 def test_an_unknown_part_is_refused(family: str, files: Path) -> None:
     assert "has no part 'llama'; its parts are llava" in refusal(family, files, llama=files)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_tower_of_another_depth_than_its_weights_is_refused(family: str, files: Path, depth: int) -> None:
+    path = files / {ORIGINAL: TOWER, HF: FOLDERS[HF]}[family] / "config.json"
+    rewritten(path, vision_config=json.loads(path.read_bytes())["vision_config"] | {"num_hidden_layers": depth})
+    assert f"a vision tower of 3 layers, but its config.json names {depth}" in refusal(family, files)
+
+
+@pytest.mark.parametrize("values", [{"hidden_act": "relu"}, {"hidden_act": 5}, {"num_frames": 4}])
+def test_the_tower_of_another_model_is_refused(values: dict[str, object], tmp_path: Path) -> None:
+    files = copied(ORIGINAL, tmp_path / "published")
+    path = files / TOWER / "config.json"
+    rewritten(path, vision_config=json.loads(path.read_bytes())["vision_config"] | values)
+    assert f"{next(iter(values))} is" in refusal(ORIGINAL, files)

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.meta_llama import META_FOLDER, META_KEYS, WEIGHTS, meta_sizes, read_meta_llama
 from model.checkpoints.published import FolderKind, Keys, PublishedModel, PublishedPart, Source
+from model.checkpoints.values import check_rounded
 from model.families.imagebind_llm.network import ImageBindLLMConfig
 from model.networks.imagebind_audio import ImageBindAudioConfig
 from model.networks.imagebind_vision import ImageBindVisionConfig
@@ -155,7 +156,10 @@ def _sum(llama: Mapping[str, Tensor], delta: Mapping[str, Tensor], path: Path) -
             raise WeightsError(f"{path.name} lacks {key.removeprefix('llama.')}. Download {WEIGHTS} again.")
         if delta[key].shape != tensor.shape:
             raise WeightsError(f"{path.name} is the delta of another LLaMA: {key} is {list(delta[key].shape)}.")
-    return {key: (tensor.float() + delta[key].float()).half() for key, tensor in llama.items()}
+    total = {key: (tensor.float() + delta[key].float()).half() for key, tensor in llama.items()}
+    for key, tensor in total.items():
+        check_rounded(key, tensor, file=f"LLaMA with {path.name}")
+    return total
 
 
 def _published_sizes(imagebind: Mapping[str, Tensor], path: Path) -> ImageBindLLMConfig:

@@ -21,6 +21,7 @@ class MobiLlamaConfig(NetworkConfig):
     prompt: Prompt = "one-shot"
 
     def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
         if self.prompt not in get_args(Prompt):
             raise ValueError(f"prompt is {self.prompt!r}, not one of {', '.join(get_args(Prompt))}")
 

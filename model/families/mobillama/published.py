@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from model.checkpoints.folder import TOKENIZER, read_folder
-from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
+from model.checkpoints.huggingface import first_llama
 from model.checkpoints.json_object import read_object
 from model.checkpoints.published import LLAMA_FOLDER, Keys, PublishedModel, PublishedPart, Source
 from model.checkpoints.pulled import PULLED, pulled_repository
@@ -191,18 +191,4 @@ def _published_sizes(path: Path) -> DecoderConfig:
     Raises:
         WeightsError: the file is absent, or describes another model.
     """
-    values = read_object(path)
-    try:
-        sizes = llama_sizes(values)
-    except KeyError as error:
-        raise WeightsError(f"{path} lacks {error}; it is not {MODEL}'s.") from error
-    counts = (sizes.vocab_size, sizes.width, sizes.depth, sizes.num_heads, sizes.mlp_width, sizes.max_positions)
-    if not all(isinstance(count, int) and count > 0 for count in counts) or sizes.width % sizes.num_heads:
-        raise WeightsError(f"{path} does not hold the sizes of a {MODEL} model: {counts}.")
-    if (
-        rope_theta(values) != ROPE_THETA
-        or values.get("tie_word_embeddings")
-        or values.get("hidden_act", "silu") != "silu"
-    ):
-        raise WeightsError(f"{path} describes another model than {MODEL}: its rotary base, head or activation differs.")
-    return sizes
+    return first_llama(read_object(path), path.parent, key_value_heads=False)

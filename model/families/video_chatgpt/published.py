@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from model.checkpoints.clip import CLIP_FOLDER, read_clip_config
+from model.checkpoints.clip import CLIP_FOLDER, check_depth, read_clip_config
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import llama_sizes, read_llama_config
 from model.checkpoints.json_object import read_object
@@ -118,9 +118,10 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
         raise WeightsError(f"{paths['vision']} is another CLIP than Video-ChatGPT's, which is clip-vit-large-patch14.")
     llama = read_llama(paths["llama"], vocab_size=llama_config.vocab_size, hint=_LLAMA_HINT)
     merged = PUBLISHED.read("vision", paths, ignored=ignored)
+    check_depth(merged, vision, prefix="vision_model.", folder=paths["vision"])
     merged |= PUBLISHED.select("llama", paths, llama, ignored=ignored)
     merged |= video
-    if _HEAD in merged:
+    if _HEAD in merged and merged[_HEAD].ndim == 2:
         merged[_HEAD] = functional.pad(merged[_HEAD], (0, 0, 0, num_rows - llama_config.vocab_size))
     return config, merged
 
@@ -128,6 +129,10 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
 def _check_video(path: Path, video: Mapping[str, Tensor], vision: ClipVisionConfig, llama: DecoderConfig) -> None:
     if missing := sorted({_EMBEDDINGS, *_PROJECTION} - video.keys()):
         raise WeightsError(f"{path.name} lacks {missing[0]}. It is not the file published as {VIDEO_FILE}.")
+    if any(video[key].ndim != 2 for key in (_EMBEDDINGS, _PROJECTION[0])):
+        raise WeightsError(
+            f"{path.name} holds vectors in place of matrices. It is not the file published as {VIDEO_FILE}."
+        )
     num_out, num_in = video[_PROJECTION[0]].shape
     if num_out != llama.width or num_in != vision.width:
         raise WeightsError(

@@ -5,7 +5,7 @@ ImageBind. A vision-only model lacks all modules for sound.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class VideoLlamaConfig(NetworkConfig):
     """Stretches of sound, each with a position embedding."""
 
     def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        if self.style not in get_args(Style):
+            raise ValueError(f"style is {self.style!r}, not one of {', '.join(get_args(Style))}")
         assert (self.audio is None) == (self.audio_qformer is None), "a model hears with both modules for sound"
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.clip import check_depth
 from model.checkpoints.folder import TOKENIZER, read_config
 from model.checkpoints.huggingface import read_llama_config
 from model.checkpoints.json_object import read_object
@@ -22,7 +23,8 @@ from model.checkpoints.published import (
 from model.families.video_llava.network import ACTIVATION
 from model.networks.clip import CLIP_LARGE, ClipVisionConfig, clip_sizes
 from model.networks.llama import DecoderConfig
-from model.networks.video_llava import VideoLlavaConfig
+from model.networks.sizes import shown
+from model.networks.video_llava import ACTIVATIONS, VideoLlavaConfig
 from model.text.sentencepiece import read_sentencepiece
 from model.verification.video_llava import reference_sizes
 from model.weights import WeightsError
@@ -146,7 +148,7 @@ def merge(paths: Mapping[str, Path], *, ignored: Sequence[str] = ()) -> tuple[Vi
     _check_tokenizer(path, decoder.vocab_size)
     llava = read_llama(path, vocab_size=decoder.vocab_size, hint="")
     tensors = PUBLISHED.select("llava", paths, llava, ignored=ignored)
-    if _FRAMES not in tensors or _PATCHES not in tensors:
+    if _FRAMES not in tensors or _PATCHES not in tensors or tensors[_FRAMES].ndim != 3:
         raise WeightsError(f"{path} holds no video tower with attention over time ({_FRAMES}). {_HF_HINT}.")
     vision, activation = _tower(paths, tensors)
     num_frames = tensors[_FRAMES].shape[1]
@@ -174,21 +176,31 @@ def _check_settings(folder: Path) -> None:
 def _tower(paths: Mapping[str, Path], tensors: Mapping[str, Tensor]) -> tuple[ClipVisionConfig, str]:
     """Return the sizes and the activation of the video tower: LanguageBind's if it is there, or the published ones."""
     if "video_tower" in paths:
-        sizes = _tower_sizes(paths["video_tower"])
+        sizes, activation = _tower_sizes(paths["video_tower"], tensors[_FRAMES].shape[1])
         _check_tower(paths, tensors)
-        return sizes
-    if tensors[_PATCHES].shape != _PUBLISHED_PATCHES:
-        raise WeightsError(f"{paths['llava']} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
-    return PUBLISHED_7B.vision, PUBLISHED_7B.activation
+    else:
+        if tensors[_PATCHES].shape != _PUBLISHED_PATCHES:
+            raise WeightsError(f"{paths['llava']} has another video tower than Video-LLaVA-7B's. {_TOWER_HINT}")
+        sizes, activation = PUBLISHED_7B.vision, PUBLISHED_7B.activation
+    check_depth(tensors, sizes, prefix=TOWER, folder=paths["llava"])
+    return sizes, activation
 
 
-def _tower_sizes(folder: Path) -> tuple[ClipVisionConfig, str]:
-    """Read the sizes and the activation of LanguageBind's tower."""
+def _tower_sizes(folder: Path, num_frames: int) -> tuple[ClipVisionConfig, str]:
+    """Read the sizes and the activation of LanguageBind's tower, whose weights are of so many frames."""
     values = _vision_config(folder / "config.json")
     if values.get("add_time_attn") is not True:
         raise WeightsError(f"{folder} is another tower, without attention over time. {_TOWER_HINT}")
+    activation = values.get("hidden_act", ACTIVATION)
+    if activation not in ACTIVATIONS:
+        raise WeightsError(f"{folder} is another tower: its hidden_act is {shown(activation)}. {_TOWER_HINT}")
+    if values.get("num_frames", num_frames) != num_frames:
+        raise WeightsError(
+            f"{folder} is the tower of another model: its num_frames is {shown(values['num_frames'])}, but the weights "
+            f"are of {num_frames} frames. {_TOWER_HINT}"
+        )
     try:
-        return clip_sizes(values), values.get("hidden_act", ACTIVATION)
+        return clip_sizes(values), activation
     except (KeyError, ValueError) as error:
         raise WeightsError(f"The config.json of {folder} is not LanguageBind's: {error}.") from error
 

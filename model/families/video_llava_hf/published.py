@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image
 
+from model.checkpoints.clip import check_depth
 from model.checkpoints.folder import TOKENIZER, read_config
-from model.checkpoints.huggingface import ROPE_THETA, llama_sizes, rope_theta
+from model.checkpoints.huggingface import first_llama
 from model.checkpoints.json_object import read_object
 from model.checkpoints.published import LLAMA_KEYS, FolderKind, Keys, PublishedModel, PublishedPart, Source
 from model.networks.clip import CLIP_LARGE, OPENAI_ACTIVATION, clip_sizes
@@ -19,6 +20,7 @@ from model.video.pixels import CLIP_MEAN, CLIP_STD
 from model.weights import WeightsError
 
 MODEL = "Video-LLaVA -hf"
+TOWER = "video_tower.vision_model."
 NUM_FRAMES = 8
 """The number in the model's documentation. Its files do not name one."""
 
@@ -46,6 +48,8 @@ _SETTINGS = {
     "vision_feature_select_strategy": "default",
     "projector_hidden_act": "gelu",
 }
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+"""Flags of the image processor, all of which are set."""
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 _ORIGINAL_HINT = "Video-LLaVA-7B is the family video-llava"
 
@@ -100,6 +104,7 @@ def read_published(
         _check_tokenizer(path, values)
     _check_processor(path, config.vision.image_size)
     tensors = PUBLISHED.read("llava", paths, ignored=ignored)
+    check_depth(tensors, config.vision, prefix=TOWER, folder=path)
     tokenizer = path / TOKENIZER if has_tokenizer else None
     return Source(config=config, tensors=tensors, tokenizer=tokenizer, files=(path,))
 
@@ -128,12 +133,16 @@ def _published_sizes(folder: Path, values: Mapping[str, Any]) -> VideoLlavaConfi
     try:
         vision = {**_CLIP_DEFAULTS, **values["vision_config"]}
         llama = {**_LLAMA_DEFAULTS, **values["text_config"]}
-        sizes, decoder = clip_sizes(vision), llama_sizes(llama)
+        return VideoLlavaConfig(
+            vision=clip_sizes(vision),
+            activation=vision["hidden_act"],
+            num_frames=NUM_FRAMES,
+            decoder=first_llama(llama, folder),
+        )
+    except WeightsError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"The config.json of {folder} is not that of {MODEL}: {error}.") from error
-    if llama.get("num_key_value_heads", decoder.num_heads) != decoder.num_heads or rope_theta(llama) != ROPE_THETA:
-        raise WeightsError(f"{folder} holds a LLaMA of a later generation; the model was trained with the first.")
-    return VideoLlavaConfig(vision=sizes, activation=vision["hidden_act"], num_frames=NUM_FRAMES, decoder=decoder)
 
 
 def _check_processor(folder: Path, size: int) -> None:
@@ -148,6 +157,8 @@ def _check_processor(folder: Path, size: int) -> None:
         "resample": (Image.Resampling.BICUBIC,),
         "image_mean": (list(CLIP_MEAN),),
         "image_std": (list(CLIP_STD),),
+        "rescale_factor": (1 / 255,),
+        **dict.fromkeys(_STEPS, (True,)),
     }
     for name, choices in allowed.items():
         if name in values and values[name] not in choices:
@@ -162,7 +173,8 @@ def _check_tokenizer(folder: Path, values: Mapping[str, Any]) -> None:
         if name in values and added.get(mark, values[name]) != values[name]:
             raise WeightsError(f"{path} has {mark} at {added[mark]}, but config.json at {values[name]}.")
     num_pieces = read_sentencepiece(folder / TOKENIZER).vocab_size
-    first_mark = min(values.get(name, num_pieces) for name in ("image_token_index", "video_token_index"))
+    marks = [values.get(name, num_pieces) for name in ("image_token_index", "video_token_index")]
+    first_mark = min(marks) if all(type(mark) is int for mark in marks) else None
     if first_mark != num_pieces:
         raise WeightsError(
             f"The {TOKENIZER} of {folder} has {num_pieces} pieces, but config.json has the first mark at {first_mark}; "

@@ -110,3 +110,32 @@ def test_another_kind_of_network_is_refused(tmp_path: Path, changed: dict[str, o
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=message):
         read_llama_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"hidden_act": "gelu"}, {"tie_word_embeddings": True}, {"model_type": "mistral"}, {"attention_bias": True}),
+        *({"mlp_bias": True}, {"head_dim": 64}, {"sliding_window": 4096}, {"partial_rotary_factor": 0.5}),
+        *({"hidden_act": 5}, {"rope_theta": None}, {"rope_theta": 10**400}, {"rope_parameters": [1]}),
+        *({"rope_parameters": {"rope_type": "linear"}}, {"rms_norm_eps": 0}, {"num_attention_heads": 4.0}),
+    ],
+)
+def test_another_network_of_the_same_sizes_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | values))
+    with pytest.raises(WeightsError):
+        read_llama_config(tmp_path)
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="is not a JSON file"):
+        read_llama_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [5, None, ["a"]])
+def test_an_index_with_other_names_than_strings_is_refused(sharded: Path, name: object) -> None:
+    index = next(sharded.glob("*.index.json"))
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(WeightsError, match="names no shards"):
+        read_weights(sharded)

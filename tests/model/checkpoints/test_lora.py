@@ -171,3 +171,21 @@ def test_an_adapter_of_a_deeper_model_is_refused() -> None:
     shallow = {name: tensor for name, tensor in weights().items() if ".1." not in name}
     with pytest.raises(WeightsError, match=r"changes model\.layers\.1\.\S+ \[\d, 4\], which does not exist there"):
         fold(shallow, [adapter()], dtype=None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_factor_that_is_not_finite_is_refused_by_name(folder: Path, value: float) -> None:
+    tensors = factors()
+    key = f"base_model.model.{LAYERS[1]}.lora_B.weight"
+    tensors[key][0, 0] = value
+    torch.save(tensors, folder / "adapter_model.bin")
+    with pytest.raises(
+        WeightsError, match=f"stage2/adapter_model.bin is damaged: {key} has values that are not finite"
+    ):
+        read_adapter(folder)
+
+
+def test_a_sum_that_does_not_fit_is_refused_by_name() -> None:
+    base = {name: tensor.half() for name, tensor in weights().items()}
+    with pytest.raises(WeightsError, match="of stage2 has values that do not fit into float16"):
+        fold(base, [adapter(lora_alpha=1e6)], dtype=None)

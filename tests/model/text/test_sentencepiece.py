@@ -105,6 +105,15 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         read_sentencepiece(tmp_path / "absent.model")
 
 
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    for content in (b"", b"damaged", model_file(PIECES)[:-9], model_file([*PIECES, *PIECES])):
+        path.write_bytes(content)
+        with pytest.raises(TokenizerError) as refused:
+            read_sentencepiece(path)
+        assert str(path) in str(refused.value)
+
+
 def test_added_special_tokens_follow_the_pieces_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model_file(PIECES))
     tokenizer = read_sentencepiece(tmp_path / "tokenizer.model", added=("<start>", "<end>"))
