@@ -130,8 +130,8 @@ async def test_of_two_models_of_one_name_one_is_loaded(pools: Pools) -> None:
     models = loading(pools)
     checkpoint = str(Path(model.tiny.__file__).parent / "weights")
     both = [models.load("twin", options(checkpoint=checkpoint)) for _ in range(2)]
-    _, refused = await asyncio.gather(*both, return_exceptions=True)
-    assert isinstance(refused, Conflict)
+    ends = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(end).__name__ for end in ends) == ["Conflict", "ServedModel"], "whichever was read first"
     models.unload("twin")
     await until_gone(pools, "twin")
     await models.close()
