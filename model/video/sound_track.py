@@ -32,6 +32,11 @@ decode of the whole track."""
 _SLACK = 90.0
 """Seconds that are decoded at most besides ranges and what is between them, wherever a seek leads."""
 
+_MAX_PACKETS = 2_000_000
+"""Most packets that are read of a track. Four hours of AAC at 96 kHz have 1.4 million; packets of a byte take minutes."""
+_MAX_FRAMES = 400_000
+"""Most frames that are decoded of a track, of any length; each takes about 15 microseconds besides its samples."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
@@ -43,6 +48,10 @@ class _Run:
     @property
     def end(self) -> int:
         return self.position + int(self.samples.shape[1])
+
+
+class _TooManyFrames(SoundError):
+    """The track has more frames than are decoded."""
 
 
 def _copy(run: _Run, piece: Samples, bounds: tuple[int, int]) -> bool:
@@ -64,6 +73,7 @@ class SoundTrack:
 
     def __init__(self, file: VideoFile, limits: VideoLimits) -> None:
         self._file, self._limits = file, limits
+        self._num_frames = 0
         self._container, self._stream = self._open()
         codec = self._stream.codec_context
         try:
@@ -159,8 +169,13 @@ class SoundTrack:
             return max(int(entries[-1].timestamp), self._first_tick)
         self._restart()
         try:
-            moments = (packet.pts for packet in self._container.demux(self._stream) if packet.size)
-            return max((moment for moment in moments if moment is not None), default=self._first_tick)
+            last = self._first_tick
+            for number, packet in enumerate(self._container.demux(self._stream)):
+                if number >= _MAX_PACKETS:
+                    raise SoundError("undecodable_audio")
+                if packet.size and packet.pts is not None:
+                    last = max(last, packet.pts)
+            return last
         except MemoryError:
             raise
         except _UNREADABLE:
@@ -228,7 +243,13 @@ class SoundTrack:
                 try:
                     if packet.is_corrupt:
                         raise SoundError("undecodable_audio")
-                    yield from packet.decode()
+                    for frame in packet.decode():
+                        self._num_frames += 1
+                        if self._num_frames > _MAX_FRAMES:
+                            raise _TooManyFrames("undecodable_audio")
+                        yield frame
+                except _TooManyFrames:
+                    raise
                 except (FFmpegError, SoundError) as error:
                     if not self._is_before(packet.pts, wanted) or isinstance(error, MemoryError):
                         raise

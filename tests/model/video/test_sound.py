@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.sound import mel_spectrograms
+from model.video import sound_track
 from model.video.container import VideoFile
 from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec
@@ -146,6 +147,18 @@ def test_a_rate_out_of_bounds_is_not_decoded(tmp_path: Path, rate: int) -> None:
     with pytest.raises(SoundError) as refused:
         stretches(write_clip(tmp_path / "clip.mkv", codec="pcm_s16le", rate=rate, sound_seconds=0.5), APART)
     assert refused.value.code == "unsupported_audio"
+
+
+@pytest.mark.parametrize(("bound", "suffix"), [("_MAX_PACKETS", "mkv"), ("_MAX_FRAMES", "mkv"), ("_MAX_FRAMES", "mp4")])
+def test_a_track_of_too_many_pieces_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, suffix: str
+) -> None:
+    path = write_clip(tmp_path / f"clip.{suffix}", codec="aac", rate=48_000, sound_seconds=6.0)  # 282 packets
+    stretches(path, APART)
+    monkeypatch.setattr(sound_track, bound, 200)
+    with pytest.raises(SoundError) as refused:
+        stretches(path, APART)
+    assert refused.value.code == "undecodable_audio"
 
 
 def test_sound_of_a_moment_is_too_short(tmp_path: Path) -> None:
