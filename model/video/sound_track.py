@@ -33,7 +33,7 @@ _SLACK = 90.0
 """Seconds that are decoded at most besides ranges and what is between them, wherever a seek leads."""
 
 _MAX_PACKETS = 2_000_000
-"""Most packets that are read of a track. Four hours of AAC at 96 kHz have 1.4 million; packets of a byte take minutes."""
+"""Most packets that are read of a track; four hours of AAC at 96 kHz have 1.4 million."""
 _MAX_FRAMES = 400_000
 """Most frames that are decoded of a track, of any length; each takes about 15 microseconds besides its samples."""
 
