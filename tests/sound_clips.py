@@ -60,6 +60,17 @@ def write_clip(
     return path
 
 
+def damaged_sound(source: Path, path: Path) -> Path:
+    """A copy of a video whose packets of sound, from the third on, are overwritten."""
+    with av.open(source) as container:
+        places = [(packet.pos or 0, packet.size) for packet in container.demux(audio=0) if packet.size]
+    data = bytearray(source.read_bytes())
+    for position, size in places[2:]:
+        data[position : position + size] = b"\xff" * size
+    path.write_bytes(bytes(data))
+    return path
+
+
 def _frame(rgb: npt.NDArray[np.uint8], number: int) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
     frame.pts, frame.time_base = number, Fraction(1, FPS)

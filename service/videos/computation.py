@@ -147,10 +147,19 @@ class FeatureComputation:
         finally:
             await writes.finish()
         if decoded.audio_error is not None:
-            job.record = job.record.model_copy(update=_audio(None, decoded.audio_error))
+            await self._note_unusable_sound(job, decoded.audio_error)
         self._metrics.video_decode.observe(decoded.seconds)
         self._metrics.video_preprocess.observe(decoded.preprocess_seconds)
         return decoded
+
+    async def _note_unusable_sound(self, job: PreparationJob, error: SoundErrorCode) -> None:
+        """Add to the record why the sound cannot be used, which only a model that hears finds out.
+
+        The record of the default model's job is written when the job ends.
+        """
+        job.record = job.record.model_copy(update=_audio(None, error))
+        if not job.is_default and (stored := await self._videos.get(job.tenant, job.record.id)) is not None:
+            await self._videos.update(job.tenant, stored.model_copy(update=_audio(None, error)))
 
     async def _add_facts(self, job: PreparationJob, probed: Probed) -> None:
         facts = probed.facts

@@ -1,6 +1,5 @@
 """Video-LLaMA, converted from its published files, answers over HTTP like the original program, and without sound."""
 
-import shutil
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -10,6 +9,7 @@ from tests.clips import h264_mp4
 from tests.parity.goldens import read_json
 from tests.published import golden
 from tests.running import running
+from tests.sound_clips import damaged_sound
 
 
 def test_a_converted_model_gives_the_texts_of_the_original_with_and_without_sound(tmp_path: Path) -> None:
@@ -36,17 +36,3 @@ def test_a_converted_model_gives_the_texts_of_the_original_with_and_without_soun
         assert damaged["status"] == "ready"
         assert (damaged["audio"], damaged["audio_error"]["code"]) == (None, "undecodable_audio")
         assert service.ask(service.open_session(damaged["id"]), "What is it?", max_tokens=4)["content"]
-
-
-def damaged_sound(source: Path, path: Path) -> Path:
-    """A copy of a video whose packets of sound are overwritten."""
-    import av
-
-    shutil.copyfile(source, path)
-    with av.open(source) as container:
-        places = [(packet.pos or 0, packet.size) for packet in container.demux(audio=0) if packet.size]
-    data = bytearray(path.read_bytes())
-    for position, size in places[2:]:
-        data[position : position + size] = b"\xff" * size
-    path.write_bytes(bytes(data))
-    return path

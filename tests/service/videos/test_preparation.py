@@ -30,6 +30,7 @@ from service.workers.protocol import Encode, Encoded
 from tests.clips import h264_mp4
 from tests.service.answers.conversations import TENANT, video_record
 from tests.service.workers.pools import PATIENCE, pools_of
+from tests.sound_clips import damaged_sound, write_clip
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -103,6 +104,26 @@ async def test_all_requests_at_all_replicas_share_one_computation(
     ready = await replicas[0].stores.videos.get(TENANT, record.id)
     assert ready is not None
     assert (ready.status, ready.num_frames, len(ready.frames)) == ("ready", 30, 8)
+
+
+async def test_a_model_that_hears_finds_out_that_the_sound_is_damaged_also_if_it_is_not_the_default(
+    decoder: Decoder, redis: StoreClient, tmp_path: Path
+) -> None:
+    async with pools_of("tiny=videochat:", "hearing=video-llama:") as pools:
+        for model in pools:
+            await model.pool.info(timeout=PATIENCE)
+        replica = Replica(pools, decoder, redis, tmp_path)
+        clip = damaged_sound(write_clip(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4")
+        record = await uploaded(replica.stores, clip)
+        found = []
+        for name in ("tiny", "hearing"):
+            await asyncio.wait_for(replica.preparation.ensure(TENANT, record, FrameRequest(), model=name), PATIENCE)
+            stored = await replica.stores.videos.get(TENANT, record.id)
+            assert stored is not None
+            assert stored.status == "ready"
+            record = stored
+            found.append((stored.audio is not None, stored.audio_error and stored.audio_error.code))
+        assert found == [(True, None), (False, "undecodable_audio")]
 
 
 async def test_for_a_model_that_sees_no_videos_a_file_is_probed_once_and_is_ready_without_frames(
