@@ -51,7 +51,7 @@ def test_both_implementations_are_timed_in_pairs_and_compared() -> None:
 
 
 def test_flops_count_the_published_arithmetic() -> None:
-    shallow, deep = (count_flops(cut(CONFIG, depth=depth), num_frames=3) for depth in (0, 1))
+    shallow, deep = (count_flops(cut(CONFIG, depth=depth), num_frames=3) for depth in (1, 2))
     tokens, width, hidden = 3 * 10, 40, VISION.mlp_width
     block = tokens * width * (4 * width + 2 * hidden) + 2 * 3 * 10 * 10 * width
     keys_and_values, rest = tokens * width * 2 * width, width * (2 * width + 2 * VISION.global_mlp_width)

@@ -102,14 +102,16 @@ def encode(info: ModelInfo, job_id: str, *, key: str = "features:key") -> Encode
     )
 
 
-def generate(job_id: str, *, blob: bytes = b"", key: str = "features:key", max_tokens: int = 4) -> Generate:
+def generate(
+    job_id: str, *, blob: bytes = b"", key: str = "features:key", max_tokens: int = 4, ignore_eos: bool = False
+) -> Generate:
     return Generate(
         job_id=job_id,
         conversation=conversation(),
         features=(blob,),
         feature_keys=(key,),
         cache_salt="acme",
-        params=SamplingParams(max_tokens=max_tokens),
+        params=SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos),
     )
 
 
