@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from model.engine.sampling_params import SamplingParams
+from model.families import load_family
+from model.offline import Offline, watch
+from model.text.conversation import Conversation, Turn
+from tests.sound_clips import write_clip
+
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "service" / "web" / "samples" / "shapes.mp4"
 
@@ -29,6 +35,22 @@ def test_a_file_that_is_not_a_video_is_refused_in_one_sentence(name: str, senten
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("reeltalk: ")
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["imagebind-llm", "video-llama", "video-llava", "vtimellm", "videochat", "video-chatgpt"]
+)
+def test_a_file_of_one_picture_and_sound_is_seen_and_heard(name: str, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "one.mp4", video_seconds=0.1, sound_seconds=5.0)
+    family = load_family(name)
+    assert family.inputs is not None
+    clip, encoded = watch(family, path)
+    assert set(clip.frame_indices) == {0}
+    assert ("audio" in clip.parts) == (family.inputs.sound is not None)
+    offline = Offline(family, max_num_seqs=1)
+    question = Conversation(clips=(clip,), turns=(Turn(role="user", text="What is it?"),))
+    offline.add("one", question, [encoded], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert sum(len(output.token_ids) for output in offline.outputs()) == 3
 
 
 def test_a_family_without_videos_answers_questions_alone() -> None:
