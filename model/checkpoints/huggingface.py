@@ -59,7 +59,7 @@ def read_llama_config(folder: Path) -> DecoderConfig:
 
 
 def first_llama(values: Mapping[str, Any], folder: Path, *, key_value_heads: bool = True) -> DecoderConfig:
-    """Return the sizes of a LLaMA, after a check that nothing else in its settings makes it another network.
+    """Return the sizes of a LLaMA, after a check that no other setting makes it another network.
 
     Args:
         values: of its `config.json`.

@@ -109,7 +109,7 @@ class _View:
 
 
 class _Module:
-    """Holds the attributes of one module, whatever its class."""
+    """A stand-in for a module of any class: keeps its attributes and has no behaviour."""
 
     attributes: Mapping[object, object] = MappingProxyType({})
 

@@ -1,4 +1,4 @@
-"""Bounds of the sizes of networks, which come from files that anybody may have written.
+"""Bounds of the sizes of networks, which are read from files that cannot be trusted.
 
 Within the bounds a network can be built on the meta device in little time; published models are far below them.
 """

@@ -180,10 +180,12 @@ def _answer(
     family: Family, llama: LlamaForCausalLM, ids: Sequence[int], *, eos: int, max_tokens: int
 ) -> tuple[list[int], Tensor]:
     """Decode as the original does: at most as many tokens as fit with the prompt into the model's context."""
-    room = family.max_model_len - len(ids)
-    if room < 1:
-        raise WeightsError(f"A prompt of {len(ids)} tokens leaves no room for an answer: {family.max_model_len} fit.")
-    return decode_greedily(llama, embedded(family, ids)[None], max_tokens=min(max_tokens, room), eos=eos)
+    num_left = family.max_model_len - len(ids)
+    if num_left < 1:
+        raise WeightsError(
+            f"The prompt has {len(ids)} tokens; with an answer it exceeds the context length of {family.max_model_len}."
+        )
+    return decode_greedily(llama, embedded(family, ids)[None], max_tokens=min(max_tokens, num_left), eos=eos)
 
 
 def _eos(family: Family, folder: Path) -> int:
