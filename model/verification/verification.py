@@ -88,7 +88,7 @@ class Verification:
             yield from self._verify_stages(family, self._folder)
         except (WeightsError, TokenizerError, torch.OutOfMemoryError):
             raise
-        # The networks do not check the shapes and ids of their inputs; wrong ones raise these errors of torch.
+        # The networks do not check the shapes and ids of their inputs; wrong ones raise these errors.
         except _MISFITS as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise WeightsError(f"The inputs in {self._folder} do not fit the model ({reason}).") from error

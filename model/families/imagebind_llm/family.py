@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import Checkpoint, SavedModel, read_model
+from model.checkpoints.folder import Checkpoint, read_model
 from model.checkpoints.meta_llama import META_RENAMES
 from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.imagebind_llm.network import ImageBindLLMConfig, ImageBindLLMNetwork
 from model.families.imagebind_llm.published import PUBLISHED_7B, read_published, read_sizes
 from model.families.imagebind_llm.verification import verify_stages
-from model.family import Family, blank, build_family
+from model.family import Family, blank, build_family, seeded_model
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks import imagebind_audio, imagebind_vision
 from model.networks.imagebind_audio import ImageBindAudioConfig
@@ -31,7 +31,7 @@ from model.verification.inputs import read_tokenizer
 from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
-from model.weights import KeyMap, checkpoint_digest, seeded
+from model.weights import KeyMap
 
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
@@ -129,7 +129,8 @@ def load(
             quantises is not installed.
     """
     if checkpoint is None:
-        saved, tokenizer = _tiny(), plain_tokenizer()
+        saved = seeded_model(ImageBindLLMNetwork, TINY, seed=TINY_SEED, sampling=PUBLISHED_SAMPLING)
+        tokenizer = plain_tokenizer()
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = _tokenizer(checkpoint, saved.config)
@@ -194,12 +195,6 @@ def _inputs(config: ImageBindLLMConfig) -> InputSpec:
         max_frames=num_frames,
         sound=None if config.audio is None else SoundSpec(count=NUM_SOUNDS, rule="end-points"),
     )
-
-
-def _tiny() -> SavedModel[ImageBindLLMConfig]:
-    tensors = seeded(blank(ImageBindLLMNetwork, TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    return SavedModel(config=TINY, tensors=tensors, digest=digest, sampling=PUBLISHED_SAMPLING)
 
 
 def _tokenizer(checkpoint: Path, config: ImageBindLLMConfig) -> Tokenizer:

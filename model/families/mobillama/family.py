@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import Checkpoint, SavedModel, read_model, read_sampling, tokenizer_of
+from model.checkpoints.folder import Checkpoint, read_model, read_sampling, tokenizer_of
 from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.mobillama.network import MobiLlamaConfig, MobiLlamaNetwork, Prompt
@@ -24,7 +24,7 @@ from model.families.mobillama.published import (
 )
 from model.families.mobillama.template import OneShotTemplate, PlainTemplate
 from model.families.mobillama.verification import TokenIdsOnly, verify_stages
-from model.family import Family, blank, build_family
+from model.family import Family, blank, build_family, seeded_model
 from model.memory_estimate import ValueCounts, count_values
 from model.networks.llama import DecoderConfig
 from model.quantization import Quantization
@@ -32,7 +32,7 @@ from model.role import Role
 from model.text.conversation import Template
 from model.text.sentencepiece import read_sentencepiece
 from model.text.tokenizer import Tokenizer, plain_tokenizer
-from model.weights import KeyMap, checkpoint_digest, seeded
+from model.weights import KeyMap
 
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
@@ -81,7 +81,8 @@ def load(
             quantises is not installed.
     """
     if checkpoint is None:
-        saved, tokenizer = _tiny(), plain_tokenizer()
+        saved = seeded_model(MobiLlamaNetwork, TINY, seed=TINY_SEED, sampling=PUBLISHED_SAMPLING)
+        tokenizer = plain_tokenizer()
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         _, sampling = PROMPTS[saved.config.prompt]
@@ -130,12 +131,6 @@ def read_source(
 def value_counts(size: str) -> ValueCounts:
     """Count the values of a published size, one of `SIZES`, without allocating memory."""
     return count_values(blank(MobiLlamaNetwork, SIZES[size]), modules={})
-
-
-def _tiny() -> SavedModel[MobiLlamaConfig]:
-    tensors = seeded(blank(MobiLlamaNetwork, TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    return SavedModel(config=TINY, tensors=tensors, digest=digest, sampling=PUBLISHED_SAMPLING)
 
 
 def _tokenizer(checkpoint: Path, config: MobiLlamaConfig) -> Tokenizer:

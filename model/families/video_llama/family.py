@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.folder import Checkpoint, SavedModel, read_model
+from model.checkpoints.folder import Checkpoint, read_model
 from model.checkpoints.published import read_whole, to_convert
 from model.engine.sampling_params import SamplingParams
 from model.families.video_llama.network import VideoLlamaConfig, VideoLlamaNetwork
 from model.families.video_llama.published import BUFFERS, PUBLISHED_7B, PUBLISHED_13B, read_published, read_sizes
 from model.families.video_llama.template import Llama2Template, VicunaTemplate
 from model.families.video_llama.verification import verify_stages
-from model.family import Family, blank, build_family
+from model.family import Family, blank, build_family, seeded_model
 from model.memory_estimate import ValueCounts, count_values, num_parameters
 from model.networks.eva_vit import EvaViTConfig
 from model.networks.imagebind_audio import ImageBindAudioConfig, key_renames
@@ -28,7 +28,7 @@ from model.verification.inputs import read_tokenizer
 from model.video.inputs import InputSpec, SoundSpec
 from model.video.pixels import PixelSpec
 from model.video.spec import FrameSpec
-from model.weights import KeyMap, checkpoint_digest, seeded
+from model.weights import KeyMap
 
 __all__ = ["SIZES", "load", "read_source", "value_counts", "verify_stages"]
 
@@ -78,7 +78,8 @@ def load(
             quantises is not installed.
     """
     if checkpoint is None:
-        saved, tokenizer = _tiny(), plain_tokenizer()
+        saved = seeded_model(VideoLlamaNetwork, TINY, seed=TINY_SEED, sampling=PUBLISHED_SAMPLING)
+        tokenizer = plain_tokenizer()
     else:
         saved = read_model(checkpoint, read_sizes=read_sizes, published_sampling=PUBLISHED_SAMPLING)
         tokenizer = read_tokenizer(checkpoint)
@@ -150,9 +151,3 @@ def value_counts(size: str) -> ValueCounts:
         width=config.vision.width,
         mlp_width=config.vision.mlp_width,
     )
-
-
-def _tiny() -> SavedModel[VideoLlamaConfig]:
-    tensors = seeded(blank(VideoLlamaNetwork, TINY), seed=TINY_SEED)
-    digest = checkpoint_digest(tensors, TINY.to_json())
-    return SavedModel(config=TINY, tensors=tensors, digest=digest, sampling=PUBLISHED_SAMPLING)
